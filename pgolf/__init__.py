@@ -1,0 +1,30 @@
+"""pgolf: make a trained language model small without making it worse.
+
+    report = pgolf.pack(model, "model.pgolf", budget="16MB", curvature=pgolf.calibrate(model, batches))
+    model.load_state_dict(pgolf.load("model.pgolf"))
+
+Names are loaded when they are first used: importing pgolf imports neither torch nor anything else heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgolf.pipeline import inspect, load, load_into, pack
+    from pgolf.quant.calibrate import calibrate
+    from pgolf.quant.curvature import Curvature
+    from pgolf.report import Report
+
+__version__ = "0.1.0"
+__all__ = ["Curvature", "Report", "calibrate", "inspect", "load", "load_into", "pack"]
+
+_HOMES = {
+    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "inspect": "pipeline",
+    "calibrate": "quant.calibrate", "Curvature": "quant.curvature", "Report": "report",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pgolf' has no attribute {name!r}")
+    return getattr(import_module(f"pgolf.{_HOMES[name]}"), name)

@@ -1,0 +1,202 @@
+"""Read a checkpoint, whoever wrote it, into named tensors: never running its pickle, never guessing silently.
+
+What will surprise you:
+* Only `weights_only` unpickling is used. A checkpoint that needs more is refused, with the names of what it wants.
+* The state dict may be nested (`{"model": {...}, "optimizer": ...}`); the likeliest one is taken and named in `notes`.
+* Tensors that share storage exactly (tied weights) are read as one tensor and aliases, and come back tied.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgolf.errors import CheckpointError
+from pgolf.packer.artifact import DTYPE_SIZES
+
+_PREFERRED = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "weights", "ema", "params")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors: name -> CPU tensor, names sorted. aliases: name -> the name in `tensors` that it shares storage with.
+
+    config: what a dict beside the state dict under "config" says of the model, if JSON can hold it. notes: for the report.
+    """
+
+    tensors: dict[str, Tensor]
+    aliases: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All names, aliases included (they share the tensor)."""
+        return self.tensors | {name: self.tensors[target] for name, target in self.aliases.items()}
+
+
+def read(path: str | Path) -> Checkpoint:
+    """The checkpoint at `path` (.safetensors, or anything torch.save wrote). Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file" if not path.exists() else f"{path}: is a folder, not a checkpoint"
+        )
+    if path.suffix == ".safetensors":
+        return from_mapping(_read_safetensors(path))
+    loaded = _torch_load(path)
+    if isinstance(loaded, Tensor):
+        raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
+    state, where = _find_state_dict(loaded, str(path))
+    notes = (f"state dict found under {where!r}",) if where else ()
+    config = loaded.get("config") if isinstance(loaded, Mapping) and where else None
+    return from_mapping(state, config=_jsonable(config), notes=notes)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); is it truncated?") from None
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise _refused(path, str(error)) from None
+    except Exception as error:  # torch.load raises nearly anything on foreign bytes
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+def _refused(path: Path, reason: str) -> CheckpointError:
+    try:
+        wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:
+        wanted = []
+    if not wanted:
+        first = reason.strip().split("\n")[0][:160]
+        return CheckpointError(f"{path}: not a checkpoint that torch.load reads with weights_only ({first})")
+    return CheckpointError(
+        f"{path}: its pickle wants {', '.join(wanted)}, which pgolf will not run; re-save it with "
+        "torch.save(model.state_dict(), ...), or allow them yourself with torch.serialization.add_safe_globals"
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(v, Tensor) for v in value.values())
+        and all(isinstance(k, str) for k in value)
+    )
+
+
+def _find_state_dict(loaded: Any, path: str) -> tuple[Mapping[str, Any], str]:
+    """The state dict in what torch.load gave, and where it was found ("" = at the top)."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def walk(value: Any, where: tuple[str, ...]) -> None:
+        if _is_state_dict(value):
+            found[".".join(where)] = value
+        elif isinstance(value, Mapping) and len(where) < 4:
+            for key, inner in value.items():
+                if "optim" not in str(key).lower():
+                    walk(inner, (*where, str(key)))
+
+    walk(loaded, ())
+    if not found:
+        raise CheckpointError(f"{path}: no state dict (names -> tensors) in it; save model.state_dict()")
+    for name in ("", *_PREFERRED):
+        for where, state in found.items():
+            if where == name or where.split(".")[-1] == name:
+                return state, where
+    if len(found) > 1:
+        raise CheckpointError(f"{path}: several state dicts ({', '.join(found)}); save the one to pack alone")
+    return next((state, where) for where, state in found.items())
+
+
+def _jsonable(config: Any) -> dict[str, Any] | None:
+    try:
+        return json.loads(json.dumps(config, sort_keys=True)) if isinstance(config, Mapping) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def from_mapping(
+    state: Mapping[str, Any], config: dict[str, Any] | None = None, notes: tuple[str, ...] = ()
+) -> Checkpoint:
+    """A checkpoint from a state dict. Raises CheckpointError for what cannot be packed: no tensors, NaN, odd layouts."""
+    skipped = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
+    if skipped:
+        notes = (*notes, f"not tensors, left out: {', '.join(skipped[:8])}")
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    for name in sorted(set(state) - set(skipped)):
+        tensor = _checked(name, state[name].detach())
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and tensor.data_ptr() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            tensors[name] = tensor.cpu()
+    if not tensors:
+        raise CheckpointError("the state dict holds no tensors")
+    _refuse_non_finite(tensors)
+    return Checkpoint(tensors, aliases, config, notes)
+
+
+def _checked(name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise CheckpointError(f"tensor {name!r} is {tensor.layout}: convert it to a dense tensor first")
+    if tensor.is_meta:
+        raise CheckpointError(f"tensor {name!r} has no data (meta device): load the weights before packing")
+    if dtype_name(tensor.dtype) not in DTYPE_SIZES:
+        raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which pgolf cannot store: convert it first")
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _refuse_non_finite(tensors: dict[str, Tensor]) -> None:
+    bad = [name for name, t in tensors.items() if (t.is_floating_point() or t.is_complex()) and not _all_finite(t)]
+    if bad:
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise CheckpointError(
+            f"NaN or infinite values in {names}: the training run diverged; pack an earlier checkpoint"
+        )
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    plain = tensor.to(torch.float32) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(plain).all())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Little-endian bytes of a tensor of any dtype, in row-major order."""
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def from_bytes(raw: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_bytes`."""
+    if not raw:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(getattr(torch, dtype)).reshape(shape)

@@ -1,0 +1,51 @@
+"""The exceptions of pgolf, each with the exit code that the command line returns.
+
+    PgolfError                3
+    ├── UsageError            2   an option or argument that cannot be read
+    ├── CheckpointError       3   not a checkpoint, unsafe pickle, NaN weights, wrong keys
+    ├── ModelError            3   the user's model file: import, construction, logits
+    ├── DataError             3   token shards, tokenizers, byte sidecars
+    ├── CurvatureError        3   calibration went wrong, or does not belong to this model
+    ├── ArtifactError         3   truncated, foreign or damaged artifact
+    └── BudgetError           4   cannot be made to fit
+
+A message is one line, names the thing and the mend. Anything that is not a PgolfError is a bug in pgolf.
+"""
+
+
+class PgolfError(Exception):
+    """Root of every error that pgolf raises on purpose."""
+
+    exit_code = 3
+
+
+class UsageError(PgolfError):
+    """An option, pattern or size that cannot be understood."""
+
+    exit_code = 2
+
+
+class CheckpointError(PgolfError):
+    """The checkpoint cannot be read, or holds what must not be packed."""
+
+
+class ModelError(PgolfError):
+    """The user's model code cannot be loaded, or does not fit the weights."""
+
+
+class DataError(PgolfError):
+    """A token shard, tokenizer or byte sidecar is malformed."""
+
+
+class CurvatureError(PgolfError):
+    """Calibration failed, or a curvature file does not belong to this checkpoint."""
+
+
+class ArtifactError(PgolfError):
+    """The artifact is truncated, foreign or damaged."""
+
+
+class BudgetError(PgolfError):
+    """The model cannot be made to fit the byte budget."""
+
+    exit_code = 4

@@ -1,0 +1,122 @@
+"""General codecs for everything that is not a code plane: the smallest of several wins, by size alone.
+
+What will surprise you: multi-byte numbers are shuffled (all first bytes, then all second bytes...) as one more
+candidate, because codecs find more in a run of exponents than in whole floats. Codec ids are part of the format.
+"""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import brotli
+import numpy as np
+import zstandard
+
+from pgolf.errors import ArtifactError
+
+_LZMA_DICTIONARY = 1 << 26  # what the decoder allows; the encoder takes no more than the data need
+
+
+def _lzma_filters(dictionary: int) -> list[dict[str, int]]:
+    preset = 9 | lzma.PRESET_EXTREME
+    return [{"id": lzma.FILTER_LZMA2, "preset": preset, "lc": 3, "lp": 0, "pb": 0, "dict_size": dictionary}]
+
+
+def _lzma_encode(raw: bytes) -> bytes:
+    dictionary = min(max(1 << 12, 1 << len(raw).bit_length()), _LZMA_DICTIONARY)
+    return lzma.compress(raw, lzma.FORMAT_RAW, filters=_lzma_filters(dictionary))
+
+
+def _brotli_decode(data: bytes, size: int) -> bytes:
+    decoder, out = brotli.Decompressor(), b""
+    while len(out) <= size and not decoder.is_finished():
+        piece = decoder.process(data, output_buffer_limit=max(size + 1 - len(out), 1))
+        if not piece and not data:
+            break
+        out, data = out + piece, b""
+    return out
+
+
+def _lzma_decode(data: bytes, size: int) -> bytes:
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(_LZMA_DICTIONARY))
+    return decoder.decompress(data, size + 1)
+
+
+def _zstd_encode(data: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        22, write_content_size=False, write_checksum=False, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+
+
+def _zstd_decode(data: bytes, size: int) -> bytes:
+    decoder = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27)
+    return decoder.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
+
+
+def _zlib_decode(data: bytes, size: int) -> bytes:
+    return zlib.decompressobj().decompress(data, size + 1)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """encode(raw) -> stored; decode(stored, raw size) -> raw, never more than one byte longer than the size."""
+
+    number: int  # on disk: never reuse
+    encode: Callable[[bytes], bytes]
+    decode: Callable[[bytes, int], bytes]
+
+
+CODECS = {
+    "stored": Codec(0, lambda raw: raw, lambda data, _: data),
+    "brotli": Codec(1, lambda raw: brotli.compress(raw, quality=11, lgwin=24), _brotli_decode),
+    "lzma": Codec(2, _lzma_encode, _lzma_decode),
+    "zstd": Codec(3, _zstd_encode, _zstd_decode),
+    "zlib": Codec(4, lambda raw: zlib.compress(raw, 9), _zlib_decode),
+}
+BY_NUMBER = {codec.number: name for name, codec in CODECS.items()}
+_FAILURES = (brotli.error, lzma.LZMAError, zstandard.ZstdError, zlib.error, ValueError, MemoryError)
+BEST = ("stored", "brotli", "lzma", "zstd")
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """data: stored bytes; codec: name; shuffle: item size in bytes that was shuffled by, 1 = not at all; size: raw."""
+
+    data: bytes
+    codec: str
+    shuffle: int
+    size: int
+
+
+def shuffled(raw: bytes, item: int) -> bytes:
+    """Byte 0 of every `item`-byte number, then byte 1, ...; the length must be a multiple of item."""
+    return np.frombuffer(raw, np.uint8).reshape(-1, item).T.tobytes()
+
+
+def unshuffled(raw: bytes, item: int) -> bytes:
+    """The inverse of `shuffled`."""
+    return np.frombuffer(raw, np.uint8).reshape(item, -1).T.tobytes()
+
+
+def compress(raw: bytes, item: int = 1, codecs: tuple[str, ...] = BEST) -> Compressed:
+    """The smallest stored form of `raw` among codecs, plain and (for item > 1) shuffled; first wins a tie."""
+    forms = [(raw, 1)] + ([(shuffled(raw, item), item)] if item > 1 and len(raw) % item == 0 else [])
+    tried = [Compressed(CODECS[c].encode(form), c, step, len(raw)) for form, step in forms for c in codecs]
+    return min(tried, key=lambda c: len(c.data))
+
+
+def decompress(stored: Compressed) -> bytes:
+    """The raw bytes. Raises ArtifactError if the data are damaged or do not have exactly the declared size."""
+    try:
+        raw = CODECS[stored.codec].decode(stored.data, stored.size)
+    except _FAILURES as error:
+        raise ArtifactError(
+            f"a {stored.codec} section does not decompress ({error}): the artifact is damaged"
+        ) from None
+    if len(raw) != stored.size or stored.size % stored.shuffle:
+        raise ArtifactError(f"a {stored.codec} section has the wrong size: the artifact is damaged")
+    return unshuffled(raw, stored.shuffle) if stored.shuffle > 1 else raw

@@ -1,0 +1,109 @@
+"""The integers of one quantized matrix, and the single rule that turns them back into weights.
+
+What will surprise you:
+* A scale is an integer. `Scale.index` counts logarithmic steps (or holds IEEE half-precision bits), and `values()`
+  is computed with integer arithmetic and exact power-of-two scaling, so every machine gets the same float32.
+* The rule is (code · row_scale) · col_scale, in float32, in this order. Nothing else in pgolf dequantizes.
+* With a trellis the codes still lie on one integer lattice; the trellis only restricts which of them may follow which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+HALF = 0  # Scale.per_octave of scales that are kept as IEEE half-precision bits
+
+
+@cache
+def mantissa_integers(per_octave: int) -> tuple[int, ...]:
+    """round(2^23 · 2^(k/per_octave)) for k = 0..per_octave-1, a power of two.
+
+    From integer square roots alone, because floating-point pow differs between machines.
+    """
+    bits = 120
+    root = 2 << bits  # fixed point with `bits` fraction bits
+    for _ in range(per_octave.bit_length() - 1):
+        root = isqrt(root << bits)
+    powers, value = [], 1 << bits
+    for _ in range(per_octave):
+        powers.append(((value >> (bits - 24)) + 1) >> 1)
+        value = value * root >> bits
+    return tuple(powers)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Positive scale factors, one a row or column.
+
+    index: int32 [n]; value = 2^(index / per_octave), or with per_octave == HALF the bits of an IEEE half.
+    per_octave: steps in a factor of two; a power of two up to 64, or HALF.
+    """
+
+    index: NDArray[np.int32]
+    per_octave: int
+
+    def values(self) -> NDArray[np.float32]:
+        """float32 [n], the same on every machine."""
+        if self.per_octave == HALF:
+            return self.index.astype(np.uint16).view(np.float16).astype(np.float32)
+        octave, step = np.divmod(self.index, np.int32(self.per_octave))
+        mantissas = np.array(mantissa_integers(self.per_octave), np.float32)  # 24 bits: exact
+        values: NDArray[np.float32] = np.ldexp(mantissas[step], octave - 23)
+        return values
+
+    @staticmethod
+    def nearest(values: NDArray[np.floating], per_octave: int) -> Scale:
+        """The scales closest to `values` [n] (> 0; zeros and denormals become the smallest normal float32)."""
+        wanted = np.maximum(np.asarray(values, np.float64), 2.0**-126)
+        if per_octave == HALF:
+            half = np.clip(wanted, 2.0**-24, 65504.0).astype(np.float16)
+            return Scale(half.view(np.uint16).astype(np.int32), HALF)
+        index = np.rint(np.log2(wanted) * per_octave).astype(np.int32)
+        return Scale(np.minimum(index, 127 * per_octave), per_octave)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How wide the codes of each row and column are: what the coder's probability tables are chosen by.
+
+    rows: int32 [R], cols: int32 [C]; the codes of entry (i, j) have a standard deviation of about
+    2^((rows[i] + cols[j]) / SPREAD_STEPS) lattice steps.
+    """
+
+    rows: NDArray[np.int32]
+    cols: NDArray[np.int32]
+
+
+SPREAD_STEPS = 4  # spread classes in an octave
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One quantized matrix: W[i, j] = codes[i, j] · row_scale[i] · col_scale[j].
+
+    codes: int32 [R, C]; row_scale: R values or None (= 1); col_scale: C values or None (= 1).
+    trellis: states of the trellis code, 0 for scalar codes. In a trellis plane, entry (i, j) with
+        rows[i] + cols[j] < trellis_from of `spread` leaves the trellis state alone and must have an even code.
+    spread: from the quantizer where it knows it; the coder estimates it otherwise. Required with a trellis.
+    """
+
+    codes: NDArray[np.int32]
+    row_scale: Scale | None = None
+    col_scale: Scale | None = None
+    trellis: int = 0
+    trellis_from: int = 0
+    spread: Spread | None = field(default=None)
+
+    def reconstruct(self) -> NDArray[np.float32]:
+        """float32 [R, C] by the reconstruction rule."""
+        out = self.codes.astype(np.float32)
+        if self.row_scale is not None:
+            out *= self.row_scale.values()[:, None]
+        if self.col_scale is not None:
+            out *= self.col_scale.values()[None, :]
+        return out

@@ -1,0 +1,194 @@
+"""Probability tables of the entropy coder: integers that sum to 2^15, one table per context.
+
+What will surprise you:
+* A table speaks of symbols, bytes 0..255: byte b stands for the value b - 128, but bytes 0 and 1 mean "an even (odd)
+  value that this table does not hold: look in the escape list". Every table gives both at least one slot, so any
+  integer can be coded with any table, and the lowest bit of the byte is that of the value: the trellis needs it.
+* A table is either explicit (its frequencies are in the file) or parametric: three small integers from which every
+  machine computes the same frequencies with integer arithmetic. Floating point never decides a decoded bit.
+* The parametric density is exp2(-(A·a + B·a²)) over the magnitude a = |2·value + parity|: Laplace, Gauss or between.
+  The same formula serves the even and the odd half of a trellis lattice (DESIGN.md §6).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgolf.errors import ArtifactError
+from pgolf.packer.plane import mantissa_integers
+
+PRECISION = 15
+TOTAL = 1 << PRECISION
+ESCAPES = 2  # the bytes below this one
+OFFSET = 128  # symbol byte = value + OFFSET; values reach from -126 to 127
+NO_LINEAR = 255  # parameter byte that says A = 0
+
+Frequencies = NDArray[np.uint16]  # [256], sums to TOTAL
+
+_ENERGY_BITS = 20  # fraction bits of the fixed-point energies
+_WEIGHT_BITS = 6  # a weight of 1 is 2^23 << 6; with a zero boost of 2^8, 256 of them and TOTAL it stays under 2^63
+_STEPS = 64  # resolution of 2^-energy, steps an octave
+
+
+@cache
+def parametric(linear: int, quadratic: int, zero: int, parity: int) -> Frequencies:
+    """Frequencies of the density with A = 2^(4 - linear/16), B = 2^(4 - quadratic/16), and 2^((zero-128)/16) at value 0.
+
+    linear, quadratic, zero: bytes; linear == NO_LINEAR means A = 0. parity: 0 or 1.
+    Values whose share of TOTAL would fall under a quarter of a slot are left to the escapes.
+    """
+    a = np.abs(2 * np.arange(-OFFSET, OFFSET, dtype=np.int64) + parity)
+    rate_a = 0 if linear == NO_LINEAR else _power(64 - linear)
+    energy = (a * rate_a + a * a * _power(64 - quadratic)) * _STEPS >> _ENERGY_BITS
+    if parity == 0:
+        energy[OFFSET] -= (zero - 128) * (_STEPS // 16)
+    octave, step = np.divmod(-energy, _STEPS)
+    shift = np.clip(octave + _WEIGHT_BITS, -62, None)
+    mantissa = np.array(mantissa_integers(_STEPS), np.int64)[step]
+    weights = (mantissa << np.maximum(shift, 0)) >> np.maximum(-shift, 0)
+    weights[:ESCAPES] = 0
+    total = int(weights.sum())
+    freqs = np.where(4 * TOTAL * weights >= total, np.maximum(1, weights * (TOTAL - ESCAPES) // total), 0)
+    freqs[:ESCAPES] = 1
+    freqs[np.argmax(freqs)] += TOTAL - int(freqs.sum())
+    return freqs.astype(np.uint16)
+
+
+def _power(sixteenths: int) -> int:
+    """2^(sixteenths/16) with _ENERGY_BITS fraction bits."""
+    octave, step = divmod(sixteenths, 16)
+    shift = octave + _ENERGY_BITS - 23
+    mantissa = mantissa_integers(16)[step]
+    return mantissa << shift if shift >= 0 else mantissa >> -shift
+
+
+def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
+    """Counts [256] -> near-optimal frequencies: at least one slot for each value seen and each escape.
+
+    Slots left after rounding go, one by one, where they shorten the code most.
+    """
+    counts = counts.astype(np.int64)
+    seen = counts > 0
+    seen[:ESCAPES] = True
+    total = max(int(counts.sum()), 1)
+    freqs = np.where(seen, np.maximum(1, counts * TOTAL // total), 0)
+    left = TOTAL - int(freqs.sum())
+    while left != 0:
+        if left > 0:  # what one more slot saves
+            gain = np.where(seen, counts * np.log2((freqs + 1) / np.maximum(freqs, 1)), -1.0)
+        else:  # what one slot fewer costs
+            gain = np.where(freqs > 1, -counts * np.log2(np.maximum(freqs, 2) / np.maximum(freqs - 1, 1)), -np.inf)
+        batch = max(1, abs(left) // 8)
+        best = np.argsort(-gain, kind="stable")[: min(batch, int(np.isfinite(gain).sum()))]
+        best = best[gain[best] > (-1.0 if left > 0 else -np.inf)]
+        freqs[best] += 1 if left > 0 else -1
+        left = TOTAL - int(freqs.sum())
+    _share_escapes(freqs)
+    return freqs.astype(np.uint16)
+
+
+def _share_escapes(freqs: NDArray[np.int64]) -> None:
+    rest = TOTAL - int(freqs[ESCAPES:].sum())
+    freqs[0], freqs[1] = rest - rest // 2, rest // 2
+
+
+def code_bits(counts: NDArray[np.int64], freqs: Frequencies) -> float:
+    """Bits that `counts` [256] cost under `freqs`; a value without a slot costs an escape of 20 bits more."""
+    present = np.flatnonzero(counts)
+    f = freqs[present].astype(np.float64)
+    missing = f == 0
+    f[missing] = freqs[0]
+    bits = PRECISION - np.log2(f) + 20.0 * (missing | (present < ESCAPES))
+    return float((counts[present] * bits).sum())
+
+
+def fit_parametric(counts: NDArray[np.int64], parity: int) -> tuple[int, int, int]:
+    """The parameter bytes whose table codes `counts` [256] in the fewest bits: descent from a Gauss and a Laplace."""
+    n = counts[ESCAPES:].astype(np.float64) / max(float(counts[ESCAPES:].sum()), 1.0)
+    a = np.abs(2 * np.arange(ESCAPES - OFFSET, OFFSET) + parity)
+    gauss = _parameter(0.5 / np.log(2.0) / max(float((n * a * a).sum()), 1e-3))
+    laplace = _parameter(1.0 / np.log(2.0) / max(float((n * a).sum()), 1e-3))
+    starts = [(NO_LINEAR, gauss, 128), (laplace, 254, 128)]
+    return min((_descend(counts, parity, start) for start in starts), key=lambda found: found[0])[1]
+
+
+def _parameter(rate: float) -> int:
+    return int(np.clip(round(64 - 16 * np.log2(rate)), 0, 254))
+
+
+def _descend(counts: NDArray[np.int64], parity: int, start: tuple[int, int, int]) -> tuple[float, tuple[int, int, int]]:
+    at, best = start, code_bits(counts, parametric(*start, parity))
+    for stride in (16, 8, 4, 2, 1):
+        improved = True
+        while improved:
+            improved = False
+            for move in _moves(at, stride):
+                bits = code_bits(counts, parametric(*move, parity))
+                if bits < best:
+                    at, best, improved = move, bits, True
+    return best, at
+
+
+def _moves(at: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
+    linear, quadratic, zero = at
+    linears = [linear - stride, linear + stride] if linear != NO_LINEAR else [quadratic // 2, quadratic // 2 + 32]
+    moves = [(v, quadratic, zero) for v in linears] + [(v, quadratic - stride, zero) for v in linears]
+    moves += [(linear, quadratic + d, zero) for d in (-stride, stride)]
+    moves += [(linear, quadratic, zero + d) for d in (-stride, stride)]
+    return [m for m in moves if 0 <= m[0] <= NO_LINEAR and 0 <= m[1] <= 254 and 0 <= m[2] <= 255]
+
+
+def dump_tables(tables: list[tuple[int, int, int, int] | Frequencies]) -> bytes:
+    """Tables -> bytes: a tag byte each (parity of a parametric one, 2 for explicit), then parameters or frequencies.
+
+    An explicit table is first symbol, number of symbols, the low bytes of their frequencies, then the high bytes; the
+    two escapes share what is left of 2^15.
+    """
+    out = bytearray()
+    for table in tables:
+        if isinstance(table, tuple):
+            linear, quadratic, zero, parity = table
+            out += bytes([parity, linear, quadratic, zero])
+        else:
+            used = np.flatnonzero(table[ESCAPES:]) + ESCAPES
+            first, last = (int(used[0]), int(used[-1])) if used.size else (ESCAPES, ESCAPES - 1)
+            body = table[first : last + 1].astype("<u2").tobytes()
+            out += bytes([2, first, last + 1 - first]) + body[0::2] + body[1::2]
+    return bytes(out)
+
+
+def parse_tables(data: bytes, count: int) -> list[Frequencies]:
+    """The inverse of `dump_tables`, as frequencies. Raises ArtifactError on anything but `count` well-formed tables."""
+    tables: list[Frequencies] = []
+    at = 0
+    for _ in range(count):
+        tag = data[at] if at < len(data) else -1
+        if tag in {0, 1} and at + 4 <= len(data):
+            tables.append(parametric(data[at + 1], data[at + 2], data[at + 3], tag))
+            at += 4
+        elif tag == 2 and at + 3 <= len(data):
+            table, at = _parse_explicit(data, at)
+            tables.append(table)
+        else:
+            raise ArtifactError("probability tables are malformed: the artifact is damaged")
+    if at != len(data):
+        raise ArtifactError("bytes left over after the probability tables: the artifact is damaged")
+    return tables
+
+
+def _parse_explicit(data: bytes, at: int) -> tuple[Frequencies, int]:
+    first, size = data[at + 1], data[at + 2]
+    body = data[at + 3 : at + 3 + 2 * size]
+    if first < ESCAPES or first + size > 256 or len(body) != 2 * size:
+        raise ArtifactError("a probability table reaches outside its range: the artifact is damaged")
+    freqs = np.zeros(256, np.int64)
+    freqs[first : first + size] = np.frombuffer(body[:size], np.uint8) + 256 * np.frombuffer(
+        body[size:], np.uint8
+    ).astype(np.int64)
+    _share_escapes(freqs)
+    if freqs[1] < 1:
+        raise ArtifactError("a probability table sums to more than 2^15: the artifact is damaged")
+    return freqs.astype(np.uint16), at + 3 + 2 * size

@@ -1,0 +1,410 @@
+"""The whole story: checkpoint → plan → planes → artifact, the search for the budget, and the way back.
+
+What will surprise you:
+* A budget is met by one number, the knob `step`: it multiplies the step size of every tensor whose step nobody fixed,
+  and sizes come from the coder itself, never from an estimate.
+* Every matrix is quantized on one thread, several matrices at a time: the bytes then do not depend on thread counts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pgolf import checkpoint, plan
+from pgolf.checkpoint import Checkpoint
+from pgolf.errors import BudgetError, CurvatureError
+from pgolf.packer import artifact
+from pgolf.packer.artifact import Encoded, Entry
+from pgolf.packer.code import counted_bytes
+from pgolf.packer.plane import Plane
+from pgolf.quant import METHODS, Settings
+from pgolf.quant.curvature import MatrixCurvature
+from pgolf.report import Report, TensorRow
+from pgolf.sizes import parse_size, show_size
+
+if TYPE_CHECKING:
+    from pgolf.quant.curvature import Curvature
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+COARSEST = 2.0**12  # the far end of the search: nearly everything rounds to zero
+CLOSE = 0.001  # a search ends when the artifact is this close below the budget...
+CLOSE_BYTES = 200  # ...or this close
+TRIALS = 14
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An artifact in memory and how it came about."""
+
+    data: bytes
+    report: Report
+
+
+def pack(
+    model: nn.Module | Mapping[str, Tensor] | Checkpoint,
+    path: str | Path,
+    *,
+    budget: int | str | None = None,
+    curvature: Curvature | None = None,
+    method: str | None = None,
+    rules: Sequence[str] = (),
+    code: Sequence[str | Path] = (),
+    coder: str = "rans",
+    progress: Progress | None = None,
+) -> Report:
+    """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
+
+    model: a module, a state dict, or `pgolf.checkpoint.read(file)`. budget: bytes or "16MB", for the artifact plus the
+    `code` files as a submission counts them; None uses the settings as they are. method: a name in `pgolf.quant.METHODS`.
+    rules: as `--set`. Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
+    """
+    packed = pack_bytes(
+        model, budget=budget, curvature=curvature, method=method, rules=rules, code=code, coder=coder, progress=progress
+    )
+    artifact.write(Path(path), packed.data)
+    return packed.report
+
+
+def pack_bytes(
+    model: nn.Module | Mapping[str, Tensor] | Checkpoint,
+    *,
+    budget: int | str | None = None,
+    curvature: Curvature | None = None,
+    method: str | None = None,
+    rules: Sequence[str] = (),
+    code: Sequence[str | Path] = (),
+    coder: str = "rans",
+    progress: Progress | None = None,
+) -> Packed:
+    """`pack` without writing anything."""
+    began = time.perf_counter()
+    source = _as_checkpoint(model)
+    limit = None if budget is None else parse_size(budget)
+    code_bytes = {str(c): counted_bytes(c) for c in code}
+    job = _Job(source, _curvatures(source, curvature), progress or (lambda *_: None), coder, limit is not None)
+    plans = plan.make(
+        source.tensors,
+        method=method or default_method(curvature),
+        rules=[plan.parse_rule(r) for r in rules],
+        search=limit is not None,
+        half=coder != "rans",
+    )
+    if limit is None:
+        trial = job.run(plans, 1.0)
+    else:
+        room = limit - sum(code_bytes.values())
+        if room <= 0:
+            raise BudgetError(
+                f"the code alone counts {show_size(sum(code_bytes.values()))}, the budget is {show_size(limit)}"
+            )
+        trial = _search(job, plans, room)
+    report = _report(job, plans, trial, limit, code_bytes, time.perf_counter() - began)
+    return Packed(trial.encoded.data, report)
+
+
+def default_method(curvature: Curvature | None) -> str:
+    """The best method for what is known of the model."""
+    return "auto" if "auto" in METHODS else "gptq" if curvature is not None else "sdclip"
+
+
+def _as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
+
+
+def _curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
+    """Per tensor, one for each slice. Raises CurvatureError where shapes differ: it belongs to another model."""
+    if curvature is None:
+        return {}
+    found = {}
+    for name, tensor in source.tensors.items():
+        mine = curvature.get(name)
+        shape = plan.matrix_shape(tuple(tensor.shape))
+        if mine is None or shape is None:
+            continue
+        if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
+            raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
+        found[name] = mine
+    if not found:
+        raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
+    return found
+
+
+@dataclass(frozen=True)
+class _Trial:
+    step: float
+    entries: dict[str, Entry]
+    encoded: Encoded
+
+    @property
+    def size(self) -> int:
+        return len(self.encoded.data)
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Checkpoint
+    curvatures: dict[str, list[MatrixCurvature | None]]
+    progress: Progress
+    coder: str
+    search: bool
+
+    def run(self, plans: Mapping[str, plan.TensorPlan], step: float) -> _Trial:
+        """Quantize everything at one position of the knob and code it."""
+        names = sorted(plans, key=lambda n: -self.source.tensors[n].numel())  # the longest first: threads end together
+        entries: dict[str, Entry] = {}
+        with _one_thread_each() as pool:
+            futures = {name: pool.submit(self._entry, name, plans[name], step) for name in names}
+            for done, name in enumerate(names):
+                entries[name] = futures[name].result()
+                self.progress("quantize", done + 1, len(names))
+        entries |= {
+            name: Entry(entries[target].dtype, entries[target].shape, alias=target)
+            for name, target in self.source.aliases.items()
+        }
+        meta = {"config": self.source.config} if self.source.config else {}
+        return _Trial(step, entries, artifact.encode(entries, meta, self.coder))
+
+    def _entry(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
+        tensor = self.source.tensors[name]
+        dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
+        if tensor_plan.settings is None:
+            stored = tensor.to(getattr(torch, tensor_plan.cast)) if tensor_plan.cast else tensor
+            cast = checkpoint.dtype_name(stored.dtype)
+            raw = checkpoint.to_bytes(stored)
+            return Entry(dtype, shape, raw=raw, stored=cast if cast != dtype else None, note=tensor_plan.kept)
+        settings = tensor_plan.at(step)
+        planes = quantize(tensor, self.curvatures.get(name), settings)
+        return Entry(dtype, shape, planes=tuple(planes), note=describe(settings))
+
+
+def quantize(tensor: Tensor, curvatures: Sequence[MatrixCurvature | None] | None, settings: Settings) -> list[Plane]:
+    """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
+    shape = plan.matrix_shape(tuple(tensor.shape))
+    assert shape is not None
+    stack = tensor.detach().to(torch.float32).reshape(shape)
+    method = METHODS[settings.method].quantize
+    return [method(w, curvatures[i] if curvatures else None, settings) for i, w in enumerate(stack)]
+
+
+def describe(settings: Settings) -> str:
+    """The settings that matter, for the report: "gptq int6 k=12.85"."""
+    words = [settings.method]
+    if settings.method != "auto":
+        words.append(f"int{settings.bits}")
+    if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:
+        words.append(f"k={(settings.k or 0) * settings.step:.4g}")
+    elif settings.step != 1.0:
+        words.append(f"step={settings.step:.4g}")
+    return " ".join(words)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool over the cores, torch kept to one thread per task: results must not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _search(job: _Job, plans: dict[str, plan.TensorPlan], room: int) -> _Trial:
+    """The finest step whose artifact is at most `room` bytes, by regula falsi on log size over log step.
+
+    Raises BudgetError with the smallest reachable size and what dominates it.
+    """
+    floor = max((p.finest for p in plans.values() if p.searched), default=None)
+    trial = job.run(plans, 1.0 if floor is None else max(1.0, floor))
+    if floor is None:
+        if trial.size > room:
+            raise _does_not_fit(trial, room, "every step size is fixed by --set")
+        return trial
+    best, fine, coarse = (trial, None, trial) if trial.size <= room else (None, trial, None)
+    for number in range(TRIALS):
+        if best is not None and room - best.size <= max(CLOSE * room, CLOSE_BYTES):
+            break
+        step = _next_step(fine, coarse, room, floor)
+        if step is None:
+            break
+        job.progress("search", number + 1, TRIALS)
+        trial = job.run(plans, step)
+        if trial.size <= room:
+            coarse = trial
+            if best is None or trial.size >= best.size:
+                best = trial
+        else:
+            fine = trial
+            if step >= COARSEST:
+                raise _does_not_fit(trial, room, "even the coarsest steps are too many bytes")
+    if best is None:
+        assert fine is not None
+        raise _does_not_fit(fine, room, f"{TRIALS} trials found no step size that fits")
+    return best
+
+
+def _next_step(fine: _Trial | None, coarse: _Trial | None, room: int, floor: float) -> float | None:
+    """Where to look next: `fine` is too large, `coarse` fits. None when nothing is left between them."""
+    if fine is None:
+        assert coarse is not None
+        if coarse.step <= floor:
+            return None
+        guess = coarse.step * (coarse.size / room) ** 2.0
+        return max(floor, min(guess, coarse.step / 1.5))
+    if coarse is None:
+        return min(COARSEST, fine.step * max(1.5, min((fine.size / room) ** 2.5, 16.0)))
+    if coarse.step / fine.step < 1 + 2e-4 or fine.size <= coarse.size:
+        return None
+    target = room - 0.3 * max(CLOSE * room, CLOSE_BYTES)  # aim a little below
+    share = math.log(fine.size / target) / math.log(fine.size / coarse.size)
+    share = min(max(share, 0.02), 0.98)
+    return fine.step * (coarse.step / fine.step) ** share
+
+
+def _does_not_fit(trial: _Trial, room: int, why: str) -> BudgetError:
+    largest = sorted(trial.encoded.tensor_bits.items(), key=lambda item: -item[1])[:3]
+    names = ", ".join(f"{name} {show_size(bits / 8)}" for name, bits in largest)
+    return BudgetError(
+        f"does not fit: {show_size(room)} are left for the model and the smallest reachable is {show_size(trial.size)} "
+        f"({why}); most of it: {names}"
+    )
+
+
+def _report(
+    job: _Job,
+    plans: Mapping[str, plan.TensorPlan],
+    trial: _Trial,
+    limit: int | None,
+    code_bytes: dict[str, int],
+    seconds: float,
+) -> Report:
+    rows = [_row(job, name, trial) for name in sorted(trial.entries)]
+    return Report(
+        rows=rows,
+        artifact_bytes=trial.size,
+        code_bytes=code_bytes,
+        budget=limit,
+        step=trial.step if any(p.searched for p in plans.values()) else None,
+        coder=job.coder,
+        notes=list(job.source.notes),
+        seconds=seconds,
+    )
+
+
+def _row(job: _Job, name: str, trial: _Trial) -> TensorRow:
+    entry = trial.entries[name]
+    bits = trial.encoded.tensor_bits.get(name, 0.0)
+    error, rise = None, None
+    if entry.planes is not None:
+        original = job.source.tensors[name].to(torch.float32).reshape(plan.matrix_shape(entry.shape) or entry.shape)
+        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
+        norm = float(original.double().square().sum())
+        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
+        if name in job.curvatures:
+            rise = sum(loss_rise(e, c) for e, c in zip(errors, job.curvatures[name], strict=True) if c is not None)
+    shared = entry.alias is not None
+    return TensorRow(
+        name=name,
+        shape=list(entry.shape),
+        dtype=entry.dtype,
+        method=f"shared with {entry.alias}"
+        if shared
+        else entry.note
+        if entry.planes
+        else f"kept as {entry.stored or entry.dtype}",
+        kept="" if entry.planes or shared else entry.note,
+        weights=0 if shared else math.prod(entry.shape),
+        num_bytes=bits / 8,
+        error=error,
+        loss_rise=rise,
+    )
+
+
+def loss_rise(error: Tensor, curvature: MatrixCurvature) -> float:
+    """½·tr(G E H Eᵀ): the predicted rise of the loss in nats per token for a weight error [R, C]."""
+    left = error @ curvature.H
+    if curvature.G is None:
+        return 0.5 * float((left * error).double().sum())
+    right = curvature.G[:, None] * error if curvature.G.dim() == 1 else curvature.G @ error
+    return 0.5 * float((left * right).double().sum())
+
+
+def load(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of an artifact: every name, dtype and shape as it was packed; tied names share one tensor.
+
+    Raises ArtifactError for anything but a whole, undamaged artifact.
+    """
+    entries, _ = read(path)
+    return dense(entries)
+
+
+def read(path: str | Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """(entries, meta) of an artifact file. Raises ArtifactError."""
+    from pgolf.errors import ArtifactError
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
+    try:
+        return artifact.decode(data)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+
+
+def dense(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """Entries -> tensors, by the reconstruction rule."""
+    tensors = {name: _dense(entry) for name, entry in entries.items() if entry.alias is None}
+    return {name: tensors[entry.alias or name] for name, entry in entries.items()}
+
+
+def _dense(entry: Entry) -> Tensor:
+    dtype = getattr(torch, entry.dtype)
+    if entry.planes is None:
+        assert entry.raw is not None
+        return checkpoint.from_bytes(entry.raw, entry.stored or entry.dtype, entry.shape).to(dtype)
+    planes = [torch.from_numpy(plane.reconstruct()) for plane in entry.planes]
+    stack = planes[0] if len(planes) == 1 else torch.stack(planes)
+    return stack.reshape(entry.shape).to(dtype)
+
+
+def load_into(path: str | Path, module: nn.Module) -> nn.Module:
+    """Load an artifact's weights into `module`, strictly. Raises ArtifactError, or ModelError naming wrong keys."""
+    from pgolf.usermodel import load_state
+
+    load_state(module, load(path))
+    return module
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What is in an artifact, as JSON-able facts: tensors (shape, dtype, method, codes' range), total bytes, meta."""
+    entries, meta = read(path)
+    tensors = []
+    for name, entry in entries.items():
+        facts: dict[str, Any] = {"name": name, "shape": list(entry.shape), "dtype": entry.dtype, "note": entry.note}
+        if entry.alias is not None:
+            facts["shared_with"] = entry.alias
+        elif entry.planes is None:
+            facts["kept_as"] = entry.stored or entry.dtype
+        else:
+            codes = [p.codes for p in entry.planes]
+            facts["planes"] = len(codes)
+            facts["trellis"] = max(p.trellis for p in entry.planes)
+            facts["code_range"] = [min(int(c.min()) for c in codes), max(int(c.max()) for c in codes)]
+        tensors.append(facts)
+    return {"bytes": Path(path).stat().st_size, "tensors": tensors, "meta": meta}

@@ -1,0 +1,44 @@
+"""Quantizers: pure functions (matrix, curvature, settings) → Plane, one a file, and the registry that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pgolf.packer.plane import Plane
+from pgolf.quant import auto, gptq, gptq_lite, rtn, sdclip
+from pgolf.quant.curvature import MatrixCurvature
+from pgolf.quant.settings import Settings
+
+Quantize = Callable[[Tensor, MatrixCurvature | None, Settings], Plane]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantizer and what the user should know of it.
+
+    quantize: (weight float32 [R, C], its curvature or None, settings) → Plane.
+    needs_curvature: it is worth collecting curvature for; without any, every method still works.
+    """
+
+    name: str
+    quantize: Quantize
+    needs_curvature: bool
+    description: str
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("auto", auto.quantize, True, "water-filled steps, error feedback, trellis-coded rounding; never clips"),
+        Method("rtn", rtn.quantize, False, "round to nearest, row scale from absmax or a percentile"),
+        Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R"),
+        Method("hessian-sdclip", sdclip.quantize_hessian, True, "sdclip with wider steps for rows on strong inputs"),
+        Method("gptq-lite", gptq_lite.quantize, False, "round to nearest, clip percentile of least squared error"),
+        Method("gptq", gptq.quantize, True, "error feedback with the full Hessian on sdclip's scales"),
+    )
+}
+
+__all__ = ["METHODS", "MatrixCurvature", "Method", "Settings"]

@@ -1,0 +1,59 @@
+"""Uniform grids with one scale a row: what all classic methods share.
+
+What will surprise you:
+* Scales are rounded to what the artifact can hold first; codes are then computed against the decoded float32 scale.
+* A row of zeros takes the median scale of the others, so that its scale index costs the coder nothing.
+* Steps are computed in float64: the variance of float32 weights may overflow float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgolf.packer.plane import Plane, Scale
+from pgolf.quant.settings import Settings
+
+
+def row_scale(steps: Tensor, settings: Settings) -> Scale:
+    """The scales nearest to `steps` [R] times the searched knob; zeros become the median of the rest."""
+    positive = steps[steps > 0]
+    usual = positive.median() if positive.numel() else torch.ones((), dtype=steps.dtype, device=steps.device)
+    wanted = torch.where(steps > 0, steps, usual) * settings.step
+    return Scale.nearest(wanted.double().cpu().numpy(), settings.scale_per_octave)
+
+
+def decoded(scale: Scale, like: Tensor) -> Tensor:
+    """The float32 values of `scale` on the device of `like`."""
+    return torch.from_numpy(scale.values()).to(like.device)
+
+
+def round_clipped(ratio: Tensor, top: int) -> Tensor:
+    """`ratio` rounded to the nearest integer (ties to even) within ±top, still floating point."""
+    return ratio.round().clamp_(-top, top)
+
+
+def round_rows(weight: Tensor, steps: Tensor, settings: Settings) -> Plane:
+    """Round weight [R, C] to the nearest multiples of `steps` [R], clipped to the integer grid of `settings`."""
+    scale = row_scale(steps, settings)
+    codes = round_clipped(weight / decoded(scale, weight)[:, None], settings.top)
+    return Plane(integers(codes), row_scale=scale)
+
+
+def integers(codes: Tensor) -> np.ndarray:
+    """Integral floats as the int32 array that a Plane holds."""
+    return codes.to(torch.int32).cpu().numpy()
+
+
+def sorted_magnitudes(weight: Tensor) -> Tensor:
+    """|weight| [R, C] in ascending order along each row; `torch.quantile` refuses more than 16M elements."""
+    return weight.abs().sort(dim=1).values
+
+
+def row_quantile(magnitudes: Tensor, q: float) -> Tensor:
+    """float64 [R]: the q-quantile of each ascending row, linear between neighbours."""
+    at = q * (magnitudes.shape[1] - 1)
+    low = int(at)
+    high = min(low + 1, magnitudes.shape[1] - 1)
+    return torch.lerp(magnitudes[:, low].double(), magnitudes[:, high].double(), at - low)

@@ -1,0 +1,49 @@
+"""How one matrix is to be quantized: a frozen bag of numbers that every quantizer reads the parts of that it knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgolf.packer.plane import HALF
+
+LOG_SCALE = 8  # default steps an octave of a coded scale: codes are rounded against the decoded one, so coarse is free
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a quantizer may want to know besides the weights and their curvature.
+
+    method: name in the registry `pgolf.quant.METHODS`.
+    bits: integer grid, codes in ±(2^(bits-1) - 1); None lets the byte-budget search use the widest (8).
+    step: the searched knob; every quantizer multiplies its step sizes by it, so bytes fall as it grows.
+    k: SDClip's clip in standard deviations (PR #1394); percentile: RTN's clip quantile of |w| (1.0 = absmax).
+    lam: strength of the Hessian in hessian-sdclip (PR #1412).
+    damp: added to the diagonal of H, as a share of its mean; act_order and block: GPTQ's column order and lazy batch.
+    trellis: states of the trellis code of method `auto`, 0 = scalar.
+    damp_inputs, damp_outputs: method `auto` adds these shares of the mean to the diagonals of H and G.
+    unbias: where `auto` puts its levels between least squared error (0) and no bias toward zero (1).
+    scale_per_octave: resolution of coded scales; HALF (0) keeps IEEE half precision as the contest does.
+    """
+
+    method: str = "sdclip"
+    bits: int | None = None
+    step: float = 1.0
+    k: float | None = None
+    percentile: float = 1.0
+    lam: float = 0.175
+    damp: float = 0.01
+    act_order: bool = True
+    block: int = 128
+    trellis: int = 8
+    damp_inputs: float = 0.03
+    damp_outputs: float = 0.1
+    unbias: float = 0.5
+    scale_per_octave: int = LOG_SCALE
+
+    @property
+    def top(self) -> int:
+        """Largest code magnitude R of the integer grid."""
+        return (1 << ((self.bits or 8) - 1)) - 1
+
+
+__all__ = ["HALF", "LOG_SCALE", "Settings"]

@@ -1,0 +1,169 @@
+"""Rounding one column after another: rate-aware scalar or trellis-coded, with the error fed to the later columns.
+
+What will surprise you:
+* Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
+* The cost of a code is weight·(u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class.
+  Without the second term low-rate entries lose more than the trellis gains (DESIGN.md §5).
+* A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
+  lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
+* Entries of spread class below `trellis_from` leave the state alone and take even codes.
+* The state is 0 at the top of a column and again every STRIP rows.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pgolf.packer.trellis import STRIP, next_states
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+LARGEST = np.float32(
+    2.0**24
+)  # a code beyond this is saturated; only weights far beyond their curvature's unit get there
+FAR = np.float32(1e30)
+
+
+class Rates(NamedTuple):
+    """Bits of a code by spread class: from a table for narrow classes, a parabola for wide ones.
+
+    bits: float32 [N, K]; bits[c, |k|] of class first + c. parabola: float32 [M], bits per k² of class first + c; wider
+    classes than the last use the last. Only differences between codes that compete matter.
+    """
+
+    first: int
+    bits: Floats
+    parabola: Floats
+
+
+@cache
+def predecessors(states: int) -> Ints:
+    """int32 [states, 2]: the state before, by the branch that led here."""
+    after = next_states(states)
+    before = np.empty((states, 2), np.int32)
+    for branch in range(2):
+        before[after[:, branch], branch] = np.arange(states)
+    return before
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _bits(code: float, kind: int, rates: Rates) -> float:
+    """Bits of a code in class number `kind`."""
+    if kind >= rates.bits.shape[0]:
+        return rates.parabola[kind] * code * code
+    size = abs(code)
+    last = rates.bits.shape[1] - 1
+    if size <= last:
+        return rates.bits[kind, int(size)]
+    return rates.bits[kind, last] + (size - last) * (rates.bits[kind, last] - rates.bits[kind, last - 1])
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _round_one(u: float, lam: float, kind: int, rates: Rates, spacing: float) -> float:
+    """The cheaper of the nearest multiple of `spacing` and the next one toward zero."""
+    near = spacing * np.rint(u / spacing)
+    if near == 0:
+        return near
+    inner = near - np.copysign(spacing, near)
+    cost_near = (u - near) ** 2 + lam * _bits(near, kind, rates)
+    cost_inner = (u - inner) ** 2 + lam * _bits(inner, kind, rates)
+    return inner if cost_inner < cost_near else near
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _advance(metric: Floats, fresh: Floats, cost: Floats, before: Ints, choice: NDArray[np.uint8]) -> None:
+    """One step of the Viterbi recursion: `fresh` from `metric`, the surviving branch of each state into `choice`."""
+    states = len(metric)
+    half = states >> 1
+    for s in range(states):
+        odd = 1 if s >= half else 0
+        m0 = metric[before[s, 0]] + cost[odd]
+        m1 = metric[before[s, 1]] + cost[odd + 2]
+        choice[s] = m1 < m0
+        fresh[s] = min(m0, m1)
+    low = fresh.min()
+    for s in range(states):
+        metric[s] = fresh[s] - low
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, cost: Floats) -> None:
+    """The best code of each subset k ≡ r (mod 4) and its cost: nearest to u drawn to zero as its rate asks."""
+    drawn = u / (np.float32(1) + lam * rates.parabola[kind])
+    for r in range(4):
+        k = np.float32(4) * np.rint((drawn - np.float32(r)) * np.float32(0.25)) + np.float32(r)
+        codes[r] = k
+        cost[r] = (u - k) * (u - k) + lam * np.float32(_bits(k, kind, rates))
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
+    """Codes [n] of one strip: the path of least cost from state 0 through all entries that are not frozen."""
+    n, states = len(u), len(before)
+    metric = np.full(states, FAR, np.float32)
+    metric[0] = 0
+    fresh, cost = np.empty(states, np.float32), np.empty(4, np.float32)
+    choice, options = np.empty((n, states), np.uint8), np.empty((n, 4), np.float32)
+    for i in range(n):
+        if frozen[i]:
+            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, np.float32(2)))
+        else:
+            _candidates(u[i], lam[i], kind[i], rates, options[i], cost)
+            _advance(metric, fresh, cost, before, choice[i])
+    state = metric.argmin()
+    for i in range(n - 1, -1, -1):
+        if not frozen[i]:
+            branch = choice[i, state]
+            odd = 1 if 2 * state >= states else 0
+            codes[i] = int(options[i, odd + 2 * branch])
+            state = before[state, branch]
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _round_column(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
+    """Codes [R] of one column of targets u [R] in lattice units."""
+    if len(before) == 0:
+        for i in range(len(u)):
+            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, np.float32(1)))
+        return
+    for start in range(0, len(u), STRIP):
+        strip = slice(start, min(start + STRIP, len(u)))
+        _viterbi(u[strip], lam[strip], kind[strip], frozen[strip], rates, before, codes[strip])
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def round_block(T, U, lattice, decoded, spread, lam, trellis_from, rates, before, codes, errors):  # type: ignore[no-untyped-def]
+    """Round the B columns of one block, in order, feeding each error to the block's later columns.
+
+    T: float32 [B, R], targets, destroyed. U: float32 [B, B], upper factor of H⁻¹. lattice, decoded: pairs of float32
+    ([R], [B]): the step that the encoder rounds with and the one that the decoder multiplies by, each row·column.
+    spread: pair of int32 ([R], [B]). lam: float32 [R], λ in units of the entry's lattice. before: from `predecessors`,
+    empty for scalar codes. Fills codes: int32 [B, R] and errors: float32 [B, R], each divided by U_jj.
+    """
+    rows = T.shape[1]
+    u, kind, frozen = np.empty(rows, np.float32), np.empty(rows, np.int32), np.empty(rows, np.bool_)
+    inverse = np.float32(1) / lattice[0]
+    widest = len(rates.parabola) - 1
+    for j in range(len(T)):
+        per_step = np.float32(1) / lattice[1][j]
+        for i in range(rows):
+            u[i] = min(max(T[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            width = spread[0][i] + spread[1][j]
+            frozen[i] = width < trellis_from
+            kind[i] = min(max(width - rates.first, 0), widest)
+        _round_column(u, lam, kind, frozen, rates, before, codes[j])
+        scale = decoded[1][j]
+        per_u = np.float32(1) / U[j, j]
+        for i in range(rows):
+            errors[j, i] = (T[j, i] - np.float32(codes[j, i]) * decoded[0][i] * scale) * per_u
+        for later in range(j + 1, len(T)):
+            pull = U[j, later]
+            if pull != 0:
+                for i in range(rows):
+                    T[later, i] -= pull * errors[j, i]

@@ -1,0 +1,266 @@
+"""Bits per byte: how many bytes every token stands for, and the loss of a model over a token stream.
+
+What will surprise you:
+* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
+  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
+  (all but the first count three bytes, the UTF-8 length of `▁`).
+* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
+  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
+* The first token of a stream is never a target, so neither its loss nor its bytes count.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pgolf.errors import DataError, ModelError, UsageError
+from pgolf.train.data import CHUNK, check_vocabulary, read_shard
+
+Convention = Literal["exact", "contest"]
+SPACE = "▁"
+LOSS_ROWS = 4096  # targets whose float32 log-softmax exists at once
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """What each of a tokenizer's V pieces stands for.
+
+    exact: int64 [V], UTF-8 bytes of the decoded piece inside a text; body: int64 [V], the contest's bytes of the piece
+    without one leading `▁`; leading_space, boundary (control, unknown or unused: the contest's rule),
+    control: bool [V]. strips: decoding drops the leading space of a text's first piece.
+    """
+
+    exact: NDArray[np.int64]
+    body: NDArray[np.int64]
+    leading_space: NDArray[np.bool_]
+    boundary: NDArray[np.bool_]
+    control: NDArray[np.bool_]
+    strips: bool
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.exact)
+
+
+def token_bytes(tokenizer: str | Path) -> TokenBytes:
+    """The table of a SentencePiece model file. DataError if it is not one."""
+    sp = load_tokenizer(tokenizer)
+    ids = range(sp.get_piece_size())
+    pieces = [sp.id_to_piece(i) for i in ids]
+    control = np.array([sp.is_control(i) for i in ids])
+    unknown = np.array([sp.is_unknown(i) for i in ids])
+    spaced = [i for i in ids if pieces[i].startswith(SPACE)]
+    return TokenBytes(
+        exact=np.array([_decoded_bytes(sp, i) for i in ids], np.int64),
+        body=np.array([1 if sp.is_byte(i) else len(pieces[i].removeprefix(SPACE).encode()) for i in ids], np.int64),
+        leading_space=np.array([piece.startswith(SPACE) for piece in pieces]),
+        boundary=control | unknown | np.array([sp.is_unused(i) for i in ids]),
+        control=control,
+        strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """A SentencePieceProcessor; DataError with one line instead of SentencePiece's own exceptions."""
+    import sentencepiece
+
+    if not Path(path).is_file():
+        raise DataError(f"no tokenizer at {path}")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        raise DataError(f"{path} is not a SentencePiece model") from None
+
+
+def _decoded_bytes(sp: Any, token: int) -> int:
+    if sp.is_control(token):
+        return 0
+    if sp.is_byte(token):
+        return 1
+    text = sp.decode([token]) if sp.is_unknown(token) else sp.id_to_piece(token).replace(SPACE, " ")
+    return len(text.encode())
+
+
+def count_bytes(
+    tokens: NDArray[np.integer], previous: NDArray[np.integer], lut: TokenBytes, *, convention: Convention = "exact"
+) -> NDArray[np.int64]:
+    """int64 [N]: bytes of every one of `tokens` [N], given the token before it, `previous` [N].
+
+    "exact" sums to the UTF-8 length of the decoded documents, for tokens that an encoder produced; documents begin
+    after control pieces. "contest" is the rule of train_gpt.py in openai/parameter-golf.
+    """
+    if convention == "contest":
+        body = np.where(lut.boundary, 0, lut.body)[tokens]
+        return body + (lut.leading_space[tokens] & ~lut.boundary[previous])
+    dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
+    return lut.exact[tokens] - dropped
+
+
+def stream_bytes(
+    tokens: NDArray[np.integer], lut: TokenBytes, *, convention: Convention = "exact"
+) -> NDArray[np.uint16]:
+    """uint16 [N]: `count_bytes` of a whole stream `tokens` [N], what a byte sidecar of it would hold.
+
+    The first token is taken as a document's first. DataError for tokens that the tokenizer does not know.
+    """
+    check_vocabulary(tokens, lut.vocab_size, owner="tokenizer")
+    out = np.empty(len(tokens), np.uint16)
+    before = np.flatnonzero(lut.control)[:1] if lut.control.any() else tokens[:1]
+    for start in range(0, len(tokens), CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        previous = np.concatenate([before, chunk[:-1]])
+        out[start : start + CHUNK] = count_bytes(chunk, previous, lut, convention=convention)
+        before = chunk[-1:]
+    return out
+
+
+def read_sidecar(path: str | Path, tokens: NDArray[np.integer]) -> NDArray[np.uint16]:
+    """uint16 [N]: the byte sidecar of `tokens` [N], mapped. DataError if it belongs to another number of tokens."""
+    counts = read_shard(path)
+    if len(counts) != len(tokens):
+        raise DataError(f"{path} holds byte counts of {len(counts)} tokens; the data has {len(tokens)}")
+    return counts
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """bpb: bits per byte; loss: nats per token; tokens and bytes: what was scored; seconds: wall clock."""
+
+    bpb: float
+    loss: float
+    tokens: int
+    bytes: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Inputs tokens[start:stop], targets one later; the targets from `scored` on count."""
+
+    start: int
+    scored: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stop - self.start, self.scored - self.start
+
+
+def evaluate(
+    logits_fn: Callable[[Tensor], Tensor],
+    tokens: NDArray[np.integer],
+    byte_counts: NDArray[np.integer],
+    *,
+    seq_len: int,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Score `tokens` [N]: every target once, with the windows of the contest.
+
+    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode on its own device.
+    byte_counts: [N], from `stream_bytes` or `read_sidecar`. seq_len: longest context. stride: windows start every
+    `stride` tokens, the first is scored whole, each later one on its last `stride` targets; None: disjoint windows.
+    max_tokens: targets scored. progress: called with (scored, total) after every batch.
+    Losses are float32 a token, summed in float64. DataError, UsageError, or ModelError for logits that are not finite.
+    """
+    total = _targets(tokens, byte_counts, max_tokens)
+    windows = _windows(total, seq_len, stride or seq_len)
+    began, nats, done = time.perf_counter(), 0.0, 0
+    with torch.no_grad(), _eval_mode(logits_fn) as device:
+        vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=device)).size(-1)
+        check_vocabulary(tokens[: total + 1], vocab_size)
+        for batch in _batches(windows, batch_size):
+            nats += _loss_sum(logits_fn, tokens, batch, device)
+            done += sum(window.stop - window.scored for window in batch)
+            if progress is not None:
+                progress(done, total)
+    num_bytes = int(byte_counts[1 : total + 1].sum(dtype=np.int64))
+    if num_bytes == 0:
+        raise DataError("the byte counts of the scored tokens sum to 0; they belong to another tokenizer or shard")
+    seconds = time.perf_counter() - began
+    return EvalResult(nats / math.log(2) / num_bytes, nats / total, total, num_bytes, seconds)
+
+
+def _targets(tokens: NDArray[np.integer], byte_counts: NDArray[np.integer], max_tokens: int | None) -> int:
+    if len(tokens) != len(byte_counts):
+        raise DataError(f"{len(byte_counts)} byte counts for {len(tokens)} tokens")
+    total = min(len(tokens) - 1, len(tokens) if max_tokens is None else max_tokens)
+    if total < 1:
+        raise DataError(f"nothing to score: {len(tokens)} tokens, at most {max_tokens} wanted")
+    return total
+
+
+def _windows(total: int, seq_len: int, stride: int) -> list[_Window]:
+    """Windows over `total` targets; the last may be shorter, so that each target is scored exactly once."""
+    if not 1 <= stride <= seq_len:
+        raise UsageError(f"stride {stride} must lie between 1 and the sequence length {seq_len}")
+    windows, scored = [], 0
+    for start in range(0, total, stride):
+        stop = min(start + seq_len, total)
+        windows.append(_Window(start, scored, stop))
+        scored = stop
+        if stop == total:
+            break
+    return windows
+
+
+def _batches(windows: list[_Window], batch_size: int) -> Iterator[list[_Window]]:
+    """Neighbours of equal shape, at most `batch_size` together."""
+    batch: list[_Window] = []
+    for window in windows:
+        if batch and (len(batch) == batch_size or window.shape != batch[0].shape):
+            yield batch
+            batch = []
+        batch.append(window)
+    yield batch
+
+
+def _loss_sum(
+    logits_fn: Callable[[Tensor], Tensor], tokens: NDArray[np.integer], batch: list[_Window], device: torch.device
+) -> float:
+    """Nats over the scored targets of windows of one shape."""
+    _, skip = batch[0].shape
+    rows = np.stack([tokens[window.start : window.stop + 1] for window in batch]).astype(np.int64)
+    ids = torch.from_numpy(rows).to(device)
+    logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
+    targets = ids[:, 1 + skip :].flatten()
+    nats = 0.0
+    for some, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
+        nats += F.cross_entropy(some.float(), wanted, reduction="none").cpu().double().sum().item()
+    if not math.isfinite(nats):
+        raise ModelError(f"the model's logits are not finite between tokens {batch[0].start} and {batch[-1].stop}")
+    return nats
+
+
+@contextmanager
+def _eval_mode(logits_fn: Callable[[Tensor], Tensor]) -> Iterator[torch.device]:
+    """The device of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
+    module = logits_fn if isinstance(logits_fn, nn.Module) else getattr(logits_fn, "__self__", None)
+    if not isinstance(module, nn.Module):
+        yield torch.device("cpu")
+        return
+    first = next(module.parameters(), None)
+    was_training = module.training
+    module.eval()
+    try:
+        yield torch.device("cpu") if first is None else first.device
+    finally:
+        module.train(was_training)

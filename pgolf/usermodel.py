@@ -1,0 +1,126 @@
+"""The user's own model code: `--model FILE.py:NAME`, run as it is (it is their code), checked against the weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pgolf.errors import ModelError, UsageError
+
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """The module that NAME in FILE.py makes (a class or a function without arguments), holding `state`, in eval mode.
+
+    Raises UsageError for a malformed spec, ModelError for code that fails or weights that do not match.
+    """
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not name or not path_text:
+        raise UsageError(f"--model {spec!r}: write FILE.py:NAME, NAME a class or function that makes the module")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ModelError(f"--model {path}: no such file")
+    model = _build(_run_file(path), path, name)
+    if state is not None:
+        load_state(model, state)
+    return model.eval()
+
+
+def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """Our own trainer's model, from the configuration that its checkpoints carry. Raises ModelError."""
+    from pgolf.train.model import from_config as build
+
+    if config.get("arch") != "pgolf.train.model:GPT":
+        raise ModelError("the checkpoint's configuration is not of a pgolf model: add --model FILE.py:NAME")
+    try:
+        model = build(dict(config))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the checkpoint's configuration does not make a model ({_line(error)})") from None
+    load_state(model, state)
+    return model.eval()
+
+
+def _run_file(path: Path) -> dict[str, object]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"--model {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
+    previous = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"--model {path}: importing it fails ({type(error).__name__}: {_line(error)})") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+        if previous is not None:
+            sys.modules[spec.name] = previous
+    return vars(module)
+
+
+def _build(names: dict[str, object], path: Path, name: str) -> nn.Module:
+    maker = names.get(name)
+    if isinstance(maker, nn.Module):
+        return maker
+    if not callable(maker):
+        modules = sorted(
+            n for n, v in names.items() if isinstance(v, type) and issubclass(v, nn.Module) and v is not nn.Module
+        )
+        raise ModelError(
+            f"--model {path}: no class or function {name!r} in it; modules there: {', '.join(modules) or 'none'}"
+        )
+    try:
+        model = maker()
+    except Exception as error:
+        raise ModelError(
+            f"--model {path}:{name}: building it fails ({type(error).__name__}: {_line(error)}); "
+            "name a function without arguments that returns the module"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"--model {path}:{name}: returns {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def strip_prefix(names: list[str]) -> str:
+    """The wrapper prefix (DDP's "module.", torch.compile's "_orig_mod.") that all names share, "" if none."""
+    prefix = ""
+    while hit := next((p for p in _PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
+        prefix += hit
+    return prefix
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights strictly, wrapper prefixes aside. Raises ModelError naming missing, unexpected and misshapen keys."""
+    theirs = model.state_dict()
+    cut = len(strip_prefix(list(state)))
+    prefix = strip_prefix(list(theirs))
+    given = {prefix + name[cut:]: tensor for name, tensor in state.items()}
+    missing, unexpected = sorted(theirs.keys() - given.keys()), sorted(given.keys() - theirs.keys())
+    shapes = [
+        f"{n} is {list(given[n].shape)} and should be {list(theirs[n].shape)}"
+        for n in sorted(theirs.keys() & given.keys())
+        if given[n].shape != theirs[n].shape
+    ]
+    problems = [
+        *([f"missing {_some(missing)}"] if missing else []),
+        *([f"unexpected {_some(unexpected)}"] if unexpected else []),
+        *([_some(shapes)] if shapes else []),
+    ]
+    if problems:
+        raise ModelError(f"the weights do not fit {type(model).__name__}: {'; '.join(problems)}")
+    model.load_state_dict(given)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,129 @@
+"""The trellis: its state tables, and the Viterbi search against brute force."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.packer.trellis import PARITY_CHECKS, STRIP, next_states
+from pgolf.quant.auto import gaussian_rates
+from pgolf.quant.trellis import Rates, _bits, _round_column, predecessors
+
+FLAT = Rates(0, np.zeros((1, 8), np.float32), np.zeros(1, np.float32))
+
+
+def column(u, lam=0.0, kind=0, frozen=None, rates=FLAT, states=8) -> np.ndarray:
+    """Codes of one column with the same λ and class for every entry."""
+    u = np.asarray(u, np.float32)
+    codes = np.empty(len(u), np.int32)
+    still = np.zeros(len(u), bool) if frozen is None else np.asarray(frozen)
+    before = predecessors(states) if states else np.empty((0, 2), np.int32)
+    same = np.full(len(u), lam, np.float32), np.full(len(u), kind, np.int32)
+    _round_column(u, *same, still, rates, before, codes)
+    return codes
+
+
+def walk(codes: np.ndarray, states: int, frozen: np.ndarray | None = None) -> None:
+    """Follow the path as the decoder does; fails where a code is not allowed."""
+    after = next_states(states)
+    for i, code in enumerate(codes):
+        state = 0 if i % STRIP == 0 else state
+        if frozen is not None and frozen[i]:
+            assert code % 2 == 0
+        else:
+            assert code % 2 == state % 2
+            state = after[state, (code >> 1) & 1]
+
+
+def best_by_force(u: np.ndarray, lam: float, rates: Rates, states: int) -> float:
+    """Least cost over all branch sequences and all codes within reach."""
+    after, best = next_states(states), np.inf
+    for branches in product((0, 1), repeat=len(u)):
+        state, cost = 0, 0.0
+        for x, branch in zip(u, branches, strict=True):
+            subset = (state & 1) + 2 * branch
+            cost += min((x - k) ** 2 + lam * _bits(float(k), 0, rates) for k in range(-16 + subset, 17, 4))
+            state = after[state, branch]
+        best = min(best, cost)
+    return best
+
+
+def test_tables_of_the_literature() -> None:
+    assert next_states(4).tolist() == [[0, 1], [2, 3], [1, 0], [3, 2]]
+    assert next_states(8).tolist() == [[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]]
+
+
+@pytest.mark.parametrize("states", PARITY_CHECKS)
+def test_every_state_has_two_ways_in_and_out(states: int) -> None:
+    after = next_states(states)
+    assert sorted(after.ravel().tolist()) == sorted([*range(states), *range(states)])
+    assert after[0, 0] == 0
+    before = predecessors(states)
+    for state, branch in product(range(states), range(2)):
+        assert after[before[state, branch], branch] == state
+        assert before[state, branch] % 2 == (2 * state >= states)
+
+
+@pytest.mark.parametrize("states", PARITY_CHECKS)
+def test_the_code_obeys_its_parity_check(states: int) -> None:
+    """h0 ∗ parity + h1 ∗ branch = 0 over GF(2), at every time after the memory is filled."""
+    h0, h1 = PARITY_CHECKS[states]
+    memory = states.bit_length() - 1
+    branches = np.random.default_rng(states).integers(0, 2, 50)
+    state, parities = 0, []
+    for branch in branches:
+        parities.append(state & 1)
+        state = next_states(states)[state, branch]
+    for n in range(memory, 50):
+        checks = [(h0 >> i & 1) * parities[n - i] + (h1 >> i & 1) * branches[n - i] for i in range(memory + 1)]
+        assert sum(checks) % 2 == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=7), st.sampled_from([4, 8]), st.sampled_from([0.0, 0.4]))
+def test_viterbi_finds_the_best_path(u: list[float], states: int, lam: float) -> None:
+    bits = np.minimum(np.abs(np.arange(0, 64, dtype=np.float32)), 9)[None] * np.float32(0.05)
+    rates = Rates(0, bits, np.zeros(1, np.float32))  # too flat to make any but the nearest point of a subset worth it
+    codes = column(u, lam, rates=rates, states=states)
+    walk(codes, states)
+    cost = sum((x - k) ** 2 + lam * _bits(float(k), 0, rates) for x, k in zip(u, codes, strict=True))
+    assert cost <= best_by_force(np.asarray(u, np.float32), lam, rates, states) + 1e-4
+
+
+@pytest.mark.parametrize("states", PARITY_CHECKS)
+def test_long_columns_reset_and_frozen_entries_stay_even(states: int) -> None:
+    generator = np.random.default_rng(0)
+    u, frozen = 5 * generator.standard_normal(2 * STRIP + 100), generator.random(2 * STRIP + 100) < 0.3
+    codes = column(u, 0.3, kind=30, frozen=frozen, rates=gaussian_rates(states, 0), states=states)
+    walk(codes, states, frozen)
+    assert np.abs(codes - u).max() < 6
+
+
+def test_a_trellis_beats_the_scalar_lattice_at_equal_rate() -> None:
+    u = np.random.default_rng(1).uniform(-100, 100, 4000)
+    errors = [np.square(column(u, states=states) - u).mean() for states in (4, 8, 32, 256)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.9 * 4 / 12  # against the even points alone
+    assert errors[-1] < 0.255
+
+
+def test_scalar_codes_are_nearest_without_rates_and_nearer_zero_with_them() -> None:
+    u = np.array([0.4, 0.6, -0.6, 7.4, -7.6])
+    assert column(u, states=0).tolist() == [0, 1, -1, 7, -8]
+    steep = Rates(0, np.arange(0, 128, 2, dtype=np.float32)[None], np.zeros(1, np.float32))
+    assert column(u, 0.25, rates=steep, states=0).tolist() == [0, 0, 0, 7, -7]
+
+
+def test_a_dead_entry_follows_the_all_zero_path() -> None:
+    u = 0.1 * np.random.default_rng(2).standard_normal(500)
+    assert not column(u, 0.36, kind=10, rates=gaussian_rates(8, 0)).any()
+
+
+def test_bits_extrapolate_beyond_the_table() -> None:
+    rates = Rates(0, np.array([[1.0, 2.0, 4.0]], np.float32), np.array([9.0, 0.5], np.float32))
+    assert [_bits(float(k), 0, rates) for k in (0, -1, 2, 3, -4)] == [1, 2, 4, 6, 8]
+    assert _bits(4.0, 1, rates) == 8  # no table: the parabola
