@@ -306,12 +306,12 @@ def test_diagonal_output_side() -> None:
 
 def test_scale_meets_the_gradients() -> None:
     net = Matmul()
-    many = [ids[:1] for ids in batches() * 40]
+    many = [ids[:1] for ids in batches() * 10]
     found = calibrate(net, many)
     for tag in "qvo":
         m = found.get(f"w.{tag}")[0]
         whole = found.squares[f"w.{tag}"][0] / found.tokens
-        assert float(m.G.trace() * m.H.trace()) == pytest.approx(whole, rel=0.05)
+        assert float(m.G.trace() * m.H.trace()) == pytest.approx(whole, rel=0.1)
 
 
 class Fused(Plain):

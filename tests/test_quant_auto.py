@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from pgolf.quant import METHODS, MatrixCurvature, Settings
 from pgolf.quant.auto import UNIT, curvature_frame, distortion, level_of_class, quantize_in_frame
 
 SCALAR = Settings(trellis=0)
-UNDAMPED = Settings(trellis=0, damp_inputs=0.0, damp_outputs=0.0, unbias=0.0, scale_per_octave=64)
 
 
 def random_matrix(rows: int, cols: int, seed: int = 0) -> tuple[Tensor, MatrixCurvature]:
     """Gaussian weights, correlated inputs and outputs of very different strength; about 3 bits a weight at step 1."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(4 * cols, cols, generator=generator) * torch.logspace(-1, 1, cols)[torch.randperm(cols, generator=generator)]
+    x = (
+        torch.randn(4 * cols, cols, generator=generator)
+        * torch.logspace(-1, 1, cols)[torch.randperm(cols, generator=generator)]
+    )
     x = x + x.roll(1, 1)
     g = 1e-6 * torch.logspace(-2, 1, rows)[torch.randperm(rows, generator=generator)]
     return 0.5 * torch.randn(rows, cols, generator=generator), MatrixCurvature(x.T @ x / len(x), g)
@@ -66,7 +69,8 @@ def test_every_weight_costs_the_same_at_high_rate() -> None:
     """Water-filling: the predicted rise is c²/24 a weight, whatever the curvature and the code."""
     weight, curvature = random_matrix(64, 128)
     for states in (0, 8, 32):
-        settings = Settings(trellis=states, step=0.02, damp_inputs=0.0, damp_outputs=0.0, scale_per_octave=64)
+        plain = Settings(damp_inputs=0.0, damp_outputs=0.0, unbias=0.0, scale_per_octave=64)
+        settings = replace(plain, trellis=states, step=0.02)
         plane = METHODS["auto"].quantize(weight, curvature, settings)
         expected = weight.numel() * (UNIT * settings.step) ** 2 / 24
         assert rise(weight, plane, curvature) == pytest.approx(expected, rel=0.06)
@@ -92,15 +96,17 @@ def test_auto_beats_gptq_at_equal_rate() -> None:
         return float(-(counts * np.log2(counts / counts.sum())).sum() / counts.sum())
 
     gptq = METHODS["gptq"].quantize(weight, curvature, Settings(bits=6, k=12.85))
-    auto = METHODS["auto"].quantize(weight, curvature, Settings(trellis=0, step=0.5))
-    assert entropy(auto) < 1.35 * entropy(gptq)  # one histogram cannot see the spread classes
+    auto = METHODS["auto"].quantize(weight, curvature, Settings(trellis=0, step=2.5))
+    assert entropy(auto) < entropy(gptq)  # although one histogram cannot see the spread classes
     assert rise(weight, auto, curvature) < 0.5 * rise(weight, gptq, curvature)
 
 
 def test_larger_steps_give_smaller_codes() -> None:
     weight, curvature = random_matrix(32, 64)
     for given in (curvature, None):
-        sizes = [np.abs(METHODS["auto"].quantize(weight, given, Settings(step=s)).codes).sum() for s in (0.2, 0.5, 1, 2, 5)]
+        sizes = [
+            np.abs(METHODS["auto"].quantize(weight, given, Settings(step=s)).codes).sum() for s in (0.2, 0.5, 1, 2, 5)
+        ]
         assert sizes == sorted(sizes, reverse=True)
         assert sizes[0] > sizes[-1]
 
@@ -165,7 +171,18 @@ def test_least_squares_levels_have_the_least_error() -> None:
         assert errors[1] == min(errors)
 
 
-AWKWARD = ("zero rows", "zero columns", "all zero", "constant", "singular H", "zero H", "zero G", "1e-30", "1e30", "outlier")
+AWKWARD = (
+    "zero rows",
+    "zero columns",
+    "all zero",
+    "constant",
+    "singular H",
+    "zero H",
+    "zero G",
+    "1e-30",
+    "1e30",
+    "outlier",
+)
 
 
 def awkward(case: str) -> tuple[Tensor, MatrixCurvature]:

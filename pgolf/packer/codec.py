@@ -71,8 +71,7 @@ def encode(planes: Sequence[Plane]) -> Packed:
         )
     side = stream.encode([v.residual[:, None] for v in vectors], [_side_layout(v) for v in vectors], "side")
     layouts = [
-        Layout(p.codes.shape, c.spread, p.trellis, p.trellis_from, 0)
-        for p, c in zip(planes, choices, strict=True)
+        Layout(p.codes.shape, c.spread, p.trellis, p.trellis_from, 0) for p, c in zip(planes, choices, strict=True)
     ]
     main = stream.encode([plane.codes for plane in planes], layouts, "codes")
     half_bits = _joined_half(halves)

@@ -86,13 +86,14 @@ SPREAD_STEPS = 4  # spread classes in an octave
 class Plane:
     """One quantized matrix: W[i, j] = codes[i, j] · row_scale[i] · col_scale[j].
 
-    codes: int32 [R, C]; row_scale: R values or None (= 1); col_scale: C values or None (= 1).
+    codes: int32 [R, C], or int16 where a loaded artifact's codes all fit.
+    row_scale: R values or None (= 1); col_scale: C values or None (= 1).
     trellis: states of the trellis code, 0 for scalar codes. In a trellis plane, entry (i, j) with
         rows[i] + cols[j] < trellis_from of `spread` leaves the trellis state alone and must have an even code.
     spread: from the quantizer where it knows it; the coder estimates it otherwise. Required with a trellis.
     """
 
-    codes: NDArray[np.int32]
+    codes: NDArray[np.signedinteger]
     row_scale: Scale | None = None
     col_scale: Scale | None = None
     trellis: int = 0

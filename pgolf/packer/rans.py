@@ -25,6 +25,7 @@ from pgolf.packer.tables import ESCAPES, OFFSET, PRECISION, TOTAL
 
 LOW = 1 << 16  # states live in [LOW, LOW << 16)
 TABLE = 0x1FF  # context bits: index of the table for parity 0 (parity 1: the next one)
+NO_TABLE = 0x1FF  # is no table's index
 ON_TRELLIS = 1 << 14  # this symbol reads and advances the trellis state
 RESTART = 1 << 15  # the trellis state returns to 0 before this symbol
 DOUBLE = 1 << 13  # the code is 2·value + parity (a trellis lattice), not the value itself

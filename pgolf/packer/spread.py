@@ -5,6 +5,7 @@ What will surprise you:
   clipped. So classes of all planes mean the same thing and planes share tables.
 * Wide classes keep their lowest bit and their top bits in the symbol and put the bits between them aside, raw: a
   Gaussian is flat on that scale, and the trellis needs the lowest bit while decoding.
+* Everything that depends on the sum rows[i] + cols[j] is looked up in a short table over the possible sums.
 """
 
 from __future__ import annotations
@@ -24,47 +25,45 @@ Mode = Literal["one", "rows", "cols", "both"]
 LOWEST = -5 * SPREAD_STEPS  # codes that are nearly always zero
 WIDEST = 17  # a value's spread of 2^(17/4) = 19 still fits a byte symbol; wider classes put bits aside
 CLASSES = WIDEST + 1 - LOWEST
+FLOOR = np.float32(2.0 ** (2 * LOWEST / SPREAD_STEPS))  # second moment of the lowest class
 TABLE_BITS = 60.0  # rough cost of one more table, for choosing between modes
+SAMPLE = 1 << 17  # entries that a choice between modes looks at
 
 
-def value_class(rows: Array, cols: Array, trellis: int) -> tuple[Array, Array]:
-    """Table class (int16 [R, C], 0..CLASSES-1) and bits put aside (int8 [R, C]) of every entry.
+def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
+    """Table class (int16, 0..CLASSES-1) and bits put aside (int8) for values of rows[i] + cols[j].
 
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
-    classes = (rows[:, None] + cols[None, :]).astype(np.int32) - (SPREAD_STEPS if trellis else 0)
-    aside = np.maximum(-((WIDEST - classes) // SPREAD_STEPS), 0)
-    np.minimum(aside, 24, out=aside)
+    classes = sums.astype(np.int64) - (SPREAD_STEPS if trellis else 0)
+    aside = np.clip(-((WIDEST - classes) // SPREAD_STEPS), 0, 24)
     classes = np.clip(classes - SPREAD_STEPS * aside, LOWEST, WIDEST) - LOWEST
     return classes.astype(np.int16), aside.astype(np.int8)
 
 
-def symbols(values: Array, aside: Array) -> Array:
-    """uint8 [R, C]: value without its middle bits, plus OFFSET; where that is no byte, an escape of the same parity."""
-    short = ((values >> (aside + 1)) << 1) | (values & 1) if aside.any() else values
-    fits = (short >= ESCAPES - OFFSET) & (short < OFFSET)
-    return np.where(fits, short + OFFSET, short & 1).astype(np.uint8)
+def symbols(values: Array, aside: Array | None) -> Array:
+    """uint8 [N]: value without its middle bits, plus OFFSET; where that is no byte, an escape of the same parity.
+
+    aside: bits put aside of each value, None for none.
+    """
+    if aside is not None:
+        values = ((values >> (aside + 1)) << 1) | (values & 1)
+    if not values.size or (values.min() >= ESCAPES - OFFSET and values.max() < OFFSET):
+        return (values + OFFSET).astype(np.uint8)
+    fits = (values >= ESCAPES - OFFSET) & (values < OFFSET)
+    return np.where(fits, values + OFFSET, values & 1).astype(np.uint8)
 
 
 def estimate(codes: Array) -> Spread:
     """Spread classes that fit the second moments of `codes` [R, C]: rows and columns in turn, then rounded."""
-    square = codes.astype(np.float32) ** 2
-    floor = np.float32(2.0 ** (2 * LOWEST / SPREAD_STEPS))
+    square = np.square(codes, dtype=np.float32)
     row, col = np.ones(len(square), np.float32), np.ones(square.shape[1], np.float32)
-    for _ in range(3):
-        row = np.maximum(square @ (1 / col) / np.float32(len(col)), floor)
-        col = np.maximum((1 / row) @ square / np.float32(len(row)), floor)
-    cols = _quarter_octaves(col / _typical(col))
-    row = np.maximum(square @ _inverse_square(cols) / np.float32(len(col)), floor)
+    for _ in range(2):
+        row = np.maximum(square @ (1 / col) / np.float32(len(col)), FLOOR)
+        col = np.maximum((1 / row) @ square / np.float32(len(row)), FLOOR)
+    cols = _quarter_octaves(col / np.exp(np.mean(np.log(col))))
+    row = np.maximum(square @ np.exp2(-2.0 / SPREAD_STEPS * cols).astype(np.float32) / np.float32(len(col)), FLOOR)
     return Spread(_quarter_octaves(row), cols)
-
-
-def _typical(col: Array) -> Any:
-    return np.exp(np.mean(np.log(col)))
-
-
-def _inverse_square(classes: Array) -> Array:
-    return np.exp2(-2.0 / SPREAD_STEPS * classes).astype(np.float32)
 
 
 def _quarter_octaves(second_moment: Array) -> Array:
@@ -81,31 +80,40 @@ class Choice:
 
 def choose(plane: Plane) -> Choice:
     """Row, column, both or no classes, by the entropy of the classes' histograms plus the indices' own cost."""
+    codes = plane.codes
     if plane.trellis:  # the quantizer's own classes decide which entries are on the trellis
         assert plane.spread is not None
         return Choice("both", plane.spread)
-    if plane.codes.size == 0:
-        return Choice("one", Spread(np.zeros(plane.codes.shape[0], np.int32), np.zeros(plane.codes.shape[1], np.int32)))
-    both = plane.spread or estimate(plane.codes)
-    square = plane.codes.astype(np.float32) ** 2
-    floor = np.float32(2.0 ** (2 * LOWEST / SPREAD_STEPS))
+    if codes.size == 0:
+        return Choice("one", Spread(np.zeros(codes.shape[0], np.int32), np.zeros(codes.shape[1], np.int32)))
+    both = plane.spread or estimate(codes)
     no_rows, no_cols = np.zeros_like(both.rows), np.zeros_like(both.cols)
-    overall = int(_quarter_octaves(np.maximum(square.mean(), floor)))
+    square = np.square(codes, dtype=np.float32)
+    row, col = square.mean(1), square.mean(0)
+    overall = int(_quarter_octaves(np.maximum(row.mean(), FLOOR)))
     candidates = [
         Choice("one", Spread(no_rows + overall, no_cols)),
-        Choice("rows", Spread(_quarter_octaves(np.maximum(square.mean(1), floor)), no_cols)),
-        Choice("cols", Spread(no_rows, _quarter_octaves(np.maximum(square.mean(0), floor)))),
+        Choice("rows", Spread(_quarter_octaves(np.maximum(row, FLOOR)), no_cols)),
+        Choice("cols", Spread(no_rows, _quarter_octaves(np.maximum(col, FLOOR)))),
         Choice("both", both),
     ]
-    return min(candidates, key=lambda c: _cost(plane.codes, c.spread))
+    keep = slice(None, None, max(1, codes.size // SAMPLE))
+    return min(candidates, key=lambda c: _cost(codes, c.spread, keep))
 
 
-def _cost(codes: Array, spread: Spread) -> float:
-    classes, aside = value_class(spread.rows, spread.cols, trellis=0)
-    counts = np.bincount((classes.astype(np.int32) << 8 | symbols(codes, aside)).ravel(), minlength=CLASSES * 256)
-    per_class = counts.reshape(CLASSES, 256)
-    tables = TABLE_BITS * int(per_class.any(1).sum())
-    return entropy_bits(per_class) + tables + index_bits(spread.rows) + index_bits(spread.cols) + float(aside.sum())
+def _cost(codes: Array, spread: Spread, keep: slice) -> float:
+    """Bits of coding a plane under a spread, from the rows in `keep`."""
+    sampled = codes[keep]
+    sums = (spread.rows[keep, None] + spread.cols[None, :]).ravel()
+    lowest = int(sums.min())
+    classes, aside = classes_of(np.arange(lowest, int(sums.max()) + 1), trellis=0)
+    where = sums - lowest
+    put_aside = aside[where] if aside.any() else None
+    index = classes.astype(np.int32)[where] << 8 | symbols(sampled.ravel(), put_aside)
+    counts = np.bincount(index, minlength=CLASSES * 256).reshape(CLASSES, 256)
+    bits = entropy_bits(counts) + (float(put_aside.sum(dtype=np.int64)) if put_aside is not None else 0.0)
+    tables = TABLE_BITS * int(counts.any(1).sum())
+    return bits * codes.size / sampled.size + tables + index_bits(spread.rows) + index_bits(spread.cols)
 
 
 def entropy_bits(counts: Array) -> float:

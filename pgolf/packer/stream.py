@@ -26,6 +26,7 @@ Array = NDArray[Any]
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 MAX_LANES = 4096
 MAX_SLOTS = 510  # tables that a context's nine bits can name, less the parity neighbour
+PARAMETRIC_UP_TO = 1 << 18  # symbols of a table; beyond, an explicit one always pays and the fit would only cost time
 SHARED_SCALAR, SHARED_TRELLIS = 0, 1
 
 
@@ -61,8 +62,48 @@ def from_strips(flat: Array, shape: tuple[int, int]) -> Array:
     """The inverse of `to_strips`."""
     rows, cols = shape
     full = rows // STRIP * STRIP
-    top = flat[: full * cols].reshape(full // STRIP, cols, STRIP).swapaxes(1, 2).reshape(full, cols)
-    return np.concatenate([top, flat[full * cols :].reshape(cols, rows - full).T])
+    out = np.empty(shape, flat.dtype)
+    out[:full].reshape(full // STRIP, STRIP, cols)[:] = (
+        flat[: full * cols].reshape(full // STRIP, cols, STRIP).swapaxes(1, 2)
+    )
+    out[full:] = flat[full * cols :].reshape(cols, rows - full).T
+    return out
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Of one matrix, in strip order: where each entry's rows[i] + cols[j] stands in the short tables over the sums.
+
+    table: int16, class of the probability table; aside: int8, bits put aside; on: bool, entry is on the trellis.
+    """
+
+    where: Array
+    table: Array
+    aside: Array
+    on: Array
+
+    @staticmethod
+    def of(layout: Layout) -> _Classes:
+        """The classes of a layout."""
+        rows, cols = layout.spread.rows.astype(np.int64), layout.spread.cols.astype(np.int64)
+        if not rows.size or not cols.size:
+            empty = np.zeros(0, np.int64)
+            return _Classes(empty, *spread.classes_of(empty, 0), empty > 0)
+        low = (int(rows.min()), int(cols.min()))
+        sums = np.arange(sum(low), int(rows.max()) + int(cols.max()) + 1)
+        narrow = np.uint8 if len(sums) <= 256 else np.uint16
+        if len(sums) > 1 << 16:
+            raise ArtifactError(
+                "spread classes of one matrix differ by more than any codes can: the artifact is damaged"
+            )
+        r, c = (rows - low[0]).astype(narrow), (cols - low[1]).astype(narrow)
+        where = np.concatenate([(c[:, None] + r[None, at : at + STRIP]).ravel() for at in range(0, len(r), STRIP)])
+        table, aside = spread.classes_of(sums, layout.trellis)
+        return _Classes(where, table, aside, sums >= layout.trellis_from)
+
+    def put_aside(self) -> Array | None:
+        """Bits put aside of every entry, None where there are none at all."""
+        return self.aside[self.where] if self.aside.any() else None
 
 
 def _strip_lengths(shape: tuple[int, int]) -> Array:
@@ -81,34 +122,43 @@ def _lane_bounds(shapes: Sequence[tuple[int, int]], lanes: int) -> tuple[Array, 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One matrix in strip order. slots: 2 · class + parity; symbols: bytes; aside: bits put aside; codes."""
+    """One matrix in strip order. slots: 2 · class + parity; symbols: bytes; aside: bits put aside or None; codes."""
 
     slots: Array
     symbols: Array
-    aside: Array
+    aside: Array | None
     codes: Array
     trellis: bool
 
-    def finished(self, tables_of: Array, holds: Array) -> _Prepared:
-        """With final table numbers for slots, and what those tables do not hold turned into escapes."""
-        slots = tables_of[self.slots].astype(np.uint16)
-        symbols = np.where(holds[slots, self.symbols], self.symbols, self.symbols & 1)
-        return replace(self, slots=slots, symbols=symbols, aside=np.where(symbols < tables.ESCAPES, 0, self.aside))
+    def counts(self) -> Array:
+        """int64 [2 · CLASSES, 256]: how often each symbol stands in each slot."""
+        index = self.slots.astype(np.int64) << 8 | self.symbols
+        return np.bincount(index, minlength=512 * spread.CLASSES).reshape(-1, 256)
+
+    def finished(self, counts: Array, tables_of: Array, holds: Array) -> _Prepared:
+        """With table numbers for slots, and what those tables do not hold turned into escapes."""
+        slots = tables_of.astype(np.uint16)[self.slots]
+        symbols, aside = self.symbols, self.aside
+        used = np.flatnonzero(counts.any(1))
+        if (counts[used] * ~holds[tables_of[used]]).any():
+            symbols = np.where(holds[slots, symbols], symbols, symbols & 1)
+        if aside is not None:
+            aside = np.where(symbols < tables.ESCAPES, np.int8(0), aside)
+        return replace(self, slots=slots, symbols=symbols, aside=aside)
 
 
-def _prepare(codes: Array, layout: Layout) -> _Prepared:
-    classes, aside = spread.value_class(layout.spread.rows, layout.spread.cols, layout.trellis)
-    slots = 2 * classes
+def _prepare(matrix: Array, layout: Layout) -> _Prepared:
+    classes = _Classes.of(layout)
+    codes = to_strips(matrix)
+    slots = (2 * classes.table)[classes.where]
     if layout.trellis:
-        if not on_path(codes, _on_trellis(layout), layout.trellis):
+        if not on_path(codes, classes.on[classes.where], _strip_lengths(layout.shape), layout.trellis):
             raise ValueError("codes do not follow the trellis")
         slots += (codes & 1).astype(np.int16)
-    symbols = spread.symbols(codes >> 1 if layout.trellis else codes, aside)
-    return _Prepared(to_strips(slots), to_strips(symbols), to_strips(aside), to_strips(codes), bool(layout.trellis))
-
-
-def _on_trellis(layout: Layout) -> Array:
-    return np.asarray(layout.spread.rows[:, None] + layout.spread.cols[None, :] >= layout.trellis_from)
+    aside = classes.put_aside()
+    return _Prepared(
+        slots, spread.symbols(codes >> 1 if layout.trellis else codes, aside), aside, codes, bool(layout.trellis)
+    )
 
 
 def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str) -> Coded:
@@ -117,11 +167,7 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str) -> Code
     Raises ValueError if trellis codes do not follow the trellis: a bug of the quantizer.
     """
     prepared = [_prepare(c, layout) for c, layout in zip(codes, layouts, strict=True)]
-    width = 2 * spread.CLASSES
-    counts = [
-        np.bincount(p.slots.astype(np.int32) << 8 | p.symbols, minlength=width * 256).reshape(width, 256)
-        for p in prepared
-    ]
+    counts = [p.counts() for p in prepared]
     families = _choose_families(counts, [layout.trellis for layout in layouts])
     slot_base, used = _number_slots(counts, families, [bool(layout.trellis) for layout in layouts])
     totals = np.zeros((sum(int(u.sum()) for u in used), 256), np.int64)
@@ -132,12 +178,12 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str) -> Code
     freqs = np.stack([_frequencies(t) for t in chosen]) if chosen else np.zeros((0, 256), np.uint16)
     bits = [
         sum(tables.code_bits(count[s], freqs[slot_base[family][s]]) for s in np.flatnonzero(count.any(1)))
-        + float(p.aside.sum())
+        + (float(p.aside.sum(dtype=np.int64)) if p.aside is not None else 0.0)
         for count, family, p in zip(counts, families, prepared, strict=True)
     ]
     lanes = int(np.clip(sum(bits) / 8 / LANE_BYTES, 1, MAX_LANES))
     _, bounds = _lane_bounds([layout.shape for layout in layouts], lanes)
-    done = [p.finished(slot_base[f], freqs > 0) for p, f in zip(prepared, families, strict=True)]
+    done = [p.finished(n, slot_base[f], freqs > 0) for p, n, f in zip(prepared, counts, families, strict=True)]
     symbols = _joined([p.symbols for p in done], np.uint8)
     coded = rans.encode(symbols, _joined([p.slots for p in done], np.uint16), bounds, freqs)
     escapes = _joined([p.codes[p.symbols < tables.ESCAPES] for p in done], np.int32)
@@ -197,6 +243,8 @@ def _number_slots(counts: list[Array], families: list[int], trellis: list[bool])
 
 def _cheapest_table(counts: Array, parity: int) -> tuple[int, int, int, int] | tables.Frequencies:
     explicit = tables.normalise_counts(counts)
+    if counts.sum() > PARAMETRIC_UP_TO:
+        return explicit
     bits = tables.code_bits(counts, explicit) + 8 * (3 + 1.4 * float((explicit > 0).sum()))
     parameters = tables.fit_parametric(counts, parity)
     if tables.code_bits(counts, tables.parametric(*parameters, parity)) + 32 < bits:
@@ -219,16 +267,13 @@ def _dump_lanes(coded: rans.Lanes) -> bytes:
 
 
 def _dump_aside(prepared: list[_Prepared]) -> bytes:
-    """The bits put aside: for each width, ascending, those bits of all entries of that width in strip order."""
-    aside = _joined([p.aside for p in prepared], np.int8)
-    if not aside.any():
-        return b""
-    middle = _joined([p.codes >> (2 if p.trellis else 1) for p in prepared], np.int32)
+    """The bits put aside, matrix by matrix: for each width, ascending, those bits of its entries in strip order."""
     bits = []
-    for width in np.unique(aside[aside > 0]):
-        chosen = middle[aside == width]
-        bits.append((chosen[:, None] >> np.arange(width, dtype=np.int32) & 1).astype(np.uint8).ravel())
-    return np.packbits(np.concatenate(bits)).tobytes()
+    for p in prepared:
+        for width in np.unique(p.aside) if p.aside is not None else ():
+            middle = p.codes[p.aside == width] >> (2 if p.trellis else 1)
+            bits.append((middle[:, None] >> np.arange(width, dtype=np.int32) & 1).astype(np.uint8).ravel())
+    return np.packbits(np.concatenate(bits)).tobytes() if bits else b""
 
 
 def decode(sections: dict[str, bytes], head: dict[str, Any], layouts: Sequence[Layout], name: str) -> list[Array]:
@@ -241,19 +286,13 @@ def decode(sections: dict[str, bytes], head: dict[str, Any], layouts: Sequence[L
     used = [_parse_bitmap(u) for u in head["used"]]
     freqs_list = tables.parse_tables(sections.get(f"{name}.tables", b""), sum(int(u.sum()) for u in used))
     freqs = np.stack(freqs_list) if freqs_list else np.zeros((0, 256), np.uint16)
-    parts, aside_parts = [], []
-    for layout in layouts:
-        contexts, aside = _contexts(layout, used)
-        parts.append(contexts)
-        aside_parts.append(aside)
-    contexts, aside = _joined(parts, np.uint16), _joined(aside_parts, np.int8)
-    del parts, aside_parts
+    classes = [_Classes.of(layout) for layout in layouts]
+    contexts = _joined([_contexts(c, layout, used) for c, layout in zip(classes, layouts, strict=True)], np.uint16)
     contexts[strips] |= rans.RESTART
     coded = _parse_lanes(sections, name, len(bounds) - 1)
-    short = rans.decode(coded, contexts, bounds, freqs, _machine(layouts))
-    codes = _restore(short, contexts, aside, sections, name)
-    ends = np.cumsum([rows * cols for rows, cols in shapes])
-    return [from_strips(codes[e - r * c : e], (r, c)) for e, (r, c) in zip(ends, shapes, strict=True)]
+    codes = rans.decode(coded, contexts, bounds, freqs, _machine(layouts))
+    del contexts
+    return _restored(codes, classes, layouts, sections, name)
 
 
 def _machine(layouts: Sequence[Layout]) -> Array:
@@ -271,18 +310,19 @@ def _parse_bitmap(value: int) -> Array:
     return np.array([value >> i & 1 for i in range(2 * spread.CLASSES)], bool)
 
 
-def _contexts(layout: Layout, used: list[Array]) -> tuple[Array, Array]:
-    """uint16 contexts (without RESTART) and int8 bits put aside, in strip order."""
-    classes, aside = spread.value_class(layout.spread.rows, layout.spread.cols, layout.trellis)
+def _contexts(classes: _Classes, layout: Layout, used: list[Array]) -> Array:
+    """uint16 contexts of one matrix (without RESTART), in strip order."""
     mask = used[layout.family] if layout.family < len(used) else np.zeros(2 * spread.CLASSES, bool)
     usable = mask[0::2] & mask[1::2] if layout.trellis else mask[0::2]
-    if not usable[classes].all():
-        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
     first = sum(int(u.sum()) for u in used[: layout.family])
-    contexts = (first + np.cumsum(mask) - 1)[0::2].astype(np.uint16)[classes]
+    number = (first + np.cumsum(mask) - 1)[0::2]
+    lookup = np.where(usable, number, rans.NO_TABLE).astype(np.uint16)[classes.table]
     if layout.trellis:
-        contexts |= np.where(_on_trellis(layout), np.uint16(rans.ON_TRELLIS | rans.DOUBLE), np.uint16(rans.DOUBLE))
-    return to_strips(contexts), to_strips(aside)
+        lookup |= np.where(classes.on, np.uint16(rans.ON_TRELLIS | rans.DOUBLE), np.uint16(rans.DOUBLE))
+    contexts = lookup[classes.where]
+    if not usable[classes.table].all() and (contexts & rans.TABLE == rans.NO_TABLE).any():
+        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
+    return contexts
 
 
 def _parse_lanes(sections: dict[str, bytes], name: str, lanes: int) -> rans.Lanes:
@@ -295,30 +335,43 @@ def _parse_lanes(sections: dict[str, bytes], name: str, lanes: int) -> rans.Lane
     return rans.Lanes(table[:lanes].astype(np.uint32), counts, np.frombuffer(words, "<u2").astype(np.uint16))
 
 
-def _restore(short: Array, contexts: Array, aside: Array, sections: dict[str, bytes], name: str) -> Array:
-    """Codes from what the coder decoded, the bits put aside and the escape list."""
-    codes = short.astype(np.int32)
-    escaped = short == rans.ESCAPED
-    aside = np.where(escaped, np.int8(0), aside)
-    packed = np.frombuffer(sections.get(f"{name}.aside", b""), np.uint8)
-    if len(packed) != (int(aside.sum(dtype=np.int64)) + 7) // 8:
-        raise ArtifactError("the section of raw bits has the wrong length: the artifact is damaged")
-    if len(packed):
-        _insert_aside(codes, contexts, aside, np.unpackbits(packed))
-    values = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
-    if len(values) != int(escaped.sum()):
-        raise ArtifactError("the escape list has the wrong length: the artifact is damaged")
-    codes[escaped] = values
-    return codes
+def _restored(
+    codes: Array, classes: list[_Classes], layouts: Sequence[Layout], sections: dict[str, bytes], name: str
+) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+    bits = np.unpackbits(np.frombuffer(sections.get(f"{name}.aside", b""), np.uint8))
+    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
+    out, at, bit, escape = [], 0, 0, 0
+    for c, layout in zip(classes, layouts, strict=True):
+        mine = codes[at : at + len(c.where)]
+        at += len(c.where)
+        escaped = np.flatnonzero(mine == rans.ESCAPED)
+        aside = c.put_aside()
+        if aside is not None or len(escaped):
+            mine = mine.astype(np.int32)
+        if aside is not None:
+            aside[escaped] = 0
+            bit = _insert_aside(mine, aside, bits, bit, 2 if layout.trellis else 1)
+        if len(escaped) > len(escapes) - escape:
+            raise ArtifactError("the escape list is too short: the artifact is damaged")
+        if len(escaped):
+            mine[escaped] = escapes[escape : escape + len(escaped)]
+            escape += len(escaped)
+        out.append(from_strips(mine, layout.shape))
+    if escape != len(escapes) or (bit + 7) // 8 != len(bits) // 8:
+        raise ArtifactError("escapes or raw bits are left over: the artifact is damaged")
+    return out
 
 
-def _insert_aside(codes: Array, contexts: Array, aside: Array, bits: Array) -> None:
-    at = 0
-    for width in np.unique(aside[aside > 0]):
+def _insert_aside(codes: Array, aside: Array, bits: Array, at: int, keep: int) -> int:
+    """Put the middle bits back under `keep` low bits, in place; the position behind those that were used."""
+    for width in np.unique(aside).tolist():
         where = np.flatnonzero(aside == width)
-        chunk = bits[at : at + len(where) * int(width)].reshape(len(where), int(width)).astype(np.int32)
-        at += len(where) * int(width)
-        middle = (chunk << np.arange(width, dtype=np.int32)).sum(1, dtype=np.int32)
-        keep = np.where(contexts[where] & rans.DOUBLE, 2, 1)  # low bits that stayed in the symbol (and the parity)
+        chunk = bits[at : at + len(where) * width].astype(np.int32)
+        if len(chunk) != len(where) * width:
+            raise ArtifactError("the section of raw bits is too short: the artifact is damaged")
+        at += len(chunk)
+        middle = (chunk.reshape(len(where), width) << np.arange(width, dtype=np.int32)).sum(1, dtype=np.int32)
         short = codes[where]
         codes[where] = (short >> keep) << (keep + width) | middle << keep | (short & ((1 << keep) - 1))
+    return at

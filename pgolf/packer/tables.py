@@ -12,7 +12,7 @@ What will surprise you:
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,15 @@ NO_LINEAR = 255  # parameter byte that says A = 0
 
 Frequencies = NDArray[np.uint16]  # [256], sums to TOTAL
 
+NEWTON_STEPS = 12
+NEWTON_REACH = 1.0  # longest step, in bits at the mean: far from the top Newton overshoots
+
 _ENERGY_BITS = 20  # fraction bits of the fixed-point energies
 _WEIGHT_BITS = 6  # a weight of 1 is 2^23 << 6; with a zero boost of 2^8, 256 of them and TOTAL it stays under 2^63
 _STEPS = 64  # resolution of 2^-energy, steps an octave
 
 
-@cache
+@lru_cache(1 << 14)
 def parametric(linear: int, quadratic: int, zero: int, parity: int) -> Frequencies:
     """Frequencies of the density with A = 2^(4 - linear/16), B = 2^(4 - quadratic/16), and 2^((zero-128)/16) at value 0.
 
@@ -45,6 +48,7 @@ def parametric(linear: int, quadratic: int, zero: int, parity: int) -> Frequenci
     energy = (a * rate_a + a * a * _power(64 - quadratic)) * _STEPS >> _ENERGY_BITS
     if parity == 0:
         energy[OFFSET] -= (zero - 128) * (_STEPS // 16)
+    energy -= energy.min()  # the odd half of a narrow trellis table has no value near zero
     octave, step = np.divmod(-energy, _STEPS)
     shift = np.clip(octave + _WEIGHT_BITS, -62, None)
     mantissa = np.array(mantissa_integers(_STEPS), np.int64)[step]
@@ -106,39 +110,47 @@ def code_bits(counts: NDArray[np.int64], freqs: Frequencies) -> float:
 
 
 def fit_parametric(counts: NDArray[np.int64], parity: int) -> tuple[int, int, int]:
-    """The parameter bytes whose table codes `counts` [256] in the fewest bits: descent from a Gauss and a Laplace."""
-    n = counts[ESCAPES:].astype(np.float64) / max(float(counts[ESCAPES:].sum()), 1.0)
-    a = np.abs(2 * np.arange(ESCAPES - OFFSET, OFFSET) + parity)
-    gauss = _parameter(0.5 / np.log(2.0) / max(float((n * a * a).sum()), 1e-3))
-    laplace = _parameter(1.0 / np.log(2.0) / max(float((n * a).sum()), 1e-3))
-    starts = [(NO_LINEAR, gauss, 128), (laplace, 254, 128)]
-    return min((_descend(counts, parity, start) for start in starts), key=lambda found: found[0])[1]
+    """The parameter bytes whose density is likeliest for `counts` [256].
+
+    The densities are an exponential family in (|a|, a², [value = 0]), so the likelihood is concave and Newton's method
+    finds its top; subsets are tried too, because a rate must not be negative and few values identify few rates.
+    """
+    n = counts[ESCAPES:].astype(np.float64)
+    values = np.arange(ESCAPES - OFFSET, OFFSET)
+    a = np.abs(2.0 * values + parity)
+    statistics = np.stack([-a, -a * a, (values == 0).astype(np.float64)])
+    best = (np.inf, (NO_LINEAR, 254, 128))
+    for used in ([0, 1], [0], [1]) if parity else ([0, 1, 2], [1, 2], [0, 2], [0], [1]):
+        rates = np.zeros(3)
+        rates[used] = _likeliest(n / max(n.sum(), 1.0), statistics[used])
+        if min(rates[:2]) >= 0:
+            linear = _parameter(rates[0]) if rates[0] > 0 else NO_LINEAR
+            zero = int(np.clip(round(128 + 16 * rates[2]), 0, 255))
+            candidate = (linear, _parameter(rates[1]), zero)
+            best = min(best, (code_bits(counts, parametric(*candidate, parity)), candidate))
+    return best[1]
+
+
+def _likeliest(p: NDArray[np.float64], statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural parameters (base 2) of the exponential family with these statistics [K, V] whose means are those under p."""
+    wanted = statistics @ p
+    spread = np.maximum(np.abs(wanted), 1e-3)
+    theta = np.log2(1 + 1 / spread) / len(spread)
+    for _ in range(NEWTON_STEPS):
+        logits = theta @ statistics
+        q = np.exp2(logits - logits.max())
+        q /= q.sum()
+        means = statistics @ q
+        covariance = (statistics * q) @ statistics.T - np.outer(means, means)
+        ridge = 1e-9 * np.diag(spread**2)
+        move = np.linalg.solve(np.log(2) * covariance + ridge, wanted - means)
+        limit = np.abs(move * spread).max()
+        theta = theta + move * min(1.0, NEWTON_REACH / max(limit, 1e-300))
+    return theta
 
 
 def _parameter(rate: float) -> int:
-    return int(np.clip(round(64 - 16 * np.log2(rate)), 0, 254))
-
-
-def _descend(counts: NDArray[np.int64], parity: int, start: tuple[int, int, int]) -> tuple[float, tuple[int, int, int]]:
-    at, best = start, code_bits(counts, parametric(*start, parity))
-    for stride in (16, 8, 4, 2, 1):
-        improved = True
-        while improved:
-            improved = False
-            for move in _moves(at, stride):
-                bits = code_bits(counts, parametric(*move, parity))
-                if bits < best:
-                    at, best, improved = move, bits, True
-    return best, at
-
-
-def _moves(at: tuple[int, int, int], stride: int) -> list[tuple[int, int, int]]:
-    linear, quadratic, zero = at
-    linears = [linear - stride, linear + stride] if linear != NO_LINEAR else [quadratic // 2, quadratic // 2 + 32]
-    moves = [(v, quadratic, zero) for v in linears] + [(v, quadratic - stride, zero) for v in linears]
-    moves += [(linear, quadratic + d, zero) for d in (-stride, stride)]
-    moves += [(linear, quadratic, zero + d) for d in (-stride, stride)]
-    return [m for m in moves if 0 <= m[0] <= NO_LINEAR and 0 <= m[1] <= 254 and 0 <= m[2] <= 255]
+    return int(np.clip(round(64 - 16 * np.log2(max(rate, 1e-9))), 0, 254))
 
 
 def dump_tables(tables: list[tuple[int, int, int, int] | Frequencies]) -> bytes:

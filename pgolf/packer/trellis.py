@@ -6,8 +6,12 @@ state. Encoder and decoder need nothing else.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 # states: (h0, h1), the parity-check polynomials
 PARITY_CHECKS = {
@@ -30,14 +34,19 @@ def next_states(states: int) -> NDArray[np.int32]:
     return (state >> 1) ^ (state & 1) * np.int32(h0 >> 1) ^ branch * np.int32(h1 >> 1)
 
 
-def on_path(codes: NDArray[np.int32], on: NDArray[np.bool_], states: int) -> bool:
-    """Whether `codes` [R, C] is a path that a decoder can follow: entries not `on` the trellis must be even."""
+def on_path(codes: Array, on: Array, lengths: Array, states: int) -> bool:
+    """Whether codes [N] form paths that a decoder can follow; entries not `on` the trellis must be even.
+
+    Each strip (the next `lengths[s]` codes) starts in state 0.
+    """
     successors = next_states(states)
-    state = np.zeros(codes.shape[1], np.int32)
-    for row, (line, active) in enumerate(zip(codes, on, strict=True)):
-        if row % STRIP == 0:
-            state[:] = 0
-        if ((line & 1) != np.where(active, state & 1, 0)).any():
+    starts = np.cumsum(lengths) - lengths
+    state = np.zeros(len(lengths), np.int32)
+    for step in range(int(lengths.max(initial=0))):
+        at = np.minimum(starts + step, len(codes) - 1)
+        running = lengths > step
+        code, active = codes[at], on[at]
+        if (running & ((code & 1) != np.where(active, state & 1, 0))).any():
             return False
-        state = np.where(active, successors[state, line >> 1 & 1], state)
+        state = np.where(active, successors[state, code >> 1 & 1], state)
     return True

@@ -39,6 +39,7 @@ FROZEN_BELOW = 0  # spread class (σ = 1 lattice step) under which an entry of a
 LARGEST_CODE = 2.0**18  # steps are raised until weights stay within: only matrices far off their curvature's scale
 GAP = {0: 0.2546, 4: 0.090, 8: 0.076, 16: 0.065, 32: 0.055, 64: 0.047, 128: 0.040, 256: 0.034}  # bits over the bound
 
+LEAST_DAMP = 1e-6  # of the mean: rows without any gradient still get a finite step
 LEAST_KEPT = 0.6  # of the weight: below, most codes are zero and no level makes up for that
 # Level of least squared error over lattice point under rate-aware rounding of a Gaussian: (spread classes, levels)
 LEVELS_SCALAR = ((-6, -4, -2, 0, 2, 4, 6), (0.83, 0.863, 0.939, 0.981, 0.995, 0.999, 1.0))
@@ -59,12 +60,19 @@ class Frame:
 
 def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Plane:
     """Quantize weight [R, C]; settings.step scales c, settings.trellis picks the code (0 = scalar)."""
-    if curvature is None:
+    if curvature is None or not informative(curvature):
         rms = float(weight.double().square().mean().sqrt()) or 1.0
         unit, frame = RELATIVE_UNIT * rms, identity_frame(*weight.shape)
     else:
         unit, frame = UNIT, curvature_frame(curvature, weight.shape[0], settings)
     return quantize_in_frame(weight, frame, unit * settings.step, settings)
+
+
+def informative(curvature: MatrixCurvature) -> bool:
+    """Whether any input or output was ever other than zero: without, a rise of the loss cannot be told."""
+    H, G = curvature.H, curvature.G
+    outputs = torch.ones(1) if G is None else G.diagonal() if G.dim() == 2 else G
+    return bool(H.diagonal().sum() > 0) and bool(outputs.sum() > 0)
 
 
 def identity_frame(rows: int, cols: int) -> Frame:
@@ -77,18 +85,15 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     H, mean = damped(curvature.H, settings.damp_inputs)
     order = H.diagonal().argsort(stable=True)
     U = inverse_upper(H[order][:, order]).float()
-    if curvature.G is None:
-        return Frame(order, U, np.full(rows, mean))
-    G = curvature.G.double()
-    g = (G.diagonal() if G.dim() == 2 else G).cpu().numpy() * mean
-    floor = settings.damp_outputs * g.mean()
-    return Frame(order, U, g + (floor if floor > 0 else 1.0))
+    G = torch.ones(rows) if curvature.G is None else curvature.G
+    g = (G.diagonal() if G.dim() == 2 else G).double().cpu().numpy() * mean
+    return Frame(order, U, g + max(settings.damp_outputs, LEAST_DAMP) * g.mean())
 
 
 def distortion(states: int) -> float:
     """Mean squared error of the code at high rate, in squared lattice steps."""
-    spacing = 2 if states else 1  # of the points that one parity leaves
-    return spacing**2 / 12 * 4.0 ** (GAP[states] - GAP[0])
+    spacing = 2.0 if states else 1.0  # of the points that one parity leaves
+    return spacing * spacing / 12 * math.exp2(2 * (GAP[states] - GAP[0]))
 
 
 def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings) -> Plane:
@@ -118,7 +123,7 @@ def water_filled(W: Tensor, frame: Frame, c: float, states: int) -> tuple[NDArra
     """Lattice steps of the rows [R] and columns [C] of W [C, R]; the rows' geometric mean is 1."""
     cols = c * math.sqrt(distortion(0) / distortion(states)) * frame.U.diagonal().double().numpy()
     rows = 1 / np.sqrt(frame.g)
-    largest = (W.double().abs() / torch.from_numpy(cols)[:, None]).amax(dim=0).numpy()
+    largest = (W.abs() / torch.from_numpy(cols).float()[:, None]).amax(dim=0).double().numpy()
     rows = np.maximum(rows, largest / LARGEST_CODE)
     middle = math.exp(np.log(rows).mean())
     return rows / middle, cols * middle
@@ -126,37 +131,41 @@ def water_filled(W: Tensor, frame: Frame, c: float, states: int) -> tuple[NDArra
 
 def spreads(W: Tensor, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> Spread:
     """Spread classes of the codes of W [C, R]: a rank-one fit of their variances by alternating means."""
-    V = (W.double().numpy() / cols[:, None] / rows[None, :]) ** 2
-    tiny = 2.0**-16  # a variance below this is zero for every purpose, and keeps rows of zeros finite
-    across = np.ones(len(cols))
+    V = np.square(W.numpy() / cols[:, None].astype(np.float32) / rows.astype(np.float32))
+    tiny = np.float32(2.0**-16)  # a variance below this is zero for every purpose, and keeps rows of zeros finite
+    across = np.ones(len(cols), np.float32)
     for _ in range(4):
-        down = np.maximum((V / across[:, None]).mean(axis=0), tiny)
-        across = np.maximum((V / down[None, :]).mean(axis=1), tiny)
-        across /= math.exp(np.log(across).mean())
-    down = np.maximum((V / across[:, None]).mean(axis=0), tiny)
+        down = np.maximum((1 / across) @ V / len(across), tiny)
+        across = np.maximum(V @ (1 / down) / len(down), tiny)
+        across /= np.exp(np.log(across).mean())
+    down = np.maximum((1 / across) @ V / len(across), tiny)
     classes = (np.rint(SPREAD_STEPS / 2 * np.log2(v)).astype(np.int32) for v in (down, across))
     return Spread(*classes)
 
 
 def level_factors(spread: Spread, settings: Settings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Factors [R] and [C] whose product is about decoded level / lattice point for each entry."""
-    width = spread.rows[None, :] + spread.cols[:, None]
-    factor = np.log(level_of_class(width, settings))
-    weight = np.exp2(np.clip(width, -40, 8) * (2 / SPREAD_STEPS))  # by variance, as far as levels are affected at all
+    classes = np.arange(-40, 41)  # beyond, levels no longer depend on the class
+    width = np.clip(spread.rows[None, :] + spread.cols[:, None], classes[0], classes[-1]) - classes[0]
+    factor = np.log(level_of_class(classes, settings)).astype(np.float32)[width]
+    weight = np.exp2(np.minimum(classes, 8) * (2 / SPREAD_STEPS)).astype(np.float32)[
+        width
+    ]  # by variance, while it matters
     rows = (weight * factor).sum(axis=0) / weight.sum(axis=0)
     cols = (weight * (factor - rows)).sum(axis=1) / weight.sum(axis=1)
-    return np.exp(rows), np.exp(cols)
+    return np.exp(rows.astype(np.float64)), np.exp(cols.astype(np.float64))
 
 
-def level_of_class(width: NDArray[np.int32], settings: Settings) -> NDArray[np.float64]:
+def level_of_class(width: NDArray[np.signedinteger], settings: Settings) -> NDArray[np.float64]:
     """Decoded level over lattice point by spread class: least squared error / (1 − D/σ²)^unbias.
 
     Codes of least squared error keep only the share 1 − D/σ² of the weight, D being their distortion.
     """
     variance = np.exp2(width * (2 / SPREAD_STEPS))
     kept = np.clip(1 - distortion(settings.trellis) / variance, LEAST_KEPT, 1)
-    least_squares: NDArray[np.float64] = np.interp(width, *(LEVELS_CODED if settings.trellis else LEVELS_SCALAR))
-    return least_squares / kept**settings.unbias
+    least_squares = np.interp(width, *(LEVELS_CODED if settings.trellis else LEVELS_SCALAR))
+    levels: NDArray[np.float64] = least_squares / kept**settings.unbias
+    return levels
 
 
 @cache

@@ -116,11 +116,11 @@ class Tracer(TorchFunctionMode):
                 self._note(value, Weight((Piece(name, value.shape, layout),)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = Call(_name(func), func, args, kwargs or {}, None)
+        call = Call(function_name(func), func, args, kwargs or {}, None)
         _refuse_dropout(call)
         result = func(*args, **call.kwargs)
-        weights = [w for w in map(self._weight, _flat(*args, *call.kwargs.values())) if w is not None]
-        if weights and any(isinstance(r, Tensor) for r in _flat(result)) and call.name != "grad":
+        weights = [w for w in map(self._weight, flattened(*args, *call.kwargs.values())) if w is not None]
+        if weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
             self._step(call._replace(result=result), weights)
         return result
 
@@ -232,13 +232,13 @@ def _take(flat: Callable[[Tensor], Tensor], k: int, g: Tensor) -> Tensor:
     return flat(g)[k]
 
 
-def _name(func: Any) -> str:
+def function_name(func: Any) -> str:
     """The function's name; of a property, the property's."""
     name: str = getattr(func, "__name__", type(func).__name__)
     return func.__self__.__name__ if name == "__get__" else name
 
 
-def _flat(*values: Any) -> Iterator[Any]:
+def flattened(*values: Any) -> Iterator[Any]:
     """The values, and the members of those that are sequences."""
     for value in values:
         if isinstance(value, (list, tuple)):
@@ -326,7 +326,7 @@ def _times(x: Tensor, w: Tensor, dims: int) -> Product | None:
 
 def _einsum(call: Call, known: Known) -> Product | None:
     """Two operands; every letter of the weight is contracted, free, or (at most one) counts matrices."""
-    operands = list(_flat(*call.args[1:]))
+    operands = list(flattened(*call.args[1:]))
     letters = _letters(call.args[0], operands)
     if letters is None:
         return None
@@ -402,11 +402,11 @@ def _matrices(weight: Weight, product: Product) -> list[list[Block]] | None:
 
 
 def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Block] | None:
-    """The blocks of a used matrix [O, I] whose first element stands at (output, inp); None if they are no rectangles."""
+    """The blocks of a used matrix [O, I] whose first element stands at (output, inp); None if no rectangles."""
     n_rows, n_cols = (int(n) for n in piece.shape[-2:])
     n_out, n_in = piece.layout.shape
-    down, right = (s if n > 1 else 0 for s, n in zip(piece.layout.stride(), piece.layout.shape, strict=True))
-    start = piece.layout.storage_offset()
+    down, right = (int(s) if n > 1 else 0 for s, n in zip(piece.layout.stride(), piece.layout.shape, strict=True))
+    start = int(piece.layout.storage_offset())
     if 0 in (n_out, n_in) or (n_out > 1 and down == 0) or (n_in > 1 and right == 0):
         return None
     for transposed in (False, True):
@@ -429,7 +429,7 @@ def _slice(start: int, step: int, count: int) -> slice:
 
 
 def _by_slice(first: int, step: int, count: int, height: int) -> Iterator[tuple[int, slice, int, int]]:
-    """Cut rows first, first + step, ... of a stack of matrices: (matrix, rows in it, from and to which of the count)."""
+    """Cut rows first, first + step, ... of a stack of matrices: (matrix, rows in it, from which of the count, to)."""
     step, done = max(step, 1), 0
     while done < count:
         row = first + done * step

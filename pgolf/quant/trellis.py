@@ -24,9 +24,7 @@ from pgolf.packer.trellis import STRIP, next_states
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-LARGEST = np.float32(
-    2.0**24
-)  # a code beyond this is saturated; only weights far beyond their curvature's unit get there
+LARGEST = np.float32(2.0**20)  # targets saturate where float32 still tells even from odd; see auto.LARGEST_CODE
 FAR = np.float32(1e30)
 
 
@@ -52,31 +50,33 @@ def predecessors(states: int) -> Ints:
     return before
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _bits(code: float, kind: int, rates: Rates) -> float:
     """Bits of a code in class number `kind`."""
-    if kind >= rates.bits.shape[0]:
-        return rates.parabola[kind] * code * code
-    size = abs(code)
     last = rates.bits.shape[1] - 1
-    if size <= last:
-        return rates.bits[kind, int(size)]
-    return rates.bits[kind, last] + (size - last) * (rates.bits[kind, last] - rates.bits[kind, last - 1])
+    size = abs(code)
+    if kind >= rates.bits.shape[0]:
+        bits: float = rates.parabola[kind] * code * code
+    elif size <= last:
+        bits = rates.bits[kind, int(size)]
+    else:
+        bits = rates.bits[kind, last] + (size - last) * (rates.bits[kind, last] - rates.bits[kind, last - 1])
+    return bits
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _round_one(u: float, lam: float, kind: int, rates: Rates, spacing: float) -> float:
     """The cheaper of the nearest multiple of `spacing` and the next one toward zero."""
-    near = spacing * np.rint(u / spacing)
-    if near == 0:
-        return near
-    inner = near - np.copysign(spacing, near)
-    cost_near = (u - near) ** 2 + lam * _bits(near, kind, rates)
-    cost_inner = (u - inner) ** 2 + lam * _bits(inner, kind, rates)
-    return inner if cost_inner < cost_near else near
+    near: float = spacing * np.rint(u / spacing)
+    if near != 0:
+        inner: float = near - np.copysign(spacing, near)
+        saved = lam * (_bits(near, kind, rates) - _bits(inner, kind, rates))
+        if (u - inner) ** 2 - (u - near) ** 2 < saved:
+            near = inner
+    return near
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _advance(metric: Floats, fresh: Floats, cost: Floats, before: Ints, choice: NDArray[np.uint8]) -> None:
     """One step of the Viterbi recursion: `fresh` from `metric`, the surviving branch of each state into `choice`."""
     states = len(metric)
@@ -92,7 +92,7 @@ def _advance(metric: Floats, fresh: Floats, cost: Floats, before: Ints, choice: 
         metric[s] = fresh[s] - low
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, cost: Floats) -> None:
     """The best code of each subset k ≡ r (mod 4) and its cost: nearest to u drawn to zero as its rate asks."""
     drawn = u / (np.float32(1) + lam * rates.parabola[kind])
@@ -102,7 +102,7 @@ def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, co
         cost[r] = (u - k) * (u - k) + lam * np.float32(_bits(k, kind, rates))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
     """Codes [n] of one strip: the path of least cost from state 0 through all entries that are not frozen."""
     n, states = len(u), len(before)
@@ -112,7 +112,7 @@ def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-unt
     choice, options = np.empty((n, states), np.uint8), np.empty((n, 4), np.float32)
     for i in range(n):
         if frozen[i]:
-            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, np.float32(2)))
+            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, 2.0))
         else:
             _candidates(u[i], lam[i], kind[i], rates, options[i], cost)
             _advance(metric, fresh, cost, before, choice[i])
@@ -125,19 +125,19 @@ def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-unt
             state = before[state, branch]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _round_column(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
     """Codes [R] of one column of targets u [R] in lattice units."""
     if len(before) == 0:
         for i in range(len(u)):
-            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, np.float32(1)))
+            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, 1.0))
         return
     for start in range(0, len(u), STRIP):
         strip = slice(start, min(start + STRIP, len(u)))
         _viterbi(u[strip], lam[strip], kind[strip], frozen[strip], rates, before, codes[strip])
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def round_block(T, U, lattice, decoded, spread, lam, trellis_from, rates, before, codes, errors):  # type: ignore[no-untyped-def]
     """Round the B columns of one block, in order, feeding each error to the block's later columns.
 
