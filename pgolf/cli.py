@@ -7,6 +7,7 @@ Data go to stdout, messages and bars to stderr. torch is imported inside the com
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pgolf.quant.curvature import Curvature
 
 Progress = Callable[[str, int, int], None]
+TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 SELF_LENGTH = 128  # tokens of a self-generated sequence: long ones cost quadratically and calibrate no better
 
 
@@ -58,6 +60,7 @@ def main() -> None:
 
     Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget, 130 interrupted.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin slow a shared machine threefold
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,6 +93,7 @@ _force_option = click.option("--force", is_flag=True, help="Overwrite an existin
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
+@click.option("--trellis", type=click.Choice(TRELLISES), help="States of auto's trellis code, 0 = scalar rounding.")
 @click.option(
     "--coder", type=click.Choice(["rans", "brotli", "zstd", "lzma", "zlib"]), default="rans", show_default=True
 )
@@ -110,6 +114,7 @@ def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> No
     """
     from pgolf import checkpoint, pipeline, report
     from pgolf.packer import artifact
+    from pgolf.quant import Settings
 
     out = out or ckpt.with_suffix(".pgolf")
     _refuse_overwrite(out, options["force"])
@@ -122,6 +127,7 @@ def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> No
             curvature=curvature,
             method=options["method"],
             rules=options["rules"],
+            settings=None if options["trellis"] is None else Settings(trellis=int(options["trellis"])),
             code=options["code"],
             coder=options["coder"],
             progress=progress,

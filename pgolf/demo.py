@@ -19,7 +19,7 @@ from pgolf.checkpoint import Checkpoint
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.curvature import Curvature
 from pgolf.train import bpb, data
-from pgolf.train.demo import TINY_DEMO, DemoSettings, prepare_demo, train_demo
+from pgolf.train.demo import DEMO, TINY_DEMO, prepare_demo, train_demo
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,7 +32,7 @@ SCORED_TOKENS = 100_000
 def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progress) -> dict[str, Any]:
     """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png)."""
     out = Path(out)
-    settings = TINY_DEMO if quick else DemoSettings()
+    settings = TINY_DEMO if quick else DEMO
     began = time.perf_counter()
     files = prepare_demo(out, settings)
     ckpt = train_demo(

@@ -28,8 +28,9 @@ from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.code import counted_bytes
 from pgolf.packer.plane import Plane
-from pgolf.quant import METHODS, Settings
+from pgolf.quant import METHODS
 from pgolf.quant.curvature import MatrixCurvature
+from pgolf.quant.settings import HALF, LOG_SCALE, Settings
 from pgolf.report import Report, TensorRow
 from pgolf.sizes import parse_size, show_size
 
@@ -60,6 +61,7 @@ def pack(
     curvature: Curvature | None = None,
     method: str | None = None,
     rules: Sequence[str] = (),
+    settings: Settings | None = None,
     code: Sequence[str | Path] = (),
     coder: str = "rans",
     progress: Progress | None = None,
@@ -68,10 +70,19 @@ def pack(
 
     model: a module, a state dict, or `pgolf.checkpoint.read(file)`. budget: bytes or "16MB", for the artifact plus the
     `code` files as a submission counts them; None uses the settings as they are. method: a name in `pgolf.quant.METHODS`.
-    rules: as `--set`. Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
+    rules: as `--set`; settings: for what no rule speaks of.
+    Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     packed = pack_bytes(
-        model, budget=budget, curvature=curvature, method=method, rules=rules, code=code, coder=coder, progress=progress
+        model,
+        budget=budget,
+        curvature=curvature,
+        method=method,
+        rules=rules,
+        settings=settings,
+        code=code,
+        coder=coder,
+        progress=progress,
     )
     artifact.write(Path(path), packed.data)
     return packed.report
@@ -84,6 +95,7 @@ def pack_bytes(
     curvature: Curvature | None = None,
     method: str | None = None,
     rules: Sequence[str] = (),
+    settings: Settings | None = None,
     code: Sequence[str | Path] = (),
     coder: str = "rans",
     progress: Progress | None = None,
@@ -93,13 +105,13 @@ def pack_bytes(
     source = _as_checkpoint(model)
     limit = None if budget is None else parse_size(budget)
     code_bytes = {str(c): counted_bytes(c) for c in code}
-    job = _Job(source, _curvatures(source, curvature), progress or (lambda *_: None), coder, limit is not None)
+    job = _Job(source, _curvatures(source, curvature), progress or (lambda *_: None), coder)
     plans = plan.make(
         source.tensors,
         method=method or default_method(curvature),
         rules=[plan.parse_rule(r) for r in rules],
         search=limit is not None,
-        half=coder != "rans",
+        base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
     if limit is None:
         trial = job.run(plans, 1.0)
@@ -160,7 +172,6 @@ class _Job:
     curvatures: dict[str, list[MatrixCurvature | None]]
     progress: Progress
     coder: str
-    search: bool
 
     def run(self, plans: Mapping[str, plan.TensorPlan], step: float) -> _Trial:
         """Quantize everything at one position of the knob and code it."""
@@ -187,22 +198,24 @@ class _Job:
             raw = checkpoint.to_bytes(stored)
             return Entry(dtype, shape, raw=raw, stored=cast if cast != dtype else None, note=tensor_plan.kept)
         settings = tensor_plan.at(step)
-        planes = quantize(tensor, self.curvatures.get(name), settings)
+        planes = self._quantize(name, tensor, settings)
         return Entry(dtype, shape, planes=tuple(planes), note=describe(settings))
 
-
-def quantize(tensor: Tensor, curvatures: Sequence[MatrixCurvature | None] | None, settings: Settings) -> list[Plane]:
-    """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
-    shape = plan.matrix_shape(tuple(tensor.shape))
-    assert shape is not None
-    stack = tensor.detach().to(torch.float32).reshape(shape)
-    method = METHODS[settings.method].quantize
-    return [method(w, curvatures[i] if curvatures else None, settings) for i, w in enumerate(stack)]
+    def _quantize(self, name: str, tensor: Tensor, settings: Settings) -> list[Plane]:
+        """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
+        shape = plan.matrix_shape(tuple(tensor.shape))
+        assert shape is not None
+        method = METHODS[settings.method]
+        curvatures = self.curvatures.get(name, [None] * shape[0])
+        stack = tensor.detach().to(torch.float32).reshape(shape)
+        return [method.quantize(w, c, settings) for w, c in zip(stack, curvatures, strict=True)]
 
 
 def describe(settings: Settings) -> str:
     """The settings that matter, for the report: "gptq int6 k=12.85"."""
     words = [settings.method]
+    if settings.method == "auto" and settings.trellis:
+        words.append(f"trellis={settings.trellis}")
     if settings.method != "auto":
         words.append(f"int{settings.bits}")
     if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:

@@ -96,9 +96,14 @@ def _parse_word(word: str, text: str) -> dict[str, Any]:
 
 
 def make(
-    tensors: Mapping[str, Tensor], *, method: str, rules: Sequence[Rule] = (), search: bool = False, half: bool = False
+    tensors: Mapping[str, Tensor],
+    *,
+    method: str,
+    rules: Sequence[Rule] = (),
+    search: bool = False,
+    base: Settings | None = None,
 ) -> dict[str, TensorPlan]:
-    """A plan for every tensor. search: a budget will be searched for. half: scales stay IEEE half precision.
+    """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
     Raises UsageError for an unknown method and for patterns that match no tensor.
     """
@@ -107,10 +112,11 @@ def make(
     idle = [r.pattern for r in rules if not any(fnmatchcase(name, r.pattern) for name in tensors)]
     if idle:
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
-    return {name: _plan(name, tensor, method, rules, search, half) for name, tensor in tensors.items()}
+    base = replace(base or Settings(), method=method)
+    return {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
 
 
-def _plan(name: str, tensor: Tensor, method: str, rules: Sequence[Rule], search: bool, half: bool) -> TensorPlan:
+def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
     fields: dict[str, Any] = {}
     for rule in rules:
         if fnmatchcase(name, rule.pattern):
@@ -119,15 +125,12 @@ def _plan(name: str, tensor: Tensor, method: str, rules: Sequence[Rule], search:
     if fields.pop("keep", False) or cast:
         return TensorPlan(None, "asked for with --set", cast if cast and tensor.is_floating_point() else None)
     if reason := reason_to_keep(tensor):
-        small = method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
+        small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
-    settings = Settings(method=fields.get("method", method))
-    if half:
-        settings = replace(settings, scale_per_octave=0)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
     bits = fields.get("bits", 8 if search else default["bits"])
     k = fields.get("k", default["k"] * ((1 << (bits - 1)) - 1) / ((1 << (default["bits"] - 1)) - 1))  # same step size
-    settings = replace(settings, **{**fields, "bits": bits, "k": k})
+    settings = replace(base, **{**fields, "bits": bits, "k": k})
     return TensorPlan(settings, searched=search and not {"k", "step"} & fields.keys())
 
 

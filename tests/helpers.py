@@ -2,4 +2,56 @@
 
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"  # a real checkpoint; absent from a bare clone
+
+TOY_MODEL = '''
+import torch
+from torch import nn
+
+class Toy(nn.Module):
+    """A tied-embedding language model of 64 pieces, small enough for tests."""
+    def __init__(self, width=48):
+        super().__init__()
+        self.tok_emb = nn.Embedding(64, width)
+        self.up = nn.Linear(width, 96, bias=False)
+        self.down = nn.Linear(96, width, bias=False)
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward_logits(self, ids):
+        x = self.tok_emb(ids)
+        x = x + self.gain * self.down(torch.relu(self.up(x)))
+        return x @ self.tok_emb.weight.T
+
+def broken():
+    raise RuntimeError("no such thing")
+
+not_a_module = 3
+'''
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """An own generator: tests leave the global one alone."""
+    return torch.Generator().manual_seed(seed)
+
+
+def toy_state(seed: int = 0, width: int = 48) -> dict[str, Tensor]:
+    """A state dict that fits TOY_MODEL."""
+    g = generator(seed)
+    return {
+        "tok_emb.weight": torch.randn(64, width, generator=g),
+        "up.weight": torch.randn(96, width, generator=g) * 0.1,
+        "down.weight": torch.randn(width, 96, generator=g) * 0.1,
+        "gain": torch.rand(width, generator=g),
+    }
+
+
+def toy_module(state: dict[str, Tensor]) -> nn.Module:
+    """TOY_MODEL's class, holding `state`."""
+    names: dict[str, object] = {}
+    exec(compile(TOY_MODEL, "toy.py", "exec"), names)
+    module = names["Toy"]()  # type: ignore[operator]
+    module.load_state_dict(state)
+    return module

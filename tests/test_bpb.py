@@ -166,7 +166,7 @@ class CountingModel(nn.Module):
         self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        position = torch.arange(1, ids.size(1) + 1)[:, None]
+        position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
         return self.table[ids].cumsum(1) / position.sqrt()
 
 
@@ -201,6 +201,16 @@ def test_evaluate_equals_the_naive_rule(length: int, stride: int | None):
     assert result.bytes == byte_counts[1:].sum()
     assert result.loss == pytest.approx(nats / (length - 1), abs=1e-6)
     assert result.bpb == pytest.approx(nats / math.log(2) / result.bytes, abs=1e-6)
+
+
+@pytest.mark.gpu
+def test_evaluate_on_the_device_of_the_model():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    tokens, ones = stream(1000), np.ones(1000)
+    cpu = evaluate(CountingModel(), tokens, ones, seq_len=16, stride=4)
+    cuda = evaluate(CountingModel().cuda(), tokens, ones, seq_len=16, stride=4)
+    assert cuda.loss == pytest.approx(cpu.loss, abs=1e-5)
 
 
 def test_max_tokens_scores_a_prefix():

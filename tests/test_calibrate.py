@@ -212,7 +212,7 @@ class Unbound(Banks):
         if tag == "emb":
             return F.linear(x, self.emb.weight)
         name, k = self.where[tag]
-        w = [slice_ for slice_ in getattr(self, name)][k]  # noqa: C416
+        w = [slice_ for slice_ in getattr(self, name)][k]
         return x.flatten(0, 1).mm(w if tag == "down" else w.t()).view(*x.shape[:2], -1)
 
 
@@ -234,7 +234,8 @@ class Joined(Banks):
 
 
 @pytest.mark.parametrize(
-    "kind", [Linears, Matmul, FromTheLeft, Einsum, EinsumWeightFirst, EinsumHeads, Scaled, Banks, Unbound, Batched, Joined]
+    "kind",
+    [Linears, Matmul, FromTheLeft, Einsum, EinsumWeightFirst, EinsumHeads, Scaled, Banks, Unbound, Batched, Joined],
 )
 def test_agrees_with_the_oracle(kind: type[Net]) -> None:
     net = kind()
@@ -446,7 +447,9 @@ def test_compiled_model_is_unwrapped() -> None:
 
 def test_tokens_limit_and_progress() -> None:
     told = []
-    curvature = calibrate(Matmul(), torch.cat(batches()), tokens=15, progress=lambda done, total: told.append((done, total)))
+    curvature = calibrate(
+        Matmul(), torch.cat(batches()), tokens=15, progress=lambda done, total: told.append((done, total))
+    )
     assert curvature.tokens == 12
     assert told == [(12, 15)]
 
@@ -486,10 +489,25 @@ def changed(net: Net, change: object) -> Net:
         (Matmul(), [], CurvatureError, "no calibration tokens"),
         (changed(Matmul(), lambda n: setattr(n, "forward", lambda ids: n.w["q"].sum())), batches(), ModelError, "loss"),
         (changed(Matmul(), lambda n: setattr(n, "head", lambda x: x[:, -1:])), batches(), ModelError, "last position"),
-        (changed(Matmul(), lambda n: setattr(n, "head", lambda x: x[..., :3])), batches(), CurvatureError, "vocabulary of 3"),
+        (
+            changed(Matmul(), lambda n: setattr(n, "head", lambda x: x[..., :3])),
+            batches(),
+            CurvatureError,
+            "vocabulary of 3",
+        ),
         (changed(Broken(), lambda n: n.inner[1].weight.data.fill_(torch.nan)), batches(), CurvatureError, "inner.1"),
-        (changed(Matmul(), lambda n: setattr(n, "head", lambda x: F.dropout(x, 0.5))), batches(), CurvatureError, "dropout"),
-        (changed(Matmul(), lambda n: setattr(n, "head", torch.no_grad()(n.head))), batches(), CurvatureError, "no_grad"),
+        (
+            changed(Matmul(), lambda n: setattr(n, "head", lambda x: F.dropout(x, 0.5))),
+            batches(),
+            CurvatureError,
+            "dropout",
+        ),
+        (
+            changed(Matmul(), lambda n: setattr(n, "head", torch.no_grad()(n.head))),
+            batches(),
+            CurvatureError,
+            "no_grad",
+        ),
         (
             changed(Matmul(), lambda n: setattr(n, "embed", lambda ids: n.w["emb"][ids] + torch.zeros(5, D))),
             batches(),

@@ -56,6 +56,14 @@ def test_logits_and_loss():
     assert torch.equal(loss, F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
+def test_compiles_without_a_graph_break():
+    """The tracer alone: generating code needs a compiler that not every machine has."""
+    model, ids = awake(), random_ids(2, 9)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(ids[:, :-1], ids[:, 1:]), model(ids[:, :-1], ids[:, 1:]), atol=1e-6)
+
+
 def test_every_parameter_learns():
     model, ids = awake(), random_ids(2, 9)
     model(ids[:, :-1], ids[:, 1:]).backward()

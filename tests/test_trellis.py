@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.packer.trellis import PARITY_CHECKS, STRIP, next_states
-from pgolf.quant.auto import gaussian_rates
-from pgolf.quant.trellis import Rates, _bits, _round_column, predecessors
+from pgolf.packer.trellis import PARITY_CHECKS, next_states
+from pgolf.quant.sweep import gaussian_rates
+from pgolf.quant.trellis import Rates, _bits, _round_one, _viterbi, predecessors
 
 FLAT = Rates(0, np.zeros((1, 8), np.float32), np.zeros(1, np.float32))
 
@@ -21,22 +21,23 @@ def column(u, lam=0.0, kind=0, frozen=None, rates=FLAT, states=8) -> np.ndarray:
     u = np.asarray(u, np.float32)
     codes = np.empty(len(u), np.int32)
     still = np.zeros(len(u), bool) if frozen is None else np.asarray(frozen)
-    before = predecessors(states) if states else np.empty((0, 2), np.int32)
+    if not states:
+        return np.array([int(_round_one(x, lam, kind, rates, 1.0)) for x in u])
     same = np.full(len(u), lam, np.float32), np.full(len(u), kind, np.int32)
-    _round_column(u, *same, still, rates, before, codes)
+    _viterbi(u, *same, still, rates, predecessors(states), 0, 1, codes)
     return codes
 
 
-def walk(codes: np.ndarray, states: int, frozen: np.ndarray | None = None) -> None:
-    """Follow the path as the decoder does; fails where a code is not allowed."""
-    after, state = next_states(states), 0
+def walk(codes: np.ndarray, states: int, frozen: np.ndarray | None = None, state: int = 0) -> int:
+    """Follow the path as the decoder does; fails where a code is not allowed. Returns the last state."""
+    after = next_states(states)
     for i, code in enumerate(codes):
-        state = 0 if i % STRIP == 0 else state
         if frozen is not None and frozen[i]:
             assert code % 2 == 0
         else:
             assert code % 2 == state % 2
             state = after[state, (code >> 1) & 1]
+    return state
 
 
 def best_by_force(u: np.ndarray, lam: float, rates: Rates, states: int) -> float:
@@ -97,10 +98,15 @@ def test_viterbi_finds_the_best_path(u: list[float], states: int, lam: float) ->
 
 
 @pytest.mark.parametrize("states", PARITY_CHECKS)
-def test_long_columns_reset_and_frozen_entries_stay_even(states: int) -> None:
+def test_frozen_entries_stay_even_and_the_path_can_be_continued(states: int) -> None:
     generator = np.random.default_rng(0)
-    u, frozen = 5 * generator.standard_normal(2 * STRIP + 100), generator.random(2 * STRIP + 100) < 0.3
-    codes = column(u, 0.3, kind=30, frozen=frozen, rates=gaussian_rates(states, 0), states=states)
+    u, frozen = (5 * generator.standard_normal(400)).astype(np.float32), generator.random(400) < 0.3
+    lam, kind = np.full(400, 0.3, np.float32), np.full(400, 30, np.int32)
+    rates, before, codes = gaussian_rates(states), predecessors(states), np.empty(400, np.int32)
+    state = _viterbi(u, lam, kind, frozen, rates, before, 0, 250, codes)
+    assert walk(codes[:250], states, frozen[:250]) == state
+    part = slice(250, 400)
+    _viterbi(u[part], lam[part], kind[part], frozen[part], rates, before, state, 150, codes[part])
     walk(codes, states, frozen)
     assert np.abs(codes - u).max() < 6
 
@@ -122,7 +128,7 @@ def test_scalar_codes_are_nearest_without_rates_and_nearer_zero_with_them() -> N
 
 def test_a_dead_entry_follows_the_all_zero_path() -> None:
     u = 0.1 * np.random.default_rng(2).standard_normal(500)
-    assert not column(u, 0.36, kind=10, rates=gaussian_rates(8, 0)).any()
+    assert not column(u, 0.36, kind=10, rates=gaussian_rates(8)).any()
 
 
 def test_bits_extrapolate_beyond_the_table() -> None:

@@ -19,6 +19,8 @@ from pgolf.errors import ArtifactError
 from pgolf.packer import spread, stream
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.packer.stream import Layout
+from pgolf.packer.threads import on_threads
+from pgolf.packer.trellis import PARITY_CHECKS
 
 Array = NDArray[Any]
 
@@ -26,16 +28,21 @@ MODES = get_args(spread.Mode)
 NO_SCALE = -1
 PER_OCTAVES = {NO_SCALE, HALF, 1, 2, 4, 8, 16, 32, 64}
 MAX_CODES = 1 << 33
+MAX_SIDE = 1 << 31  # rows or columns of one plane
+MAX_INDEX = 1 << 20  # of scales and spread classes
+SIDE_LANE_BYTES = 600  # index vectors are few: short lanes cost nothing that counts, and numpy takes fewer steps
 
 
 @dataclass(frozen=True)
 class Packed:
-    """sections: name -> bytes; head: JSON-able; plane_bits, side_bits: of each plane's codes and description."""
+    """sections: name -> bytes; head: JSON-able; plane_bits, side_bits: of each plane's codes and description;
+    ideal_bits: see stream.Coded."""
 
     sections: dict[str, bytes]
     head: dict[str, Any]
     plane_bits: list[float]
     side_bits: list[float]
+    ideal_bits: float
 
 
 @dataclass(frozen=True)
@@ -50,47 +57,48 @@ class _Vector:
 
 def encode(planes: Sequence[Plane]) -> Packed:
     """Code planes. Raises ValueError on codes that break the trellis rule (a quantizer's bug)."""
-    choices = [spread.choose(plane) for plane in planes]
-    records, vectors, owners, halves = [], [], [], []
-    for index, (plane, choice) in enumerate(zip(planes, choices, strict=True)):
-        mine, half = _describe(plane, choice)
-        vectors += mine
-        owners += [index] * len(mine)
-        halves += half
-        records.append(
-            [
-                *plane.codes.shape,
-                NO_SCALE if plane.row_scale is None else plane.row_scale.per_octave,
-                NO_SCALE if plane.col_scale is None else plane.col_scale.per_octave,
-                plane.trellis,
-                plane.trellis_from,
-                MODES.index(choice.mode),
-                int(choice.spread.rows[0]) if choice.mode == "one" and len(choice.spread.rows) else 0,
-                [[v.base, v.follows, v.spread_class] for v in mine],
-            ]
-        )
-    side = stream.encode([v.residual[:, None] for v in vectors], [_side_layout(v) for v in vectors], "side")
-    layouts = [
-        Layout(p.codes.shape, c.spread, p.trellis, p.trellis_from, 0) for p, c in zip(planes, choices, strict=True)
-    ]
+    choices = on_threads(spread.choose, planes)
+    described = [_describe(plane, choice) for plane, choice in zip(planes, choices, strict=True)]
+    vectors = [v for mine, _ in described for v in mine]
+    halves = [h for _, half in described for h in half]
+    side = stream.encode(
+        [v.residual[:, None] for v in vectors],
+        [_vector_layout(len(v.residual), v.spread_class, 0) for v in vectors],
+        "side",
+        SIDE_LANE_BYTES,
+    )
+    layouts = [Layout(p.codes.shape, c.spread, p.trellis, p.trellis_from) for p, c in zip(planes, choices, strict=True)]
     main = stream.encode([plane.codes for plane in planes], layouts, "codes")
-    half_bits = _joined_half(halves)
-    sections = {**side.sections, **main.sections} | ({"half": half_bits} if half_bits else {})
-    side_bits = [
-        16.0 * sum(len(s.index) for s in (p.row_scale, p.col_scale) if s and s.per_octave == HALF) for p in planes
-    ]
-    for owner, bits in zip(owners, side.bits, strict=True):
-        side_bits[owner] += bits
+    half_bits = np.concatenate([*halves, np.zeros(0, np.int32)]).astype("<u2").tobytes()
     head = {
-        "planes": [[*r, f] for r, f in zip(records, main.families, strict=True)],
-        "codes": main.head,
-        "side": {**side.head, "families": side.families},
+        "planes": [
+            _record(plane, choice, mine, family)
+            for plane, choice, (mine, _), family in zip(planes, choices, described, main.families, strict=True)
+        ],
+        "lanes": [side.lanes, main.lanes],
+        "families": side.families,
     }
-    return Packed(sections, head, main.bits, side_bits)
+    sections = side.sections | main.sections | ({"half": half_bits} if half_bits else {})
+    bits, taken = iter(side.bits), []
+    for mine, half in described:
+        taken.append(sum(next(bits) for _ in mine) + 16.0 * sum(map(len, half)))
+    return Packed(sections, head, main.bits, taken, main.ideal_bits)
 
 
-def _joined_half(halves: list[Array]) -> bytes:
-    return np.concatenate([*halves, np.zeros(0, np.int32)]).astype("<u2").tobytes()
+def _record(plane: Plane, choice: spread.Choice, vectors: Sequence[_Vector], family: int) -> list[Any]:
+    """The fields of Record."""
+    one = choice.mode == "one" and len(choice.spread.rows) > 0
+    return [
+        *plane.codes.shape,
+        NO_SCALE if plane.row_scale is None else plane.row_scale.per_octave,
+        NO_SCALE if plane.col_scale is None else plane.col_scale.per_octave,
+        plane.trellis,
+        plane.trellis_from,
+        MODES.index(choice.mode),
+        int(choice.spread.rows[0]) if one else 0,
+        [[v.base, v.follows, v.spread_class] for v in vectors],
+        family,
+    ]
 
 
 def _describe(plane: Plane, choice: spread.Choice) -> tuple[list[_Vector], list[Array]]:
@@ -131,35 +139,63 @@ def _centred(index: Array, follows: int) -> _Vector:
     return _Vector(residual, base, follows, round(0.5 * SPREAD_STEPS * float(np.log2(power))))
 
 
-def _side_layout(vector: _Vector) -> Layout:
-    return _vector_layout(len(vector.residual), vector.spread_class, 0)
-
-
 def _vector_layout(length: int, spread_class: int, family: int) -> Layout:
-    return Layout((length, 1), Spread(np.full(length, spread_class, np.int32), np.zeros(1, np.int32)), 0, 0, family)
+    return Layout(
+        (length, 1), Spread(np.broadcast_to(np.int32(spread_class), length), np.zeros(1, np.int32)), family=family
+    )
 
 
-def decode(sections: dict[str, bytes], head: dict[str, Any]) -> list[Plane]:
-    """The inverse of `encode`. Raises ArtifactError on anything inconsistent; checks sizes before it allocates."""
-    records = [_Record.parse(fields) for fields in head["planes"]]
+def parse(head: dict[str, Any]) -> list[Record]:
+    """The records of the planes, checked. Raises ArtifactError."""
+    records = [Record.parse(fields) for fields in head["planes"]]
     if sum(r.rows * r.cols for r in records) > MAX_CODES:
         raise ArtifactError("the artifact declares more codes than pgolf reads: it is damaged")
-    lengths = [(length, meta) for r in records for length, meta in zip(r.lengths(), r.vectors, strict=True)]
-    families = head["side"]["families"]
-    if len(families) != len(lengths):
+    lanes, families = head["lanes"], head["families"]
+    numbers = [*lanes, *families]
+    if len(lanes) != 2 or len(families) != sum(len(r.vectors) for r in records) or not all_integers(numbers):
         raise ArtifactError("the side stream does not fit the planes: the artifact is damaged")
+    return records
+
+
+def section_limits(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
+    """Section name -> (fewest, most) raw bytes that these planes can need."""
+    half = 2 * sum(r.halves() for r in records)
+    limits = {"half": (half, half)}
+    for name, symbols in (("side", sum(sum(r.lengths()) for r in records)), ("codes", _num_codes(records))):
+        limits |= {f"{name}.{part}": (0, most) for part, most in stream.section_limits(symbols).items()}
+    return limits
+
+
+def _num_codes(records: Sequence[Record]) -> int:
+    return sum(r.rows * r.cols for r in records)
+
+
+def all_integers(numbers: Sequence[Any]) -> bool:
+    """Whether all are JSON integers of a moderate size (a bool is not one)."""
+    return all(type(n) is int and abs(n) < 1 << 40 for n in numbers)
+
+
+def decode(sections: dict[str, bytes], head: dict[str, Any], records: Sequence[Record]) -> list[Plane]:
+    """The inverse of `encode`; records: `parse(head)`. Raises ArtifactError; checks sizes before it allocates."""
+    lengths = [(length, meta) for r in records for length, meta in zip(r.lengths(), r.vectors, strict=True)]
     layouts = [
-        _vector_layout(length, meta[2], family) for (length, meta), family in zip(lengths, families, strict=True)
+        _vector_layout(length, meta[2], family)
+        for (length, meta), family in zip(lengths, head["families"], strict=True)
     ]
-    residuals = iter(stream.decode(sections, head["side"], layouts, "side"))
+    side_lanes, lanes = head["lanes"]
+    stream.check_plausible(_num_codes(records), len(sections.get("codes.words", b"")) // 2, lanes)
+    residuals = iter(stream.decode(sections, side_lanes, layouts, "side"))
     halves = _Cursor(np.frombuffer(sections.get("half", b""), "<u2"))
     described = [_undescribe(record, residuals, halves) for record in records]
     halves.finish()
-    layouts = [Layout((r.rows, r.cols), d.spread, r.trellis, r.trellis_from, r.family) for r, d in described]
-    codes = stream.decode(sections, head["codes"], layouts, "codes")
+    layouts = [
+        Layout((r.rows, r.cols), d.spread, r.trellis, r.trellis_from, r.family)
+        for r, d in zip(records, described, strict=True)
+    ]
+    codes = stream.decode(sections, lanes, layouts, "codes")
     return [
         Plane(c, d.row_scale, d.col_scale, r.trellis, r.trellis_from, d.spread)
-        for c, (r, d) in zip(codes, described, strict=True)
+        for c, r, d in zip(codes, records, described, strict=True)
     ]
 
 
@@ -182,7 +218,7 @@ class _Cursor:
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """One plane's entry in the header, in file order; vectors: [base, follows, spread class] of its index vectors."""
 
     rows: int
@@ -197,27 +233,33 @@ class _Record:
     family: int
 
     @staticmethod
-    def parse(fields: Any) -> _Record:
+    def parse(fields: Any) -> Record:
         """A record from JSON, every field checked."""
         try:
-            record = _Record(*fields)
+            record = Record(*fields)
             numbers = [n for f in fields for n in ([m for v in f for m in v] if isinstance(f, list) else [f])]
         except TypeError:
             raise ArtifactError("a plane record has the wrong fields: the artifact is damaged") from None
         good = (
-            all(type(n) is int and abs(n) < 1 << 40 for n in numbers)
+            all_integers(numbers)
             and isinstance(record.vectors, list)
             and all(isinstance(v, list) and len(v) == 3 and v[1] in {0, 1} and abs(v[2]) < 1000 for v in record.vectors)
-            and record.rows >= 0 <= record.cols
+            and min(record.rows, record.cols) >= 0
+            and max(record.rows, record.cols) < MAX_SIDE
             and {record.row_scale, record.col_scale} <= PER_OCTAVES
             and 0 <= record.mode < len(MODES)
-            and 0 <= record.family <= stream.MAX_SLOTS
-            and max(abs(record.trellis_from), abs(record.overall)) < 1 << 20
+            and (record.trellis == 0 or record.trellis in PARITY_CHECKS)
+            and (record.overall == 0 or MODES[record.mode] == "one")
+            and max(abs(record.trellis_from), abs(record.overall)) <= MAX_INDEX
             and len(record.vectors) == len(record.lengths())
         )
         if not good:
             raise ArtifactError("a plane record is out of range: the artifact is damaged")
         return record
+
+    def halves(self) -> int:
+        """How many scales are kept as half-precision bits."""
+        return self.rows * (self.row_scale == HALF) + self.cols * (self.col_scale == HALF)
 
     def lengths(self) -> list[int]:
         """Lengths of the coded index vectors, in file order."""
@@ -236,7 +278,7 @@ class _Description:
     spread: Spread
 
 
-def _undescribe(record: _Record, residuals: Any, halves: _Cursor) -> tuple[_Record, _Description]:
+def _undescribe(record: Record, residuals: Any, halves: _Cursor) -> _Description:
     metas = iter(record.vectors)
 
     def index(followed: Scale | None) -> Array:
@@ -246,7 +288,7 @@ def _undescribe(record: _Record, residuals: Any, halves: _Cursor) -> tuple[_Reco
         if octaves is None:
             raise ArtifactError("spread classes follow a scale that is not there: the artifact is damaged")
         values = values - octaves
-        if np.abs(values).max(initial=0) > 1 << 20:
+        if np.abs(values).max(initial=0) > MAX_INDEX:
             raise ArtifactError("a scale or spread index is out of range: the artifact is damaged")
         return np.asarray(values, np.int32)
 
@@ -259,6 +301,6 @@ def _undescribe(record: _Record, residuals: Any, halves: _Cursor) -> tuple[_Reco
 
     row_scale, col_scale = scale(record.row_scale, record.rows), scale(record.col_scale, record.cols)
     mode = MODES[record.mode]
-    rows = index(row_scale) if mode in {"rows", "both"} else np.full(record.rows, record.overall, np.int32)
-    cols = index(col_scale) if mode in {"cols", "both"} else np.zeros(record.cols, np.int32)
-    return record, _Description(row_scale, col_scale, Spread(rows, cols))
+    rows = index(row_scale) if mode in {"rows", "both"} else np.broadcast_to(np.int32(record.overall), record.rows)
+    cols = index(col_scale) if mode in {"cols", "both"} else np.broadcast_to(np.int32(0), record.cols)
+    return _Description(row_scale, col_scale, Spread(rows, cols))

@@ -1,14 +1,14 @@
 """The artifact file: preamble, header, sections; written whole or not at all, believed only after every check.
 
-    preamble (24 bytes)   magic "\\x89PGOLF\\r\\n", u16 version, u8 header codec, u8 zero,
-                          u32 stored header bytes, u32 raw header bytes, u32 CRC-32 of all the rest
-    header                canonical JSON (sorted keys, no spaces), compressed
-    sections              stored one after another in header order, nothing between them and nothing after
+    preamble (28 bytes)   magic "\\x89PGOLF\\r\\n", u16 version, u8 header codec, u8 zero, u32 stored header bytes,
+                          u32 raw header bytes, u32 CRC-32 of the content, u32 CRC-32 of the file without this field
+    header                canonical JSON (sorted keys, no spaces), stored or brotli
+    sections              stored one after another in the order of their names, nothing between them and nothing after
 
 What will surprise you:
-* The CRC covers the first 20 bytes too, and is checked first: a flipped bit never reaches a parser. What follows still
-  trusts nothing, because a hostile file has a good CRC.
-* The header states every section's raw size; their sum is bounded by what the tensors' shapes can need.
+* The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
+  because a hostile file has a good CRC.
+* The CRC of the content goes over the raw header and the raw sections: it holds the decompressors to account.
 * docs/FORMAT.md is the specification; its annotated dump is parsed by a test.
 """
 
@@ -21,6 +21,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +30,10 @@ from pgolf.packer import general
 
 MAGIC = b"\x89PGOLF\r\n"
 VERSION = 1
-_PREAMBLE = struct.Struct("<8sHBBIII")
-MAX_HEADER = 1 << 26
+_PREAMBLE = struct.Struct("<8sHBBIIII")
+MAX_HEADER = 1 << 24
 MAX_SECTIONS = 64
+HEADER_CODECS = ("stored", "brotli")  # they decompress piece by piece: a lie about the size allocates nothing
 
 
 def canonical(value: Any) -> bytes:
@@ -39,34 +41,70 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def dump(head: dict[str, Any], sections: dict[str, general.Compressed]) -> bytes:
-    """The artifact's bytes. head: JSON-able; sections: name -> compressed bytes, stored in order of their names."""
-    index = [[n, general.CODECS[s.codec].number, s.shuffle, s.size, len(s.data)] for n, s in sorted(sections.items())]
+def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
+    """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
+
+    Raises ValueError if the header is larger than a reader accepts.
+    """
+    names = sorted(stored)
+    index = [_section_record(name, stored[name]) for name in names]
     raw = canonical({**head, "sections": index})
-    header = general.compress(raw)
-    body = header.data + b"".join(s.data for _, s in sorted(sections.items()))
+    if len(raw) > MAX_HEADER:
+        raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
+    header = general.compress(raw, codecs=HEADER_CODECS)
+    body = header.data + b"".join(stored[n].data for n in names)
     number = general.CODECS[header.codec].number
-    start = _PREAMBLE.pack(MAGIC, VERSION, number, 0, len(header.data), len(raw), 0)[:-4]
+    content = _content_crc(raw, sections)
+    start = _PREAMBLE.pack(MAGIC, VERSION, number, 0, len(header.data), len(raw), content, 0)[:-4]
     return start + struct.pack("<I", zlib.crc32(body, zlib.crc32(start))) + body
 
 
-def parse(data: bytes) -> tuple[dict[str, Any], dict[str, general.Compressed]]:
-    """(head, sections still compressed). Raises ArtifactError on anything but a whole, undamaged artifact."""
+def _section_record(name: str, section: general.Compressed) -> list[Any]:
+    return [name, general.CODECS[section.codec].number, section.shuffle, section.size, len(section.data)]
+
+
+def _content_crc(raw_header: bytes, sections: dict[str, bytes]) -> int:
+    crc = zlib.crc32(raw_header)
+    for name in sorted(sections):
+        crc = zlib.crc32(sections[name], crc)
+    return crc
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A whole file: its header, and its sections still compressed."""
+
+    head: dict[str, Any]
+    stored: dict[str, general.Compressed]
+    raw_header: bytes
+    content_crc: int
+
+    def sections(self) -> dict[str, bytes]:
+        """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here."""
+        sections = {name: general.decompress(stored) for name, stored in self.stored.items()}
+        if _content_crc(self.raw_header, sections) != self.content_crc:
+            raise ArtifactError("the content does not match its checksum: the artifact is damaged")
+        return sections
+
+
+def parse(data: bytes) -> Parsed:
+    """Raises ArtifactError on anything but a whole artifact of this version."""
     if not data.startswith(MAGIC[: max(1, min(len(data), len(MAGIC)))]):
         raise ArtifactError("not a pgolf artifact: it does not start with the pgolf magic bytes")
     if len(data) < _PREAMBLE.size:
         raise ArtifactError(f"the artifact is truncated: {len(data)} bytes are fewer than its preamble")
-    _, version, codec, zero, stored, raw_size, crc = _PREAMBLE.unpack_from(data)
+    _, version, codec, zero, stored, raw_size, content, crc = _PREAMBLE.unpack_from(data)
     if version != VERSION:
         raise ArtifactError(f"the artifact has format version {version}, this pgolf reads {VERSION}: upgrade pgolf")
     body = memoryview(data)[_PREAMBLE.size :]
     if zlib.crc32(body, zlib.crc32(data[: _PREAMBLE.size - 4])) != crc:
         raise ArtifactError("the artifact's checksum does not match: it is truncated or damaged; copy it again")
-    if zero or codec not in general.BY_NUMBER or stored > len(body) or raw_size > MAX_HEADER:
+    name = general.BY_NUMBER.get(codec)
+    if zero or name not in HEADER_CODECS or stored > len(body) or raw_size > MAX_HEADER:
         raise ArtifactError("the artifact's preamble is out of range: it is damaged")
-    header = general.Compressed(bytes(body[:stored]), general.BY_NUMBER[codec], 1, raw_size)
-    head = _parse_header(general.decompress(header))
-    return head, _parse_sections(head.pop("sections", None), body[stored:])
+    raw = general.decompress(general.Compressed(bytes(body[:stored]), name, 1, raw_size))
+    head = _parse_header(raw)
+    return Parsed(head, _parse_sections(head.pop("sections", None), body[stored:]), raw, content)
 
 
 def _parse_header(raw: bytes) -> dict[str, Any]:
@@ -87,18 +125,21 @@ def _parse_sections(index: Any, body: memoryview) -> dict[str, general.Compresse
     at = 0
     for entry in index:
         match entry:
-            case [str(name), int(codec), int(shuffle), int(size), int(stored)] if (
-                codec in general.BY_NUMBER
-                and shuffle in {1, 2, 4, 8}
-                and 0 <= size < 1 << 40
-                and 0 <= stored <= len(body) - at
-                and name not in sections
-            ):
-                data = bytes(body[at : at + stored])
-                sections[name] = general.Compressed(data, general.BY_NUMBER[codec], shuffle, size)
-                at += stored
+            case [str(name), *numbers] if len(numbers) == 4 and all(type(n) is int for n in numbers):
+                codec, shuffle, size, stored = numbers
             case _:
                 raise ArtifactError("a section of the artifact is malformed: it is damaged")
+        good = (
+            codec in general.BY_NUMBER
+            and shuffle in general.SHUFFLES
+            and 0 < size < 1 << 40
+            and 0 < stored <= len(body) - at
+            and name > max(sections, default="")
+        )
+        if not good:
+            raise ArtifactError("a section of the artifact is out of range: it is damaged")
+        sections[name] = general.Compressed(bytes(body[at : at + stored]), general.BY_NUMBER[codec], shuffle, size)
+        at += stored
     if at != len(body):
         raise ArtifactError(f"{len(body) - at} bytes left over after the last section: the artifact is damaged")
     return sections

@@ -17,39 +17,39 @@ import zstandard
 
 from pgolf.errors import ArtifactError
 
-_LZMA_DICTIONARY = 1 << 26  # what the decoder allows; the encoder takes no more than the data need
 
-
-def _lzma_filters(dictionary: int) -> list[dict[str, int]]:
+def _lzma_filters(size: int) -> list[dict[str, int]]:
+    """The reader sets up a dictionary this large, so it follows from the raw size and never exceeds 64 MiB."""
+    dictionary = min(max(1 << 12, 1 << size.bit_length()), 1 << 26)
     preset = 9 | lzma.PRESET_EXTREME
     return [{"id": lzma.FILTER_LZMA2, "preset": preset, "lc": 3, "lp": 0, "pb": 0, "dict_size": dictionary}]
 
 
 def _lzma_encode(raw: bytes) -> bytes:
-    dictionary = min(max(1 << 12, 1 << len(raw).bit_length()), _LZMA_DICTIONARY)
-    return lzma.compress(raw, lzma.FORMAT_RAW, filters=_lzma_filters(dictionary))
-
-
-def _brotli_decode(data: bytes, size: int) -> bytes:
-    decoder, out = brotli.Decompressor(), b""
-    while len(out) <= size and not decoder.is_finished():
-        piece = decoder.process(data, output_buffer_limit=max(size + 1 - len(out), 1))
-        if not piece and not data:
-            break
-        out, data = out + piece, b""
-    return out
+    return lzma.compress(raw, lzma.FORMAT_RAW, filters=_lzma_filters(len(raw)))
 
 
 def _lzma_decode(data: bytes, size: int) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(_LZMA_DICTIONARY))
-    return decoder.decompress(data, size + 1)
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(size))
+    raw = decoder.decompress(data, size + 1)
+    return _whole(raw, decoder.eof and not decoder.unused_data)
 
 
-def _zstd_encode(data: bytes) -> bytes:
+def _brotli_decode(data: bytes, size: int) -> bytes:
+    decoder, raw = brotli.Decompressor(), b""
+    while not decoder.is_finished() and len(raw) <= size:
+        piece = decoder.process(data, output_buffer_limit=size + 1 - len(raw))
+        if not piece and not data:
+            break
+        raw, data = raw + piece, b""
+    return _whole(raw, decoder.is_finished())
+
+
+def _zstd_encode(raw: bytes) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         22, write_content_size=False, write_checksum=False, format=zstandard.FORMAT_ZSTD1_MAGICLESS
     )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
 
 
 def _zstd_decode(data: bytes, size: int) -> bytes:
@@ -58,7 +58,15 @@ def _zstd_decode(data: bytes, size: int) -> bytes:
 
 
 def _zlib_decode(data: bytes, size: int) -> bytes:
-    return zlib.decompressobj().decompress(data, size + 1)
+    decoder = zlib.decompressobj()
+    raw = decoder.decompress(data, size + 1)
+    return _whole(raw, decoder.eof and not decoder.unused_data)
+
+
+def _whole(raw: bytes, ended: bool) -> bytes:
+    if not ended:
+        raise ValueError("it does not end where it must")
+    return raw
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ CODECS = {
 }
 BY_NUMBER = {codec.number: name for name, codec in CODECS.items()}
 _FAILURES = (brotli.error, lzma.LZMAError, zstandard.ZstdError, zlib.error, ValueError, MemoryError)
+SHUFFLES = (1, 2, 4, 8)  # item sizes
 BEST = ("stored", "brotli", "lzma", "zstd")
 
 

@@ -1,8 +1,8 @@
 """Interleaved rANS: symbols and contexts to 16-bit words, one independent stream a lane.
 
 What will surprise you:
-* Lanes share nothing but the tables. Each owns a run of consecutive symbols, a 32-bit state and a run of words, so
-  numpy steps all lanes together, a compiled loop takes lane after lane, and a GPU gives each lane a thread.
+* Lanes share nothing but the tables. Each owns a run of whole strips, a 32-bit state and a run of words, so numpy steps
+  all lanes together, a compiled loop takes a few lanes at a time, and a GPU gives each lane a thread.
 * The encoder runs backwards. Every lane starts at LOW and must be back at LOW when the decoder has read its last
   symbol and its last word: that is checked, and catches nearly any damage.
 * With a trellis the decoder keeps a code state beside the coder's: its lowest bit (parity) picks the second of two
@@ -13,23 +13,29 @@ Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving: Giesen, arXiv
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.compiled import loops
+from pgolf.packer.strips import Sums, strip_lengths
 from pgolf.packer.tables import ESCAPES, OFFSET, PRECISION, TOTAL
 
 LOW = 1 << 16  # states live in [LOW, LOW << 16)
-TABLE = 0x1FF  # context bits: index of the table for parity 0 (parity 1: the next one)
-NO_TABLE = 0x1FF  # is no table's index
-ON_TRELLIS = 1 << 14  # this symbol reads and advances the trellis state
-RESTART = 1 << 15  # the trellis state returns to 0 before this symbol
+TABLE = 0x1FF  # context bits: number of the table for parity 0 (parity 1: the next one)
 DOUBLE = 1 << 13  # the code is 2·value + parity (a trellis lattice), not the value itself
+ON_TRELLIS = 1 << 14  # this symbol reads and advances the trellis state
+RESTART = 1 << 15  # first symbol of a strip: the trellis state returns to 0 before it
 ESCAPED = -(1 << 15)  # decoded code that says: take the next one of the escape list
+
+# A table gives its two escapes a slot each, so a symbol of frequency f <= 2^15 - 2 takes a state x to at most
+# x·f/2^15 + 2. From 2^32 down to 2^16 that lasts 2^14 · ln(2^17) symbols: no word and no state can hold more.
+SYMBOLS_A_WORD = 193_100
 
 Array = NDArray[Any]
 
@@ -43,15 +49,66 @@ class Lanes:
     words: Array
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """The context of every symbol, said strip by strip: symbol i of strip s has lookup[base[s] + rows[first[s] + i]].
+
+    starts: int64 [S + 1], where each strip begins; lookup: uint16, TABLE | DOUBLE | ON_TRELLIS of every possible sum of a
+    row's and a column's class; base, first: int64 [S]; rows: uint16.
+    """
+
+    starts: Array
+    base: Array
+    first: Array
+    rows: Array
+    lookup: Array
+
+    @staticmethod
+    def of(sums: Sequence[Sums], lookups: Sequence[Array]) -> Contexts:
+        """From the class sums of each matrix and the contexts that stand for them."""
+        lengths, base, first = [], [], []
+        row, entry = 0, 0
+        for each, lookup in zip(sums, lookups, strict=True):
+            mine = strip_lengths((each.rows.size, each.cols.size))
+            blocks = len(mine) // max(each.cols.size, 1)
+            lengths.append(mine)
+            base.append(np.tile(each.cols.astype(np.int64) + entry, blocks))
+            first.append(
+                row + np.cumsum(mine.reshape(blocks, -1)[:, 0]).repeat(each.cols.size) - mine if blocks else mine
+            )
+            row += each.rows.size
+            entry += len(lookup)
+        starts = np.concatenate([[0], np.cumsum(_joined(lengths, np.int64))]).astype(np.int64)
+        rows = _joined([each.rows for each in sums], np.uint16)
+        return Contexts(
+            starts, _joined(base, np.int64), _joined(first, np.int64), rows, _joined(list(lookups), np.uint16)
+        )
+
+    def expanded(self) -> Array:
+        """uint16 [N]: the context of every symbol, with RESTART."""
+        out = np.empty(self.starts[-1], np.uint16)
+        blocks = np.flatnonzero(np.diff(self.first, prepend=-1, append=-1))  # strips of one block share their rows
+        for a, b in pairwise(blocks):
+            height = self.starts[a + 1] - self.starts[a]
+            rows = self.rows[self.first[a] : self.first[a] + height].astype(np.int32)
+            index = self.base[a:b, None].astype(np.int32) + rows
+            out[self.starts[a] : self.starts[b]] = self.lookup.take(index).ravel()
+        out[self.starts[:-1]] |= RESTART
+        return out
+
+
+def _joined(parts: list[Array], dtype: Any) -> Array:
+    return np.concatenate([*parts, np.zeros(0, dtype)]).astype(dtype, copy=False)
+
+
 def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> Lanes:
-    """Code symbols (uint8 [N]), each with its final table index (uint16 [N], parity included).
+    """Code symbols (uint8 [N]), each with its table's number (uint16 [N], parity included).
 
     bounds: int64 [K+1], lane l owns symbols bounds[l]:bounds[l+1]. freqs: uint16 [T, 256], rows sum to 2^15.
     """
-    compiled = _compiled()
+    compiled = loops()
     freq = freqs.astype(np.uint32)
-    cum = np.zeros_like(freq)
-    np.cumsum(freq[:, :-1], axis=1, out=cum[:, 1:])
+    cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     return Lanes(*(compiled.encode if compiled else _encode)(symbols, tables_of, bounds, freq, cum))
 
 
@@ -79,41 +136,41 @@ def _encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: A
     return x[back].astype(np.uint32), emitted.sum(0)[back], words.T[back][emitted.T[back]]
 
 
-def decode(lanes: Lanes, contexts: Array, bounds: Array, freqs: Array, next_states: Array) -> Array:
+def decode(lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array) -> Array:
     """The inverse of `encode`, as codes: int16 [N], ESCAPED where the symbol was an escape.
 
-    contexts: uint16 [N] (TABLE | DOUBLE | ON_TRELLIS | RESTART); bounds, freqs: as in `encode`.
-    next_states: uint8 [S, 2]; any array of that form when no context is ON_TRELLIS.
+    bounds, freqs: as in `encode`. next_states: uint8 [S, 2]; any array of that form when nothing is ON_TRELLIS.
     Raises ArtifactError if a lane does not end where it must.
     """
-    compiled = _compiled()
     first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
     if first_word[-1] != len(lanes.words):
         raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
-    freq = freqs.astype(np.uint32)
-    cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
-    lookup = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(freq)), freqs.ravel())  # [T · 2^15] slot -> symbol
+    entries = (freqs.astype(np.uint32) << 16 | np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs).ravel()
+    symbol_of = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(freqs)), freqs.ravel())  # [T · 2^15] by slot
     words = np.append(lanes.words, np.zeros(1, np.uint16))  # a damaged lane may look one past the end
-    run = compiled.decode if compiled else _decode
-    out, states, ends = run(lanes.states, first_word, words, contexts, bounds, freq, cum, lookup, next_states)
+    compiled = loops()
+    out, states, ends = (compiled.decode if compiled else _decode)(
+        lanes.states.astype(np.uint32), first_word[:-1], words, contexts, bounds, entries, symbol_of, next_states
+    )
     if (states != LOW).any() or (ends != first_word[1:]).any():
         raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
     return out
 
 
 def _decode(
-    states: Array, first_word: Array, words: Array, contexts: Array, bounds: Array,
-    freq: Array, cum: Array, lookup: Array, next_states: Array,
+    states: Array, first_word: Array, words: Array, strips: Contexts, bounds: Array,
+    entries: Array, symbol_of: Array, next_states: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
+    """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step."""
+    contexts = strips.expanded()
     order, active = _schedule(bounds)
-    at, x, pointer = bounds[:-1][order], states[order].astype(np.uint32), first_word[:-1][order]
-    packed = (freq << 16 | cum).ravel()  # both fit: they are at most 2^15
-    successors = next_states.astype(np.uint16).ravel()
+    at, x, pointer = bounds[:-1][order], states[order], first_word[order]
     node = np.zeros(len(order), np.uint16)
     final_x, final_pointer = x.copy(), pointer.copy()
-    out = np.zeros(len(contexts), np.int16)
-    trellis = bool((contexts & ON_TRELLIS).any())
-    slot_mask, shift = np.uint32(TOTAL - 1), np.uint32(PRECISION)
+    out = np.empty(len(contexts), np.int16)
+    trellis = bool((strips.lookup & ON_TRELLIS).any())
+    code_of = np.arange(-OFFSET, OFFSET, dtype=np.int16)
+    code_of[:ESCAPES] = ESCAPED
     for k in active:
         if k < len(x):  # lanes are sorted by length: the last ones have ended
             final_x[: len(x)], final_pointer[: len(x)] = x, pointer
@@ -122,23 +179,22 @@ def _decode(
         table = (context & TABLE).astype(np.int32)
         if trellis:
             node = node * (context < RESTART)
-            on = (context & ON_TRELLIS) != 0
-            table += node & on
-        slot = x & slot_mask
-        symbol = lookup.take((table << PRECISION) + slot.astype(np.int32))
-        entry = packed.take((table << 8) + symbol)
-        x = (entry >> 16) * (x >> shift) + slot - (entry & 0xFFFF)
+            parity = node & ((context & ON_TRELLIS) != 0)
+            table += parity
+        slot = x & np.uint32(TOTAL - 1)
+        symbol = symbol_of.take((table << PRECISION) + slot.astype(np.int32))
+        entry = entries.take((table << 8) + symbol)
+        x = (entry >> 16) * (x >> PRECISION) + slot - (entry & 0xFFFF)
         need = np.flatnonzero(x < LOW)
         x[need] = x[need] << 16 | words.take(pointer[need], mode="clip")
         pointer[need] += 1
-        code = symbol.astype(np.int16) - OFFSET
+        code = code_of.take(symbol)
         if trellis:
-            code <<= (context & DOUBLE) != 0
-            code += (node & on).astype(np.int16)
-        code[symbol < ESCAPES] = ESCAPED
+            doubled = 2 * code + parity.astype(np.int16)
+            code = np.where(((context & DOUBLE) != 0) & (symbol >= ESCAPES), doubled, code)
+            successors = next_states[node, symbol & 1]
+            node = np.where((context & ON_TRELLIS) != 0, successors, node)
         out[at] = code
-        if trellis:
-            node = np.where(on, successors.take(2 * node + (symbol & 1)), node)
         at = at + 1
     final_x[: len(x)], final_pointer[: len(x)] = x, pointer
     back = np.argsort(order)
@@ -152,14 +208,3 @@ def _schedule(bounds: Array) -> tuple[Array, list[int]]:
     steps = int(lengths.max(initial=0))
     running = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(steps), side="right")
     return order, [int(k) for k in running]
-
-
-def _compiled() -> Any:
-    """The numba twins of the two loops, or None where numba is missing (the decoder stub) or switched off."""
-    if os.environ.get("PGOLF_COMPILED", "1") == "0":
-        return None
-    try:
-        from pgolf.packer import rans_numba
-    except ImportError:
-        return None
-    return rans_numba

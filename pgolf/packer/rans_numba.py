@@ -1,30 +1,32 @@
-"""The two loops of rans.py, compiled: same arguments, same bits. See rans.py for what the code means.
+"""The packer's loops, compiled: same arguments, same bits. See rans.py and spread.py for what the code means.
 
 What will surprise you:
 * A lane's next symbol waits for its last one, so one lane at a time leaves the processor idle: the decoder takes
   TOGETHER lanes in step, as numpy takes all of them.
+* A slot's symbol is found from the symbol of the 64 slots around it and a short walk: a table of all slots would not
+  stay in the cache.
 * Threads are plain threads, each with its share of the lanes (the loops hold no lock). Numba's own parallel loops are
   not used: their OpenMP barriers spin, and on a shared machine cost fifty times what they save.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.packer.rans import DOUBLE, ESCAPED, LOW, ON_TRELLIS, RESTART, TABLE
+from pgolf.packer.rans import DOUBLE, ESCAPED, LOW, ON_TRELLIS, TABLE, Contexts
 from pgolf.packer.tables import ESCAPES, OFFSET, PRECISION
+from pgolf.packer.threads import on_threads, workers
 
 Array = NDArray[Any]
 
-TOGETHER = 8
+TOGETHER = 4
+COARSE = 6  # log2 of the slots that share an entry of the guide
 SLOT_MASK = np.uint32((1 << PRECISION) - 1)
-WORTH_THREADS = 1 << 18  # symbols
+SHARES = 4  # a worker; more than one, so that none waits long for another
 
 
 def encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: Array) -> tuple[Array, Array, Array]:
@@ -32,7 +34,11 @@ def encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: Ar
     lanes = len(bounds) - 1
     states, counts = np.empty(lanes, np.uint32), np.empty(lanes, np.int64)
     buffer = np.empty(len(symbols), np.uint16)  # a symbol emits one word at most; a lane fills its part from the end
-    _on_threads(lanes, len(symbols), _encode, symbols, tables_of, bounds, freq, cum, states, counts, buffer)
+
+    def run(first: int, last: int) -> None:
+        _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, buffer)
+
+    on_threads(run, *_shares(lanes))
     words = np.empty(counts.sum(), np.uint16)
     end = 0
     for stop, count in zip(bounds[1:].tolist(), counts.tolist(), strict=True):
@@ -41,15 +47,11 @@ def encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: Ar
     return states, counts, words
 
 
-def _on_threads(lanes: int, size: int, loop: Any, *arguments: Any) -> None:
-    """loop(first lane, last lane, ...) on shares of the lanes; what it writes does not depend on the shares."""
-    workers = os.cpu_count() or 1 if size >= WORTH_THREADS else 1
-    cuts = [lanes * i // workers for i in range(workers + 1)]
-    if workers == 1:
-        loop(0, lanes, *arguments)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda a, b: loop(a, b, *arguments), cuts[:-1], cuts[1:]))
+def _shares(lanes: int) -> tuple[list[int], list[int]]:
+    """First and last lane of each piece of work."""
+    pieces = min(SHARES * workers(), lanes)
+    cuts = [lanes * i // max(pieces, 1) for i in range(pieces + 1)]
+    return cuts[:-1], cuts[1:]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -70,48 +72,67 @@ def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, 
 
 
 def decode(
-    states: Array, first_word: Array, words: Array, contexts: Array, bounds: Array,
-    freq: Array, cum: Array, lookup: Array, next_states: Array,
+    states: Array, first_word: Array, words: Array, contexts: Contexts, bounds: Array,
+    entries: Array, symbol_of: Array, next_states: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """See rans._decode."""
-    out = np.empty(len(contexts), np.int16)
-    final, ends = states.astype(np.uint32), first_word[:-1].copy()
-    entries = (freq << np.uint32(16) | cum).ravel()
-    lanes = len(bounds) - 1
-    _on_threads(lanes, len(out), _decode, words, contexts, bounds, entries, lookup, next_states, out, final, ends)
+    out = np.empty(bounds[-1], np.int16)
+    final, ends = states.copy(), first_word.copy()
+    guide = symbol_of[:: 1 << COARSE].copy()
+    c = contexts
+    first_strip = np.searchsorted(c.starts, bounds[:-1])
+
+    def run(first: int, last: int) -> None:
+        _decode(
+            first, last, bounds, first_strip, c.starts, c.base, c.first, c.rows, c.lookup,
+            words, entries, guide, next_states, out, final, ends,
+        )  # fmt: skip
+
+    on_threads(run, *_shares(len(bounds) - 1))
     return out, final, ends
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(first, last, words, contexts, bounds, entries, lookup, next_states, out, final, ends):  # type: ignore[no-untyped-def]
+def _decode(  # type: ignore[no-untyped-def]
+    first, last, bounds, first_strip, starts, base, first_row, rows, lookup,
+    words, entries, guide, next_states, out, final, ends,
+):  # fmt: skip
+    at, stop, edge = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
+    strip, column, row = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
     node = np.zeros(TOGETHER, np.int64)
     last_word = len(words) - 1
     for group in range(first, last, TOGETHER):
         size = min(TOGETHER, last - group)
         steps = 0
         for j in range(size):
-            steps = max(steps, bounds[group + j + 1] - bounds[group + j])
-        for step in range(steps):
+            at[j], stop[j] = bounds[group + j], bounds[group + j + 1]
+            edge[j], strip[j] = at[j], first_strip[group + j] - 1
+            steps = max(steps, stop[j] - at[j])
+        for _ in range(steps):
             for j in range(size):
-                lane = group + j
-                i = bounds[lane] + step
-                if i >= bounds[lane + 1]:
+                i = at[j]
+                if i == stop[j]:
                     continue
-                context = contexts[i]
-                if context & RESTART:
-                    node[j] = 0
+                if i == edge[j]:  # the next strip begins
+                    strip[j] += 1
+                    edge[j] = starts[strip[j] + 1]
+                    column[j], row[j], node[j] = base[strip[j]], first_row[strip[j]], 0
+                context = lookup[column[j] + rows[row[j]]]
                 parity = node[j] & 1 if context & ON_TRELLIS else 0
                 table = np.int64(context & TABLE) + parity
-                x = final[lane]
+                x = final[group + j]
                 slot = x & SLOT_MASK
-                symbol = lookup[(table << PRECISION) + slot]
+                symbol = np.int64(guide[(table << (PRECISION - COARSE)) + (slot >> np.uint32(COARSE))])
                 entry = entries[(table << 8) + symbol]
+                while slot - (entry & np.uint32(0xFFFF)) >= entry >> np.uint32(16):
+                    symbol += 1
+                    entry = entries[(table << 8) + symbol]
                 x = (entry >> np.uint32(16)) * (x >> np.uint32(PRECISION)) + slot - (entry & np.uint32(0xFFFF))
                 if x < LOW:
-                    x = x << np.uint32(16) | np.uint32(words[min(ends[lane], last_word)])
-                    ends[lane] += 1
-                final[lane] = x
-                code = np.int64(symbol) - OFFSET
+                    x = x << np.uint32(16) | np.uint32(words[min(ends[group + j], last_word)])
+                    ends[group + j] += 1
+                final[group + j] = x
+                code = symbol - OFFSET
                 if symbol < ESCAPES:
                     code = np.int64(ESCAPED)
                 elif context & DOUBLE:
@@ -119,3 +140,18 @@ def _decode(first, last, words, contexts, bounds, entries, lookup, next_states, 
                 out[i] = code
                 if context & ON_TRELLIS:
                     node[j] = next_states[node[j], symbol & 1]
+                at[j] = i + 1
+                row[j] += 1
+
+
+def count(slots: Array, symbols: Array, size: int) -> Array:
+    """See spread.count."""
+    counts = np.zeros((size, 256), np.int64)
+    _count(slots, symbols, counts)
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(slots, symbols, counts):  # type: ignore[no-untyped-def]
+    for i in range(len(slots)):
+        counts[slots[i], symbols[i]] += 1

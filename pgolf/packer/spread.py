@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.packer import aside
+from pgolf.packer.compiled import loops
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Spread
 from pgolf.packer.tables import ESCAPES, OFFSET
 
@@ -36,34 +38,51 @@ def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
     classes = sums.astype(np.int64) - (SPREAD_STEPS if trellis else 0)
-    aside = np.clip(-((WIDEST - classes) // SPREAD_STEPS), 0, 24)
-    classes = np.clip(classes - SPREAD_STEPS * aside, LOWEST, WIDEST) - LOWEST
-    return classes.astype(np.int16), aside.astype(np.int8)
+    widths = np.clip(-((WIDEST - classes) // SPREAD_STEPS), 0, aside.MAX_WIDTH)
+    classes = np.clip(classes - SPREAD_STEPS * widths, LOWEST, WIDEST) - LOWEST
+    return classes.astype(np.int16), widths.astype(np.int8)
 
 
-def symbols(values: Array, aside: Array | None) -> Array:
-    """uint8 [N]: value without its middle bits, plus OFFSET; where that is no byte, an escape of the same parity.
+def narrowed(codes: Array) -> Array:
+    """`codes` as int16 where they fit, as int32 otherwise."""
+    if codes.dtype == np.int16:
+        return codes
+    fits = not codes.size or (codes.min() >= -(1 << 15) and codes.max() < 1 << 15)
+    return codes.astype(np.int16 if fits else np.int32, copy=False)
 
-    aside: bits put aside of each value, None for none.
-    """
-    if aside is not None:
-        values = ((values >> (aside + 1)) << 1) | (values & 1)
+
+def symbols(values: Array) -> Array:
+    """uint8 [N]: value + OFFSET; where that is no byte above the escapes, the escape of the same parity."""
     if not values.size or (values.min() >= ESCAPES - OFFSET and values.max() < OFFSET):
-        return (values + OFFSET).astype(np.uint8)
+        return values.astype(np.uint8) ^ np.uint8(OFFSET)
     fits = (values >= ESCAPES - OFFSET) & (values < OFFSET)
-    return np.where(fits, values + OFFSET, values & 1).astype(np.uint8)
+    return np.where(fits, values.astype(np.uint8) ^ np.uint8(OFFSET), (values & 1).astype(np.uint8))
 
 
-def estimate(codes: Array) -> Spread:
-    """Spread classes that fit the second moments of `codes` [R, C]: rows and columns in turn, then rounded."""
-    square = np.square(codes, dtype=np.float32)
-    row, col = np.ones(len(square), np.float32), np.ones(square.shape[1], np.float32)
+def count(slots: Array, symbols: Array, size: int) -> Array:
+    """int64 [size, 256]: how often each symbol stands in each slot (both uint8 [N])."""
+    compiled = loops()
+    if compiled:
+        counts: Array = compiled.count(slots, symbols, size)
+        return counts
+    pairs = np.bincount(slots.astype(np.uint16) << 8 | symbols, minlength=size * 256)
+    return pairs.reshape(size, 256)
+
+
+def estimate(square: Array) -> Spread:
+    """Spread classes that fit the squared codes [R, C]: rows and columns in turn, then rounded.
+
+    einsum, not matmul: a BLAS result may depend on its number of threads.
+    """
+    rows, cols = square.shape
+    row, col = np.ones(rows, np.float32), np.ones(cols, np.float32)
     for _ in range(2):
-        row = np.maximum(square @ (1 / col) / np.float32(len(col)), FLOOR)
-        col = np.maximum((1 / row) @ square / np.float32(len(row)), FLOOR)
-    cols = _quarter_octaves(col / np.exp(np.mean(np.log(col))))
-    row = np.maximum(square @ np.exp2(-2.0 / SPREAD_STEPS * cols).astype(np.float32) / np.float32(len(col)), FLOOR)
-    return Spread(_quarter_octaves(row), cols)
+        row = np.maximum(np.einsum("ij,j->i", square, 1 / col) / np.float32(cols), FLOOR)
+        col = np.maximum(np.einsum("i,ij->j", 1 / row, square) / np.float32(rows), FLOOR)
+    col_class = _quarter_octaves(col / np.exp(np.mean(np.log(col))))
+    weight = np.exp2(-2.0 / SPREAD_STEPS * col_class).astype(np.float32)
+    row = np.maximum(np.einsum("ij,j->i", square, weight) / np.float32(cols), FLOOR)
+    return Spread(_quarter_octaves(row), col_class)
 
 
 def _quarter_octaves(second_moment: Array) -> Array:
@@ -80,14 +99,14 @@ class Choice:
 
 def choose(plane: Plane) -> Choice:
     """Row, column, both or no classes, by the entropy of the classes' histograms plus the indices' own cost."""
-    codes = plane.codes
+    codes = narrowed(plane.codes)
     if plane.trellis:  # the quantizer's own classes decide which entries are on the trellis
-        assert plane.spread is not None
+        if plane.spread is None:
+            raise ValueError("a trellis plane says nothing of its spread")
         return Choice("both", plane.spread)
+    no_rows, no_cols = (np.zeros(n, np.int32) for n in codes.shape)
     if codes.size == 0:
-        return Choice("one", Spread(np.zeros(codes.shape[0], np.int32), np.zeros(codes.shape[1], np.int32)))
-    both = plane.spread or estimate(codes)
-    no_rows, no_cols = np.zeros_like(both.rows), np.zeros_like(both.cols)
+        return Choice("one", Spread(no_rows, no_cols))
     square = np.square(codes, dtype=np.float32)
     row, col = square.mean(1), square.mean(0)
     overall = int(_quarter_octaves(np.maximum(row.mean(), FLOOR)))
@@ -95,7 +114,7 @@ def choose(plane: Plane) -> Choice:
         Choice("one", Spread(no_rows + overall, no_cols)),
         Choice("rows", Spread(_quarter_octaves(np.maximum(row, FLOOR)), no_cols)),
         Choice("cols", Spread(no_rows, _quarter_octaves(np.maximum(col, FLOOR)))),
-        Choice("both", both),
+        Choice("both", plane.spread or estimate(square)),
     ]
     keep = slice(None, None, max(1, codes.size // SAMPLE))
     return min(candidates, key=lambda c: _cost(codes, c.spread, keep))
@@ -103,14 +122,14 @@ def choose(plane: Plane) -> Choice:
 
 def _cost(codes: Array, spread: Spread, keep: slice) -> float:
     """Bits of coding a plane under a spread, from the rows in `keep`."""
-    sampled = codes[keep]
+    sampled = codes[keep].ravel()
     sums = (spread.rows[keep, None] + spread.cols[None, :]).ravel()
     lowest = int(sums.min())
-    classes, aside = classes_of(np.arange(lowest, int(sums.max()) + 1), trellis=0)
+    classes, widths = classes_of(np.arange(lowest, int(sums.max()) + 1), trellis=0)
     where = sums - lowest
-    put_aside = aside[where] if aside.any() else None
-    index = classes.astype(np.int32)[where] << 8 | symbols(sampled.ravel(), put_aside)
-    counts = np.bincount(index, minlength=CLASSES * 256).reshape(CLASSES, 256)
+    put_aside = widths[where].astype(np.int32) if widths.any() else None
+    values = sampled if put_aside is None else aside.shorten(sampled.astype(np.int32), put_aside)
+    counts = count(classes.astype(np.uint8)[where], symbols(values), CLASSES)
     bits = entropy_bits(counts) + (float(put_aside.sum(dtype=np.int64)) if put_aside is not None else 0.0)
     tables = TABLE_BITS * int(counts.any(1).sum())
     return bits * codes.size / sampled.size + tables + index_bits(spread.rows) + index_bits(spread.cols)

@@ -27,12 +27,15 @@ OFFSET = 128  # symbol byte = value + OFFSET; values reach from -126 to 127
 NO_LINEAR = 255  # parameter byte that says A = 0
 
 Frequencies = NDArray[np.uint16]  # [256], sums to TOTAL
+Parameters = tuple[int, int, int, int]  # linear, quadratic, zero, parity: see `parametric`
 
 NEWTON_STEPS = 12
 NEWTON_REACH = 1.0  # longest step, in bits at the mean: far from the top Newton overshoots
 
+MAX_BYTES = 3 + 2 * (256 - ESCAPES)  # of a table in the file
 _ENERGY_BITS = 20  # fraction bits of the fixed-point energies
 _WEIGHT_BITS = 6  # a weight of 1 is 2^23 << 6; with a zero boost of 2^8, 256 of them and TOTAL it stays under 2^63
+PARAMETRIC_UP_TO = 1 << 18  # symbols of a table; beyond, an explicit one always pays and the fit only costs time
 _STEPS = 64  # resolution of 2^-energy, steps an octave
 
 
@@ -153,7 +156,24 @@ def _parameter(rate: float) -> int:
     return int(np.clip(round(64 - 16 * np.log2(max(rate, 1e-9))), 0, 254))
 
 
-def dump_tables(tables: list[tuple[int, int, int, int] | Frequencies]) -> bytes:
+def cheapest(counts: NDArray[np.int64], parity: int) -> Parameters | Frequencies:
+    """The table for `counts` [256] that takes the fewest bits together with its description."""
+    explicit = normalise_counts(counts)
+    if counts.sum() > PARAMETRIC_UP_TO:
+        return explicit
+    bits = code_bits(counts, explicit) + 8 * (3 + 1.4 * float((explicit > 0).sum()))
+    parameters = fit_parametric(counts, parity)
+    if code_bits(counts, parametric(*parameters, parity)) + 32 < bits:
+        return (*parameters, parity)
+    return explicit
+
+
+def frequencies(table: Parameters | Frequencies) -> Frequencies:
+    """The frequencies that a table stands for."""
+    return parametric(*table) if isinstance(table, tuple) else table
+
+
+def dump_tables(tables: list[Parameters | Frequencies]) -> bytes:
     """Tables -> bytes: a tag byte each (parity of a parametric one, 2 for explicit), then parameters or frequencies.
 
     An explicit table is first symbol, number of symbols, the low bytes of their frequencies, then the high bytes; the

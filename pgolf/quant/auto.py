@@ -1,8 +1,10 @@
 """`auto`: water-filled steps, error feedback, rate-aware scalar or trellis-coded rounding. One number sets them all.
 
 What will surprise you:
-* Steps are Δ_ij = c·U_jj/√g_i with H⁻¹ = UᵀU and g the diagonal of G: every weight of every matrix then costs the same
-  c²/24 nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, DESIGN.md §4).
+* Steps are Δ_ij = c·U_jj·V_ii with H⁻¹ = UᵀU and G⁻¹ = VᵀV: every weight of every matrix then costs the same c²/24
+  nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, DESIGN.md §4).
+* Errors are fed to later columns through U and to later rows through V (arXiv 2505.22988); a G that is only a diagonal
+  still sets the steps of the rows.
 * Nothing is clipped: the codes of frequent embedding rows reach the thousands.
 * The encoder's lattice is not the decoder's step: the best level of a low-rate code differs from where it was rounded.
   Their ratio is folded into the transmitted scales, so that scales may be coarse and the ratio exact.
@@ -16,8 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,13 +28,10 @@ from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature import MatrixCurvature
 from pgolf.quant.factor import damped, inverse_upper
 from pgolf.quant.settings import Settings
-
-if TYPE_CHECKING:
-    from pgolf.quant.trellis import Rates
+from pgolf.quant.sweep import Lattice, round_matrix
 
 UNIT = 2.0**-12  # c at Settings.step = 1, in √(nats per token): about 3 bits a weight on a small language model
 RELATIVE_UNIT = 0.5  # the same without curvature, in rms of the matrix
-BLOCK = 64  # columns whose feedback is computed one by one; what they push further is one matrix product
 FROZEN_BELOW = 0  # spread class (σ = 1 lattice step) under which an entry of a trellis plane is rounded on its own
 LARGEST_CODE = 2.0**18  # steps are raised until weights stay within: only matrices far off their curvature's scale
 GAP = {0: 0.2546, 4: 0.090, 8: 0.076, 16: 0.065, 32: 0.055, 64: 0.047, 128: 0.040, 256: 0.034}  # bits over the bound
@@ -50,12 +47,14 @@ LEVELS_CODED = ((-2, 0, 2, 4, 6, 8, 12), (0.83, 0.871, 0.958, 0.989, 0.997, 0.99
 class Frame:
     """What rounding needs of the curvature: independent of the weights and of the searched step.
 
-    order: int64 [C], the order of the columns. U: float32 [C, C], H⁻¹ = UᵀU in that order. g: float64 [R], row weights.
+    order: int64 [C], the order of the columns. U: float32 [C, C], H⁻¹ = UᵀU in that order. g: float64 [R], what an
+    error of the row costs after later rows absorbed their part. V: float32 [R, R], G⁻¹ = VᵀV, or None: G is diagonal.
     """
 
     order: Tensor
     U: Tensor
     g: NDArray[np.float64]
+    V: Tensor | None = None
 
 
 def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Plane:
@@ -86,8 +85,13 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     order = H.diagonal().argsort(stable=True)
     U = inverse_upper(H[order][:, order]).float()
     G = torch.ones(rows) if curvature.G is None else curvature.G
-    g = (G.diagonal() if G.dim() == 2 else G).double().cpu().numpy() * mean
-    return Frame(order, U, g + max(settings.damp_outputs, LEAST_DAMP) * g.mean())
+    G = G.double() * mean
+    damp = max(settings.damp_outputs, LEAST_DAMP)
+    if G.dim() == 2 and settings.two_sided:
+        V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
+        return Frame(order, U, V.diagonal().pow(-2).cpu().numpy(), V.float())
+    g = G.diagonal() if G.dim() == 2 else G
+    return Frame(order, U, (g + damp * g.mean()).cpu().numpy())
 
 
 def distortion(states: int) -> float:
@@ -104,19 +108,32 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
     row_level, col_level = level_factors(spread, settings)
     row_scale = Scale.nearest(rows * row_level, settings.scale_per_octave)
     col_scale = Scale.nearest(cols * col_level, settings.scale_per_octave)
-    decoded = row_scale.values(), col_scale.values()
-    lattice = (decoded[0] / row_level).astype(np.float32), (decoded[1] / col_level).astype(np.float32)
-    lam = 2 * math.log(2) * distortion(settings.trellis) * (rows / lattice[0]) ** 2
-    codes = round_columns(W, frame.U, lattice, decoded, spread, lam.astype(np.float32), settings.trellis)
+    decoded_rows, decoded_cols = row_scale.values(), col_scale.values()
+    lattice = Lattice(
+        rows=(decoded_rows / row_level).astype(np.float32),
+        cols=(decoded_cols / col_level).astype(np.float32),
+        decoded_rows=decoded_rows,
+        decoded_cols=decoded_cols,
+        lam=rate_weights(rows, decoded_rows / row_level, settings.trellis),
+        spread=spread,
+        states=settings.trellis,
+        trellis_from=FROZEN_BELOW if settings.trellis else 0,
+    )
+    codes = round_matrix(W, frame.U, frame.V, lattice)
     back = frame.order.argsort().numpy()
     return Plane(
         np.ascontiguousarray(codes[back].T),
         row_scale=row_scale,
         col_scale=Scale(col_scale.index[back], col_scale.per_octave),
         trellis=settings.trellis,
-        trellis_from=FROZEN_BELOW if settings.trellis else 0,
+        trellis_from=lattice.trellis_from,
         spread=Spread(spread.rows, spread.cols[back]),
     )
+
+
+def rate_weights(rows: NDArray[np.float64], lattice: NDArray[np.float64], states: int) -> NDArray[np.float32]:
+    """λ = 2·ln2·D of each row in squared lattice steps, where its lattice step is not the water-filled one exactly."""
+    return (2 * math.log(2) * distortion(states) * (rows / lattice) ** 2).astype(np.float32)
 
 
 def water_filled(W: Tensor, frame: Frame, c: float, states: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -166,58 +183,3 @@ def level_of_class(width: NDArray[np.signedinteger], settings: Settings) -> NDAr
     least_squares = np.interp(width, *(LEVELS_CODED if settings.trellis else LEVELS_SCALAR))
     levels: NDArray[np.float64] = least_squares / kept**settings.unbias
     return levels
-
-
-@cache
-def gaussian_rates(states: int, trellis_from: int) -> Rates:
-    """Bits of each code under a Gaussian of each class's spread, rounded on the points that the code leaves it."""
-    from scipy.special import ndtr
-
-    from pgolf.quant.trellis import Rates
-
-    first, tables, classes, size = -24, 36, 100, 64
-    sigma = np.exp2(np.arange(first, first + classes) / SPREAD_STEPS)
-    k = np.arange(-size, size + 1)
-    half = 1.0 if states else 0.5
-    mass = ndtr((k + half) / sigma[:tables, None]) - ndtr((k - half) / sigma[:tables, None]) + 1e-7
-    parity = (k & 1) if states else 0 * k
-    total = np.where(
-        parity, mass[:, parity == 1].sum(axis=1, keepdims=True), mass[:, parity == 0].sum(axis=1, keepdims=True)
-    )
-    bits = -np.log2(mass / total)[:, size:]
-    return Rates(first, bits.astype(np.float32), (1 / (2 * math.log(2) * sigma**2)).astype(np.float32))
-
-
-def round_columns(
-    W: Tensor,
-    U: Tensor,
-    lattice: tuple[NDArray[np.float32], NDArray[np.float32]],
-    decoded: tuple[NDArray[np.float32], NDArray[np.float32]],
-    spread: Spread,
-    lam: NDArray[np.float32],
-    states: int,
-) -> NDArray[np.int32]:
-    """int32 [C, R]: codes of W [C, R], block after block; arguments as `trellis.round_block` has them."""
-    from pgolf.quant.trellis import predecessors, round_block
-
-    T, codes = W.clone(), np.empty(W.shape, np.int32)
-    before = predecessors(states) if states else np.empty((0, 2), np.int32)
-    rates = gaussian_rates(states, FROZEN_BELOW)
-    for start in range(0, len(W), BLOCK):
-        block = slice(start, min(start + BLOCK, len(W)))
-        errors = np.empty((block.stop - start, W.shape[1]), np.float32)
-        round_block(
-            T[block].numpy(),
-            U[block, block].contiguous().numpy(),
-            (lattice[0], lattice[1][block]),
-            (decoded[0], decoded[1][block]),
-            (spread.rows, spread.cols[block]),
-            lam,
-            FROZEN_BELOW,
-            rates,
-            before,
-            codes[block],
-            errors,
-        )
-        T[block.stop :] -= U[block, block.stop :].T @ torch.from_numpy(errors)
-    return codes

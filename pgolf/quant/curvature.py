@@ -70,7 +70,6 @@ class Sums:
     A part that has a share of the matrix's outputs counts for this share of a use, and its inputs' side likewise.
     """
 
-
     rows: Tensor | None = None
     cols: Tensor | None = None
     uses: float = 0.0
@@ -235,6 +234,8 @@ def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
         squares={name: [float(v) for v in squares] for name, squares in header["squares"].items()},
         batches=int(header["batches"]),
     )
+    if out.tokens < 1:
+        raise ValueError("it has no tokens")
     left = dict(tensors)
     for i, (name, index, use, uses) in enumerate(header["sums"]):
         sums = Sums(left.pop(f"{i:06d}.rows", None), left.pop(f"{i:06d}.cols", None), float(uses))

@@ -22,22 +22,87 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from pgolf.errors import CurvatureError
 from pgolf.quant.logits import Logits
-from pgolf.quant.trace import flattened, function_name
+from pgolf.quant.products import flattened, function_name
 
-POINTWISE = {"add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "neg", "pow", "square"}
-POINTWISE |= {"sqrt", "rsqrt", "reciprocal", "exp", "log", "abs", "sign", "sin", "cos", "tanh", "sigmoid", "relu", "gelu"}
-POINTWISE |= {"silu", "leaky_relu", "elu", "softplus", "mish", "hardtanh", "hardswish", "clamp", "clamp_min", "clamp_max"}
-POINTWISE |= {"minimum", "maximum", "where", "lerp", "addcmul", "masked_fill", "eq", "ne", "gt", "ge", "lt", "le", "copy"}
+POINTWISE = {
+    "add",
+    "sub",
+    "subtract",
+    "rsub",
+    "mul",
+    "multiply",
+    "div",
+    "divide",
+    "true_divide",
+    "neg",
+    "pow",
+    "square",
+}
+POINTWISE |= {
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "exp",
+    "log",
+    "abs",
+    "sign",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "relu",
+    "gelu",
+}
+POINTWISE |= {
+    "silu",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "mish",
+    "hardtanh",
+    "hardswish",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+}
+POINTWISE |= {
+    "minimum",
+    "maximum",
+    "where",
+    "lerp",
+    "addcmul",
+    "masked_fill",
+    "eq",
+    "ne",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "copy",
+}
 POINTWISE |= {"__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__pow__", "__rpow__"}
 ALIKE = POINTWISE | {"to", "float", "bfloat16", "half", "double", "type", "type_as", "contiguous", "clone", "dropout"}
-ALIKE |= {"linear", "matmul", "mm", "bmm", "einsum", "embedding", "__getitem__", "index_select", "cat", "concat", "stack"}
+ALIKE |= {
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "einsum",
+    "embedding",
+    "__getitem__",
+    "index_select",
+    "cat",
+    "concat",
+    "stack",
+}
 ALIKE |= {"rms_norm", "layer_norm", "normalize", "softmax", "log_softmax", "mean", "sum", "norm", "var", "amax", "glu"}
 ALIKE |= {"repeat_interleave", "reshape", "flatten"}
 ATTENTION = "scaled_dot_product_attention"
 
 
-class CannotIncrement(Exception):
+class CannotIncrement(CurvatureError):
     """The model does something that spans of positions cannot be computed through: run it whole."""
 
 

@@ -59,7 +59,9 @@ def logits_of(model: nn.Module, logits: Callable[..., Any] | str | None = None) 
         found = _checked(out, ids)
         if int(ids.max()) >= found.shape[-1]:
             high, width = int(ids.max()), found.shape[-1]
-            raise CurvatureError(f"token {high} lies outside the model's vocabulary of {width}: wrong tokenizer or shard?")
+            raise CurvatureError(
+                f"token {high} lies outside the model's vocabulary of {width}: wrong tokenizer or shard?"
+            )
         return found
 
     return run
@@ -146,7 +148,7 @@ def _as_written() -> Iterator[None]:
     """Functions and submodules run as written: neither compiled nor by re-entrant checkpointing."""
     compiled = "torch._dynamo" in sys.modules  # where nothing is compiled, dynamo is not imported
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        CheckpointFunction.apply = staticmethod(lambda function, preserve, *args: function(*args))
+        CheckpointFunction.apply = staticmethod(lambda function, preserve, *args: function(*args))  # type: ignore[method-assign]
         try:
             yield
         finally:

@@ -20,10 +20,11 @@ from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.quant.incremental import CannotIncrement, Incremental, odd_length
 from pgolf.quant.logits import Logits, device_of, logits_of, original, undisturbed
 
-KEPT_BYTES = 2 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
+KEPT_BYTES = 1 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
 WHOLE_TOKENS = 8192  # of a group where nothing can be kept
 
 Progress = Callable[[int, int], None]
+NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
 
 
 def self_generate(
@@ -54,21 +55,27 @@ def self_generate(
     with undisturbed(model, gradients=False):
         width = _vocabulary(run, device, vocab, bos)
         padded = odd_length(length, {size for p in model.parameters() for size in p.shape})
-        kept = _kept_bytes(run, width, padded, generator)
+        kept = _kept_bytes(run, width, padded, device)
         together = KEPT_BYTES // kept if kept else WHOLE_TOKENS // padded
-        groups: list[Tensor] = []
+        done: list[Tensor] = []
         for rows in torch.split(torch.arange(sequences), max(1, min(together, padded - 1))):
-            next_logits = Incremental(run, padded).logits if kept else partial(_whole, run)
             ids = torch.randint(width, (len(rows), padded), generator=generator, device=device)
             if bos is not None:
                 ids[:, 0] = bos
-            for position in range(1, length):
-                last = next_logits(ids, position - 1, position)[:, position - 1, :width].float()
-                ids[:, position] = _draw(last / temperature, generator)
-            groups.append(ids[:, :length].cpu())
+            try:
+                _sample(
+                    Incremental(run, padded).logits if kept else partial(_whole, run),
+                    ids,
+                    width,
+                    temperature,
+                    generator,
+                )
+            except CannotIncrement:
+                _sample(partial(_whole, run), ids, width, temperature, generator)
+            done.append(ids[:, :length].cpu())
             if progress:
-                progress(sum(group.numel() for group in groups), sequences * length)
-    return torch.cat(groups)
+                progress(sum(group.numel() for group in done), sequences * length)
+    return torch.cat(done)
 
 
 def random_tokens(vocab: int, *, sequences: int = 80, length: int = 256, seed: int = 0) -> Tensor:
@@ -76,15 +83,17 @@ def random_tokens(vocab: int, *, sequences: int = 80, length: int = 256, seed: i
     return torch.randint(vocab, (sequences, length), generator=torch.Generator().manual_seed(seed))
 
 
+def _sample(logits: NextLogits, ids: Tensor, width: int, temperature: float, generator: torch.Generator) -> None:
+    """Replace ids[:, 1:] by tokens that the model draws one after the other."""
+    for position in range(1, ids.shape[1]):
+        last = logits(ids, position - 1, position)[:, position - 1, :width].float()
+        if not last.logsumexp(-1).isfinite().all():
+            raise CurvatureError("the model gives NaN or infinity on text of its own: its weights are damaged")
+        ids[:, position] = torch.multinomial((last / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+
+
 def _whole(run: Logits, ids: Tensor, start: int, stop: int) -> Tensor:
     return run(ids[:, :stop])
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token for each row of logits [N, V]."""
-    if not logits.logsumexp(-1).isfinite().all():
-        raise CurvatureError("the model gives NaN or infinity on text of its own: its weights are damaged")
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
 
 
 def _vocabulary(run: Logits, device: torch.device, vocab: int | None, bos: int | None) -> int:
@@ -96,12 +105,12 @@ def _vocabulary(run: Logits, device: torch.device, vocab: int | None, bos: int |
     return wanted
 
 
-def _kept_bytes(run: Logits, width: int, length: int, generator: torch.Generator) -> int:
+def _kept_bytes(run: Logits, width: int, length: int, device: torch.device) -> int:
     """Bytes a sequence that `Incremental` keeps; 0 where spans of positions do not get the logits of a whole pass.
 
     Other tokens stand in the span's place at first, so a model that looks ahead is found out too.
     """
-    ids = torch.randint(width, (2, length), generator=generator, device=generator.device)
+    ids = torch.randint(width, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
     before, half = ids.clone(), length // 2
     before[:, half:] = (before[:, half:] + 1) % width
     incremental = Incremental(run, length)
@@ -112,5 +121,7 @@ def _kept_bytes(run: Logits, width: int, length: int, generator: torch.Generator
         found = incremental.logits(ids, half + 1, length)[:, half:].float()
     except (CannotIncrement, PgolfError):
         return 0
-    error = (found - wanted).abs().mean(-1).max()  # rounding of the model's dtype; a wrong position is off by its spread
+    error = (
+        (found - wanted).abs().mean(-1).max()
+    )  # rounding of the model's dtype; a wrong position is off by its spread
     return incremental.num_bytes // 2 if error <= 0.03 * wanted.std() else 0

@@ -21,6 +21,7 @@ class Settings:
     damp: added to the diagonal of H, as a share of its mean; act_order and block: GPTQ's column order and lazy batch.
     trellis: states of the trellis code of method `auto`, 0 = scalar.
     damp_inputs, damp_outputs: method `auto` adds these shares of the mean to the diagonals of H and G.
+    two_sided: whether `auto` also feeds errors from row to row where it knows the whole of G.
     unbias: where `auto` puts its levels between least squared error (0) and no bias toward zero (1).
     scale_per_octave: resolution of coded scales; HALF (0) keeps IEEE half precision as the contest does.
     """
@@ -37,6 +38,7 @@ class Settings:
     trellis: int = 8
     damp_inputs: float = 0.03
     damp_outputs: float = 0.1
+    two_sided: bool = True
     unbias: float = 0.5
     scale_per_octave: int = LOG_SCALE
 

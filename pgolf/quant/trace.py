@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf.errors import CurvatureError
+from pgolf.quant.products import PRODUCTS, Call, Product, flattened, function_name
 
 CASTS = {"to", "float", "bfloat16", "half", "double", "type", "type_as", "cuda", "cpu"}
 CASTS |= {"contiguous", "clone", "detach", "data", "requires_grad_", "positive"}
@@ -76,16 +77,6 @@ class Block:
     scale: float = 1.0
 
 
-class Call(NamedTuple):
-    """One call of a torch function and its result."""
-
-    name: str
-    func: Any
-    args: Any
-    kwargs: Any
-    result: Any
-
-
 class Sink(Protocol):
     """What is told of every use, in the order of execution."""
 
@@ -128,15 +119,16 @@ class Tracer(TorchFunctionMode):
         known = self._known.get(id(value))
         return None if known is None else known[1]
 
+    def _is_weight(self, value: Any) -> bool:
+        return id(value) in self._known
+
     def _note(self, value: Tensor, weight: Weight) -> None:
         self._known[id(value)] = (value, weight)
 
     def _step(self, call: Call, weights: list[Weight]) -> None:
-        if len(weights) > 1:
-            followed = self._joined(call)
-        else:
-            followed = self._moved(weights[0], call) or self._used(weights[0], call)
-        if not followed:
+        weight = weights[0]
+        alone = len(weights) == 1
+        if not (self._moved(weight, call) or self._used(weight, call) if alone else self._joined(call)):
             for piece in (piece for weight in weights for piece in weight.pieces):
                 self._sink.unknown(piece.name, call.name)
 
@@ -206,7 +198,7 @@ class Tracer(TorchFunctionMode):
         if call.name in LOOKUPS:
             return self._looked_up(weight, call)
         read = PRODUCTS.get(call.name)
-        product = read(call, self._weight) if read else None
+        product = read(call, self._is_weight) if read else None
         matrices = _matrices(weight, product) if product else None
         if not product or not matrices:
             return False
@@ -232,21 +224,6 @@ def _take(flat: Callable[[Tensor], Tensor], k: int, g: Tensor) -> Tensor:
     return flat(g)[k]
 
 
-def function_name(func: Any) -> str:
-    """The function's name; of a property, the property's."""
-    name: str = getattr(func, "__name__", type(func).__name__)
-    return func.__self__.__name__ if name == "__get__" else name
-
-
-def flattened(*values: Any) -> Iterator[Any]:
-    """The values, and the members of those that are sequences."""
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from value
-        else:
-            yield value
-
-
 def _refuse_dropout(call: Call) -> None:
     if call.name in DROPOUTS and call.kwargs.get("p", 0.5) > 0 and call.kwargs.get("training", False):
         raise CurvatureError(f"the model applies {call.name} in eval mode: give it training=self.training")
@@ -261,126 +238,6 @@ def _views(layout: Any, base: Tensor) -> bool:
         and layout.dtype == base.dtype
         and layout.untyped_storage()._cdata == base.untyped_storage()._cdata
     )
-
-
-class Product(NamedTuple):
-    """y = x Wᵀ for n matrices: x [n, N, I]; flat(y) [n, N, O]; matrix(weight's layout) [n, O, I]."""
-
-    x: Tensor
-    flat: Callable[[Tensor], Tensor]
-    matrix: Callable[[Tensor], Tensor]
-
-
-Known = Callable[[Any], Weight | None]
-
-
-def _linear(call: Call, known: Known) -> Product | None:
-    x, w = (*call.args, *(call.kwargs[k] for k in ("input", "weight") if k in call.kwargs))[:2]
-    if known(w) is None or w.dim() != 2:
-        return None
-    return Product(x.reshape(1, -1, w.shape[1]), lambda g: g.reshape(1, -1, w.shape[0]), lambda layout: layout[None])
-
-
-def _addmm(call: Call, known: Known) -> Product | None:
-    if len(call.args) != 3 or call.kwargs.get("alpha", 1) != 1 or known(call.args[0]) is not None:
-        return None
-    return _matmul(call._replace(args=call.args[1:], kwargs={}), known)
-
-
-def _matmul(call: Call, known: Known) -> Product | None:
-    """x @ w, or w @ x, which is (xᵀ @ wᵀ)ᵀ; w [I, O] or [n, I, O]."""
-    if len(call.args) != 2:
-        return None
-    left, right = call.args
-    dims = call.result.dim()
-    if known(right) is not None:
-        return _times(left, right, dims)
-    upright = right.dim() == 1
-    product = _times(right if upright else right.mT, left.mT, dims) if left.dim() > 1 else None
-    if product is None:
-        return None
-    flat, matrix = product.flat, product.matrix
-    return product._replace(flat=lambda g: flat(g if upright else g.mT), matrix=lambda layout: matrix(layout.mT))
-
-
-def _times(x: Tensor, w: Tensor, dims: int) -> Product | None:
-    """x @ w with the followed w on the right; y has `dims` dimensions."""
-    if w.dim() == 2 or (w.dim() == 3 and w.shape[0] == 1):
-        inputs, outputs = w.shape[-2:]
-        return Product(
-            x.reshape(1, -1, inputs),
-            lambda g: g.reshape(1, -1, outputs),
-            lambda layout: layout.mT if layout.dim() == 3 else layout.mT[None],
-        )
-    if w.dim() != 3 or x.dim() < 2 or dims < 3:
-        return None
-    n, inputs, outputs = w.shape
-
-    def spread(t: Tensor, last: int) -> Tensor:
-        """The batch dimension that counts w's matrices first."""
-        t = t.expand(*t.shape[: max(t.dim() - 3, 0)], n, *t.shape[-2:])
-        return t.movedim(-3, 0).reshape(n, -1, last)
-
-    return Product(spread(x, inputs), lambda g: spread(g, outputs), lambda layout: layout.mT)
-
-
-def _einsum(call: Call, known: Known) -> Product | None:
-    """Two operands; every letter of the weight is contracted, free, or (at most one) counts matrices."""
-    operands = list(flattened(*call.args[1:]))
-    letters = _letters(call.args[0], operands)
-    if letters is None:
-        return None
-    of_x, of_w, of_y = (letters[1], letters[0], letters[2]) if known(operands[0]) else letters
-    x, w = operands[::-1] if known(operands[0]) else operands
-    many = [c for c in of_w if c in of_x and c in of_y]
-    summed = [c for c in of_w if c in of_x and c not in of_y]
-    free = [c for c in of_w if c not in of_x and c in of_y]
-    rest = [c for c in of_x if c not in of_w]
-    if len(many) > 1 or not summed or not free or len(many + summed + free) != len(of_w) or not set(rest) <= set(of_y):
-        return None
-    n = w.shape[of_w.index(many[0])] if many else 1
-    inputs, outputs = (_size(w, of_w, which) for which in (summed, free))
-    return Product(
-        x.permute([of_x.index(c) for c in many + rest + summed]).reshape(n, -1, inputs),
-        lambda g: g.permute([of_y.index(c) for c in many + rest + free]).reshape(n, -1, outputs),
-        lambda layout: layout.permute([of_w.index(c) for c in many + free + summed]).reshape(n, outputs, inputs),
-    )
-
-
-def _size(w: Tensor, letters: str, which: list[str]) -> int:
-    size = 1
-    for letter in which:
-        size *= w.shape[letters.index(letter)]
-    return size
-
-
-def _letters(equation: Any, operands: list[Tensor]) -> tuple[str, str, str] | None:
-    """The index letters of both operands and the result, an ellipsis written out; None for what is not handled."""
-    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
-        return None
-    left, right = equation.replace(" ", "").split("->")
-    terms = left.split(",")
-    spare = [c for c in "ZYXWVUTSRQ" if c not in equation]
-    for i, operand in enumerate(operands):
-        missing = operand.dim() - len(terms[i].replace("...", ""))
-        if "..." in terms[i] and missing > 0:
-            written = "".join(spare[:missing])
-            terms[i], right = terms[i].replace("...", written), right.replace("...", written)
-    terms = [term.replace("...", "") for term in (*terms, right)]
-    if any(len(set(term)) != len(term) for term in terms):
-        return None
-    return terms[0], terms[1], terms[2]
-
-
-PRODUCTS: dict[str, Callable[[Call, Known], Product | None]] = {
-    "linear": _linear,
-    "addmm": _addmm,
-    "matmul": _matmul,
-    "mm": _matmul,
-    "bmm": _matmul,
-    "mv": _matmul,
-    "einsum": _einsum,
-}
 
 
 def _matrices(weight: Weight, product: Product) -> list[list[Block]] | None:

@@ -1,4 +1,4 @@
-"""Rounding one column after another: rate-aware scalar or trellis-coded, with the error fed to the later columns.
+"""The inner loops: rate-aware rounding of columns, scalar or trellis-coded, with errors fed to the later columns.
 
 What will surprise you:
 * Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
@@ -7,7 +7,7 @@ What will surprise you:
 * A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
   lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
 * Entries of spread class below `trellis_from` leave the state alone and take even codes.
-* The state is 0 at the top of a column and again every STRIP rows.
+* The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pgolf.packer.trellis import STRIP, next_states
+from pgolf.packer.trellis import next_states
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -103,11 +103,14 @@ def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, co
 
 
 @njit(cache=True, nogil=True)
-def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
-    """Codes [n] of one strip: the path of least cost from state 0 through all entries that are not frozen."""
+def _viterbi(u, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+    """Codes [n] of the path of least cost from `state` through all entries that are not frozen.
+
+    Returns the state of that path after `commit` entries.
+    """
     n, states = len(u), len(before)
     metric = np.full(states, FAR, np.float32)
-    metric[0] = 0
+    metric[state] = 0
     fresh, cost = np.empty(states, np.float32), np.empty(4, np.float32)
     choice, options = np.empty((n, states), np.uint8), np.empty((n, 4), np.float32)
     for i in range(n):
@@ -117,51 +120,141 @@ def _viterbi(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-unt
             _candidates(u[i], lam[i], kind[i], rates, options[i], cost)
             _advance(metric, fresh, cost, before, choice[i])
     state = metric.argmin()
+    committed = state
     for i in range(n - 1, -1, -1):
+        if i + 1 == commit:
+            committed = state
         if not frozen[i]:
             branch = choice[i, state]
             odd = 1 if 2 * state >= states else 0
             codes[i] = int(options[i, odd + 2 * branch])
             state = before[state, branch]
+    return committed
 
 
 @njit(cache=True, nogil=True)
-def _round_column(u, lam, kind, frozen, rates, before, codes):  # type: ignore[no-untyped-def]
-    """Codes [R] of one column of targets u [R] in lattice units."""
-    if len(before) == 0:
-        for i in range(len(u)):
-            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, 1.0))
-        return
-    for start in range(0, len(u), STRIP):
-        strip = slice(start, min(start + STRIP, len(u)))
-        _viterbi(u[strip], lam[strip], kind[strip], frozen[strip], rates, before, codes[strip])
+def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+    """`_viterbi` with every survivor feeding its own errors to the rows below.
+
+    u, base: float32 [n], targets with and without the feedback of earlier columns. level: float32 [n], decoded step
+    over lattice step. push: float32 [n, n], what a unit error of row i moves row l > i by. All in lattice units.
+    """
+    n, states = len(u), len(before)
+    metric, fresh = np.full(states, FAR, np.float32), np.empty(states, np.float32)
+    metric[state] = 0
+    fed, fed_next = np.zeros((states, n), np.float32), np.zeros((states, n), np.float32)
+    cost, option = np.empty((states, 2), np.float32), np.empty((states, 2), np.float32)
+    came, chosen = np.empty((n, states), np.uint8), np.empty((n, states), np.float32)
+    for i in range(n):
+        draw = np.float32(1) / (np.float32(1) + lam[i] * rates.parabola[kind[i]])
+        for s in range(states):
+            if metric[s] < FAR:
+                target = u[i] + fed[s, i]
+                if frozen[i]:
+                    near = np.float32(_round_one(target, lam[i], kind[i], rates, 2.0))
+                    other = near
+                else:
+                    odd = np.float32(s & 1)
+                    near = np.float32(2) * np.rint((target * draw - odd) * np.float32(0.5)) + odd
+                    other = near + np.float32(2 if target * draw > near else -2)
+                first = (int(near) >> 1) & 1
+                for branch, k in ((first, near), (1 - first, other)):
+                    option[s, branch] = k
+                    cost[s, branch] = (target - k) ** 2 + lam[i] * np.float32(_bits(k, kind[i], rates))
+        for s in range(states):
+            source, branch = s, (int(option[s, 0]) >> 1 & 1) if frozen[i] else 0
+            if not frozen[i]:
+                p0, p1 = before[s, 0], before[s, 1]
+                branch = 1 if metric[p1] + cost[p1, 1] < metric[p0] + cost[p0, 0] else 0
+                source = p1 if branch else p0
+            came[i, s] = source
+            fresh[s] = FAR
+            if metric[source] < FAR:
+                k = option[source, branch]
+                chosen[i, s] = k
+                fresh[s] = metric[source] + cost[source, branch]
+                error = base[i] + fed[source, i] - k * level[i]
+                for later in range(i + 1, n):
+                    fed_next[s, later] = fed[source, later] + error * push[i, later]
+        fed, fed_next = fed_next, fed
+        low = fresh.min()
+        for s in range(states):
+            metric[s] = fresh[s] - low if fresh[s] < FAR else FAR
+    state = metric.argmin()
+    committed = state
+    for i in range(n - 1, -1, -1):
+        if i + 1 == commit:
+            committed = state
+        codes[i] = int(chosen[i, state])
+        state = came[i, state]
+    return committed
 
 
 @njit(cache=True, nogil=True)
-def round_block(T, U, lattice, decoded, spread, lam, trellis_from, rates, before, codes, errors):  # type: ignore[no-untyped-def]
+def _round_fed(u, base, level, push, lam, kind, rates, codes):  # type: ignore[no-untyped-def]
+    """Scalar codes [n] down the rows of one column, each error fed to the rows below."""
+    n = len(u)
+    fed = np.zeros(n, np.float32)
+    for i in range(n):
+        codes[i] = int(_round_one(u[i] + fed[i], lam[i], kind[i], rates, 1.0))
+        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+        for later in range(i + 1, n):
+            fed[later] += error * push[i, later]
+
+
+@njit(cache=True, nogil=True)
+def _feed_down(base, level, push, codes, fed):  # type: ignore[no-untyped-def]
+    """What the codes [n] of a column, once final, feed to its rows: into `fed` [n]."""
+    fed[:] = 0
+    for i in range(len(base)):
+        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+        for later in range(i + 1, len(base)):
+            fed[later] += error * push[i, later]
+
+
+@njit(cache=True, nogil=True)
+def round_block(  # type: ignore[no-untyped-def]
+    T, base, U, push, lattice, decoded, spread, lam, trellis_from, rates, before, state, commit, codes, errors
+):
     """Round the B columns of one block, in order, feeding each error to the block's later columns.
 
-    T: float32 [B, R], targets, destroyed. U: float32 [B, B], upper factor of H⁻¹. lattice, decoded: pairs of float32
-    ([R], [B]): the step that the encoder rounds with and the one that the decoder multiplies by, each row·column.
-    spread: pair of int32 ([R], [B]). lam: float32 [R], λ in units of the entry's lattice. before: from `predecessors`,
-    empty for scalar codes. Fills codes: int32 [B, R] and errors: float32 [B, R], each divided by U_jj.
+    T: float32 [B, R], targets, destroyed; base: float32 [B, R], the same without feedback from earlier columns.
+    U: float32 [B, B], upper factor of H⁻¹. push: float32 [R, R], what an error of one row moves the targets of later
+    rows by, in lattice steps (empty: nothing). lattice, decoded: pairs of float32 ([R], [B]): the step that the encoder
+    rounds with and the one that the decoder multiplies by, each row·column. spread: pair of int32 ([R], [B]). lam:
+    float32 [R], λ in squared lattice steps a bit. before: from `predecessors`, empty for scalar codes. state: int32 [B],
+    the trellis state of each column above the first row; becomes the one after `commit` rows. Fills codes: int32 [B, R]
+    and errors: float32 [B, R], each divided by U_jj.
     """
     rows = T.shape[1]
-    u, kind, frozen = np.empty(rows, np.float32), np.empty(rows, np.int32), np.empty(rows, np.bool_)
-    inverse = np.float32(1) / lattice[0]
+    u, bare, fed = np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.float32)
+    kind, frozen = np.empty(rows, np.int32), np.empty(rows, np.bool_)
+    inverse, levels = np.float32(1) / lattice[0], decoded[0] / lattice[0]
     widest = len(rates.parabola) - 1
     for j in range(len(T)):
-        per_step = np.float32(1) / lattice[1][j]
+        per_step, level = np.float32(1) / lattice[1][j], levels * (decoded[1][j] / lattice[1][j])
         for i in range(rows):
             u[i] = min(max(T[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            bare[i] = min(max(base[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
             width = spread[0][i] + spread[1][j]
             frozen[i] = width < trellis_from
             kind[i] = min(max(width - rates.first, 0), widest)
-        _round_column(u, lam, kind, frozen, rates, before, codes[j])
-        scale = decoded[1][j]
+        if len(push) and len(before):
+            state[j] = _viterbi_fed(u, bare, level, push, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+        elif len(push):
+            _round_fed(u, bare, level, push, lam, kind, rates, codes[j])
+        elif len(before):
+            state[j] = _viterbi(u, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+        else:
+            for i in range(rows):
+                codes[j, i] = int(_round_one(u[i], lam[i], kind[i], rates, 1.0))
+        if len(push):
+            _feed_down(bare, level, push, codes[j], fed)
         per_u = np.float32(1) / U[j, j]
         for i in range(rows):
-            errors[j, i] = (T[j, i] - np.float32(codes[j, i]) * decoded[0][i] * scale) * per_u
+            code = np.float32(codes[j, i])
+            step = lattice[0][i] * lattice[1][j]
+            errors[j, i] = (T[j, i] + fed[i] * step - code * decoded[0][i] * decoded[1][j]) * per_u
         for later in range(j + 1, len(T)):
             pull = U[j, later]
             if pull != 0:
