@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pgolf import checkpoint, plan
+from pgolf import checkpoint, plan, search
 from pgolf.checkpoint import Checkpoint
 from pgolf.errors import BudgetError, CurvatureError
 from pgolf.packer import artifact
@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
-COARSEST = 2.0**12  # the far end of the search: nearly everything rounds to zero
 CLOSE = 0.001  # a search ends when the artifact is this close below the budget...
 CLOSE_BYTES = 200  # ...or this close
-TRIALS = 14
 
 
 @dataclass(frozen=True)
@@ -238,55 +236,39 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 
 def _search(job: _Job, plans: dict[str, plan.TensorPlan], room: int) -> _Trial:
-    """The finest step whose artifact is at most `room` bytes, by regula falsi on log size over log step.
+    """The finest step whose artifact is at most `room` bytes.
 
     Raises BudgetError with the smallest reachable size and what dominates it.
     """
-    floor = max((p.finest for p in plans.values() if p.searched), default=None)
-    trial = job.run(plans, 1.0 if floor is None else max(1.0, floor))
-    if floor is None:
+    searched = [name for name, p in plans.items() if p.searched]
+    if not searched:
+        trial = job.run(plans, 1.0)
         if trial.size > room:
             raise _does_not_fit(trial, room, "every step size is fixed by --set")
         return trial
-    best, fine, coarse = (trial, None, trial) if trial.size <= room else (None, trial, None)
-    for number in range(TRIALS):
-        if best is not None and room - best.size <= max(CLOSE * room, CLOSE_BYTES):
-            break
-        step = _next_step(fine, coarse, room, floor)
-        if step is None:
-            break
-        job.progress("search", number + 1, TRIALS)
+
+    def run(step: float) -> search.Trial[_Trial]:
         trial = job.run(plans, step)
-        if trial.size <= room:
-            coarse = trial
-            if best is None or trial.size >= best.size:
-                best = trial
-        else:
-            fine = trial
-            if step >= COARSEST:
-                raise _does_not_fit(trial, room, "even the coarsest steps are too many bytes")
-    if best is None:
-        assert fine is not None
-        raise _does_not_fit(fine, room, f"{TRIALS} trials found no step size that fits")
-    return best
+        job.progress("fill the budget", min(trial.size, room), room)
+        return search.Trial(step, trial.size, trial)
 
-
-def _next_step(fine: _Trial | None, coarse: _Trial | None, room: int, floor: float) -> float | None:
-    """Where to look next: `fine` is too large, `coarse` fits. None when nothing is left between them."""
-    if fine is None:
-        assert coarse is not None
-        if coarse.step <= floor:
-            return None
-        guess = coarse.step * (coarse.size / room) ** 2.0
-        return max(floor, min(guess, coarse.step / 1.5))
-    if coarse is None:
-        return min(COARSEST, fine.step * max(1.5, min((fine.size / room) ** 2.5, 16.0)))
-    if coarse.step / fine.step < 1 + 2e-4 or fine.size <= coarse.size:
-        return None
-    target = room - 0.3 * max(CLOSE * room, CLOSE_BYTES)  # aim a little below
-    share = math.log(fine.size / target) / math.log(fine.size / coarse.size)
-    share = min(max(share, 0.02), 0.98)
-    return fine.step * (coarse.step / fine.step) ** share
+    outcome = search.largest_that_fits(
+        run,
+        room,
+        start=1.0,
+        finest=max(plans[name].finest for name in searched),
+        per_octave=sum(job.source.tensors[name].numel() for name in searched) / 8,
+        tolerance=max(CLOSE * room, CLOSE_BYTES),
+    )
+    if outcome.best is None:
+        coarsest = outcome.last.step >= search.COARSEST
+        why = (
+            "even the coarsest steps are too many bytes"
+            if coarsest
+            else f"{outcome.trials} trials found none that fits"
+        )
+        raise _does_not_fit(outcome.last.result, room, why)
+    return outcome.best.result
 
 
 def _does_not_fit(trial: _Trial, room: int, why: str) -> BudgetError:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pgolf.packer.trellis import PARITY_CHECKS, next_states
 from pgolf.quant.sweep import gaussian_rates
-from pgolf.quant.trellis import Rates, _bits, _round_one, _viterbi, predecessors
+from pgolf.quant.trellis import Rates, _bits, _round_one, _viterbi, _viterbi_fed, predecessors
 
 FLAT = Rates(0, np.zeros((1, 8), np.float32), np.zeros(1, np.float32))
 
@@ -109,6 +109,40 @@ def test_frozen_entries_stay_even_and_the_path_can_be_continued(states: int) -> 
     _viterbi(u[part], lam[part], kind[part], frozen[part], rates, before, state, 150, codes[part])
     walk(codes, states, frozen)
     assert np.abs(codes - u).max() < 6
+
+
+@pytest.mark.parametrize("states", [4, 8, 64])
+def test_without_feedback_between_rows_both_searches_agree(states: int) -> None:
+    generator = np.random.default_rng(5)
+    u, frozen = (4 * generator.standard_normal(90)).astype(np.float32), generator.random(90) < 0.2
+    lam, kind = np.full(90, 0.36, np.float32), np.full(90, 32, np.int32)
+    shared = lam, kind, frozen, gaussian_rates(states), predecessors(states), 0, 60
+    plain, fed = np.empty(90, np.int32), np.empty(90, np.int32)
+    ends = [
+        _viterbi(u, *shared, plain),
+        _viterbi_fed(u, u, np.ones(90, np.float32), np.zeros((90, 90), np.float32), *shared, fed),
+    ]
+    np.testing.assert_array_equal(plain, fed)
+    assert ends[0] == ends[1] == walk(plain[:60], states, frozen[:60])
+
+
+def test_feedback_between_rows_lowers_the_cost_that_it_is_for() -> None:
+    """Σ (eᵢ + ½·eᵢ₋₁)², whose feedback moves a target by half the error above."""
+    u = (20 * np.random.default_rng(6).standard_normal(300)).astype(np.float32)
+    shared = np.zeros(300, np.float32), np.zeros(300, np.int32), np.zeros(300, bool), FLAT, predecessors(8), 0, 1
+    push = np.zeros((300, 300), np.float32)
+    for i in range(300):  # error fed to l: that of (I + ½S)⁻¹, one row of V over its diagonal
+        push[i, i + 1 :] = -((-0.5) ** np.arange(1, 300 - i))
+    plain, fed = np.empty(300, np.int32), np.empty(300, np.int32)
+    _viterbi(u, *shared, plain)
+    _viterbi_fed(u, u, np.ones(300, np.float32), push, *shared, fed)
+    walk(fed, 8)
+
+    def cost(codes: np.ndarray) -> float:
+        e = u - codes
+        return float(np.square(e[1:] + 0.5 * e[:-1]).mean())
+
+    assert cost(fed) < 0.9 * cost(plain)
 
 
 def test_a_trellis_beats_the_scalar_lattice_at_equal_rate() -> None:

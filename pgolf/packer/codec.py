@@ -133,6 +133,8 @@ def _vector(index: Array, followed: Scale | None) -> _Vector:
 
 
 def _centred(index: Array, follows: int) -> _Vector:
+    if np.abs(index).max(initial=0) > MAX_INDEX:
+        raise ValueError(f"a scale or spread index leaves ±{MAX_INDEX}")
     base = int(np.median(index)) if index.size else 0
     residual = (index - base).astype(np.int32)
     power = max(float(np.mean(residual.astype(np.float64) ** 2)) if index.size else 0.0, 2.0**-10)

@@ -64,7 +64,7 @@ class Directory:
         """The tables that matrices with these counts need."""
         used = np.zeros((max(families, default=-1) + 1, SLOTS), bool)
         for count, family, paired in zip(counts, families, trellis, strict=True):
-            mine = count.any(1)
+            mine: Array = count.any(1)
             used[family] |= np.repeat(mine[0::2] | mine[1::2], 2) if paired else mine
         return Directory(used)
 
@@ -90,7 +90,7 @@ class Directory:
 
     def parities(self) -> list[int]:
         """The parity that each table is for."""
-        return (np.nonzero(self.used)[1] & 1).tolist()
+        return [int(slot) & 1 for slot in np.nonzero(self.used)[1]]
 
     def dump(self) -> bytes:
         """One byte: how many families; then a bitmap for each, slot 0 in the lowest bit of the first byte."""

@@ -168,7 +168,7 @@ def _decode(
     node = np.zeros(len(order), np.uint16)
     final_x, final_pointer = x.copy(), pointer.copy()
     out = np.empty(len(contexts), np.int16)
-    trellis = bool((strips.lookup & ON_TRELLIS).any())
+    trellis = bool((strips.lookup & (ON_TRELLIS | DOUBLE)).any())
     code_of = np.arange(-OFFSET, OFFSET, dtype=np.int16)
     code_of[:ESCAPES] = ESCAPED
     for k in active:

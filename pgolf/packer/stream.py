@@ -217,7 +217,8 @@ def _lookup(sums: Sums, layout: Layout, directory: Directory) -> Array:
         contexts = contexts | np.where(sums.values() >= layout.trellis_from, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
     if missing.any() and missing[sums.where()].any():
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
-    return contexts.astype(np.uint16)
+    lookup: Array = contexts.astype(np.uint16)
+    return lookup
 
 
 def _machine(layouts: Sequence[Layout]) -> Array:

@@ -80,7 +80,11 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
     counts = counts.astype(np.int64)
     seen = counts > 0
     seen[:ESCAPES] = True
-    total = max(int(counts.sum()), 1)
+    total = int(counts.sum())
+    if not total:  # the escapes share everything
+        freqs = np.zeros(256, np.int64)
+        _share_escapes(freqs)
+        return freqs.astype(np.uint16)
     freqs = np.where(seen, np.maximum(1, counts * TOTAL // total), 0)
     left = TOTAL - int(freqs.sum())
     while left != 0:

@@ -133,6 +133,22 @@ def _viterbi(u, lam, kind, frozen, rates, before, state, commit, codes):  # type
 
 
 @njit(cache=True, nogil=True)
+def _branches(u, lam, kind, frozen, rates, odd, codes, cost):  # type: ignore[no-untyped-def]
+    """The best code [2] on each branch from a state of parity `odd`, and its cost; a frozen entry has but one."""
+    drawn = u / (np.float32(1) + lam * rates.parabola[kind])
+    if frozen:
+        near = np.float32(_round_one(float(u), lam, kind, rates, 2.0))
+        other = near
+    else:
+        near = np.float32(2) * np.rint((drawn - odd) * np.float32(0.5)) + odd
+        other = near + np.float32(2 if drawn > near else -2)
+    branch = (int(near) >> 1) & 1
+    codes[branch], codes[1 - branch] = near, other
+    for b in range(2):
+        cost[b] = (u - codes[b]) * (u - codes[b]) + lam * np.float32(_bits(codes[b], kind, rates))
+
+
+@njit(cache=True, nogil=True)
 def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
     """`_viterbi` with every survivor feeding its own errors to the rows below.
 
@@ -143,43 +159,27 @@ def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, 
     metric, fresh = np.full(states, FAR, np.float32), np.empty(states, np.float32)
     metric[state] = 0
     fed, fed_next = np.zeros((states, n), np.float32), np.zeros((states, n), np.float32)
-    cost, option = np.empty((states, 2), np.float32), np.empty((states, 2), np.float32)
+    cost, option = np.full((states, 2), FAR, np.float32), np.zeros((states, 2), np.float32)
     came, chosen = np.empty((n, states), np.uint8), np.empty((n, states), np.float32)
     for i in range(n):
-        draw = np.float32(1) / (np.float32(1) + lam[i] * rates.parabola[kind[i]])
         for s in range(states):
-            if metric[s] < FAR:
-                target = u[i] + fed[s, i]
-                if frozen[i]:
-                    near = np.float32(_round_one(target, lam[i], kind[i], rates, 2.0))
-                    other = near
-                else:
-                    odd = np.float32(s & 1)
-                    near = np.float32(2) * np.rint((target * draw - odd) * np.float32(0.5)) + odd
-                    other = near + np.float32(2 if target * draw > near else -2)
-                first = (int(near) >> 1) & 1
-                for branch, k in ((first, near), (1 - first, other)):
-                    option[s, branch] = k
-                    cost[s, branch] = (target - k) ** 2 + lam[i] * np.float32(_bits(k, kind[i], rates))
+            target, odd = u[i] + fed[s, i], np.float32(s & 1)
+            _branches(target, lam[i], kind[i], frozen[i], rates, odd, option[s], cost[s])
         for s in range(states):
-            source, branch = s, (int(option[s, 0]) >> 1 & 1) if frozen[i] else 0
+            source, branch = s, 0
             if not frozen[i]:
                 p0, p1 = before[s, 0], before[s, 1]
                 branch = 1 if metric[p1] + cost[p1, 1] < metric[p0] + cost[p0, 0] else 0
                 source = p1 if branch else p0
-            came[i, s] = source
-            fresh[s] = FAR
-            if metric[source] < FAR:
-                k = option[source, branch]
-                chosen[i, s] = k
-                fresh[s] = metric[source] + cost[source, branch]
-                error = base[i] + fed[source, i] - k * level[i]
-                for later in range(i + 1, n):
-                    fed_next[s, later] = fed[source, later] + error * push[i, later]
+            came[i, s], chosen[i, s] = source, option[source, branch]
+            fresh[s] = metric[source] + cost[source, branch]
+            error = base[i] + fed[source, i] - chosen[i, s] * level[i]
+            for later in range(i + 1, n):
+                fed_next[s, later] = fed[source, later] + error * push[i, later]
         fed, fed_next = fed_next, fed
         low = fresh.min()
         for s in range(states):
-            metric[s] = fresh[s] - low if fresh[s] < FAR else FAR
+            metric[s] = fresh[s] - low
     state = metric.argmin()
     committed = state
     for i in range(n - 1, -1, -1):

@@ -171,11 +171,13 @@ def evaluate(
     stride: int | None = None,
     max_tokens: int | None = None,
     batch_size: int = 8,
+    device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Score `tokens` [N]: every target once, with the windows of the contest.
 
-    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode on its own device.
+    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode.
+    device: where ids are put; None: the module's.
     byte_counts: [N], from `stream_bytes` or `read_sidecar`. seq_len: longest context. stride: windows start every
     `stride` tokens, the first is scored whole, each later one on its last `stride` targets; None: disjoint windows.
     max_tokens: targets scored. progress: called with (scored, total) after every batch.
@@ -184,11 +186,11 @@ def evaluate(
     total = _targets(tokens, byte_counts, max_tokens)
     windows = _windows(total, seq_len, stride or seq_len)
     began, nats, done = time.perf_counter(), 0.0, 0
-    with torch.no_grad(), _eval_mode(logits_fn) as device:
-        vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=device)).size(-1)
+    with torch.no_grad(), _eval_mode(logits_fn, device) as place:
+        vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens[: total + 1], vocab_size)
         for batch in _batches(windows, batch_size):
-            nats += _loss_sum(logits_fn, tokens, batch, device)
+            nats += _loss_sum(logits_fn, tokens, batch, place)
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
                 progress(done, total)
@@ -251,16 +253,16 @@ def _loss_sum(
 
 
 @contextmanager
-def _eval_mode(logits_fn: Callable[[Tensor], Tensor]) -> Iterator[torch.device]:
-    """The device of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
+def _eval_mode(logits_fn: Callable[[Tensor], Tensor], device: torch.device | str | None) -> Iterator[torch.device]:
+    """`device`, else that of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
     module = logits_fn if isinstance(logits_fn, nn.Module) else getattr(logits_fn, "__self__", None)
     if not isinstance(module, nn.Module):
-        yield torch.device("cpu")
+        yield torch.device(device or "cpu")
         return
     first = next(module.parameters(), None)
     was_training = module.training
     module.eval()
     try:
-        yield torch.device("cpu") if first is None else first.device
+        yield torch.device(device or ("cpu" if first is None else first.device))
     finally:
         module.train(was_training)

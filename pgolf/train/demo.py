@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import sysconfig
 import tokenize
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pgolf.errors import DataError
 from pgolf.train.bpb import load_tokenizer
 from pgolf.train.data import WindowSampler, read_shard, write_shard
-from pgolf.train.loop import StepInfo, Trainer, TrainSettings
-from pgolf.train.model import GPT, PRESETS, GPTConfig
-from pgolf.train.optim import OptimSettings
+from pgolf.train.loop import StepInfo, Trainer
+from pgolf.train.model import GPT, GPTConfig
+from pgolf.train.recipes import RECIPES, Recipe
+from pgolf.train.save import save_checkpoint
 
 BOS = 1
 SKIPPED = {
@@ -40,28 +38,13 @@ TOKENIZER_EVERY = 4  # the tokenizer learns from every 4th training document: mo
 
 
 @dataclass(frozen=True)
-class DemoSettings:
+class DemoSettings(Recipe):
     """max_files: source files taken, None for all; model.vocab_size is also the tokenizer's."""
 
-    model: GPTConfig
-    train: TrainSettings
-    batch_size: int
-    seq_len: int
     max_files: int | None = None
 
 
-# About a minute on 2 cores. So few steps want high learning rates, little momentum and a short memory of the averages.
-DEMO = DemoSettings(
-    model=PRESETS["tiny"],
-    train=TrainSettings(
-        steps=500,
-        warmdown=1.0,
-        ema_decay=0.9,
-        optim=OptimSettings(matrix_lr=0.06, embedding_lr=0.03, vector_lr=0.02, momentum=0.85),
-    ),
-    batch_size=8,
-    seq_len=128,
-)
+DEMO = DemoSettings(**vars(RECIPES["tiny"]))  # about a minute on 2 cores
 # A few seconds, for tests.
 TINY_DEMO = DemoSettings(
     model=GPTConfig(vocab_size=512, layers=2, dim=64, heads=2, kv_heads=1, mlp_mult=2),
@@ -175,19 +158,5 @@ def train_demo(
     model = GPT(settings.model, seed=seed)
     Trainer(model, sampler, settings.train).run(progress)
     path = directory / "checkpoint.pt"
-    save_checkpoint(path, model, settings, seed)
+    save_checkpoint(path, model, settings.to_config(seed=seed, tokenizer="tokenizer.model"))
     return path
-
-
-def save_checkpoint(path: Path, model: GPT, settings: DemoSettings, seed: int) -> None:
-    """Write to a temporary sibling, then rename."""
-    config: dict[str, Any] = {
-        "arch": "pgolf.train.model:GPT",
-        "gpt": asdict(model.config),
-        "train": {**asdict(settings.train), "batch_size": settings.batch_size, "seq_len": settings.seq_len},
-        "seed": seed,
-        "tokenizer": "tokenizer.model",
-    }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save({"model": model.state_dict(), "config": config}, temporary)
-    temporary.replace(path)

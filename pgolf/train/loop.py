@@ -1,9 +1,13 @@
 """The training loop: batches in, averaged weights out.
 
 What will surprise you:
-* The number of steps is fixed, not the time: two runs with the same seed on one machine give the same weights, bit for
-  bit (at the same number of threads).
+* A run ends after `steps` updates or `minutes`, whichever comes first, and the learning rate follows whichever share is
+  larger. Without `minutes`, two runs with the same seed on one machine give the same weights, bit for bit (at the same
+  number of threads).
+* The clock counts `step` alone: neither compiling, which a pass whose gradients are thrown away does beforehand, nor
+  what a progress callback does between steps.
 * After `Trainer.run` the model holds the moving average of its weights, which is what gets packed.
+* On CUDA the next batch is fetched while the current one computes; losses are read once an update, before it happens.
 """
 
 from __future__ import annotations
@@ -13,74 +17,146 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pgolf.errors import PgolfError
+from pgolf.errors import PgolfError, UsageError
 from pgolf.train.data import WindowSampler
 from pgolf.train.optim import OptimSettings, WeightAverage, build_optimizers, lr_scale
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """steps: optimizer steps; warmup, warmdown: shares of them; grad_clip: bound of the gradient's norm;
-    ema_decay: of the averaged weights, a step.
+    """steps: optimizer steps; minutes: of training; at least one of them. warmup, warmdown: shares of the run;
+    grad_clip: bound of the gradient's norm; ema_decay: of the averaged weights, a step; accumulate: passes that share
+    one update; each sees its part of the batch.
     """
 
-    steps: int
+    steps: int | None = None
+    minutes: float | None = None
     warmup: float = 0.02
     warmdown: float = 0.6
     grad_clip: float = 1.0
     ema_decay: float = 0.98
+    accumulate: int = 1
     optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        if not (self.steps or self.minutes):
+            raise UsageError("training needs an end: give it steps or minutes above 0")
+        if self.accumulate < 1:
+            raise UsageError(f"accumulate {self.accumulate} must be at least 1")
+
+    def progress(self, steps: int, seconds: float) -> float:
+        """Share of the run that is over after `steps` updates and `seconds`, 0..1."""
+        by_step = steps / self.steps if self.steps else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_step, by_time))
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a progress callback learns after step `step` of `steps` (from 1); loss in nats a token."""
+    """What a progress callback learns after step `step` (from 1).
+
+    progress: share of the run, 0..1; loss: nats a token, before the update; grad_norm: before clipping; lr_scale: share
+    of the peak learning rates; seconds: of training; tokens: seen so far.
+    """
 
     step: int
-    steps: int
+    progress: float
     loss: float
+    grad_norm: float
+    lr_scale: float
     seconds: float
     tokens: int
 
 
 class Trainer:
-    """One training run: `model(ids, targets)` returns the mean loss, `sampler.batch(step)` its windows."""
+    """One training run: `model(ids, targets)` returns the mean loss, `sampler.batch(step)` its windows.
 
-    def __init__(self, model: nn.Module, sampler: WindowSampler, settings: TrainSettings) -> None:
+    The model's device decides where it trains. compile: use torch.compile; where that fails the run goes on without,
+    and `notes` says why.
+    """
+
+    def __init__(
+        self, model: nn.Module, sampler: WindowSampler, settings: TrainSettings, *, compile: bool = False
+    ) -> None:
+        if sampler.batch_size % settings.accumulate:
+            raise UsageError(f"accumulate {settings.accumulate} does not divide the batch of {sampler.batch_size}")
         self.model, self.sampler, self.settings = model, sampler, settings
-        self.step_count = 0
+        self.step_count, self.seconds = 0, 0.0
+        self.notes: list[str] = []
         self.device = next(model.parameters()).device
         self.optimizers = build_optimizers(model, settings.optim)
         self.average = WeightAverage(model, settings.ema_decay)
+        self._loss: Callable[[Tensor, Tensor], Tensor] = model
+        self._compile = compile
+        self._fetched: tuple[int, Tensor] | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over, 0..1."""
+        return self.settings.progress(self.step_count, self.seconds)
 
     def run(self, progress: Callable[[StepInfo], None] | None = None) -> None:
-        """Train to the last step, then leave the averaged weights in the model."""
-        began = time.perf_counter()
+        """Train to the end, then leave the averaged weights in the model."""
         self.model.train()
-        while self.step_count < self.settings.steps:
-            loss = self.step()
+        self.warm_up()
+        while self.progress < 1.0:
+            info = self.step()
             if progress is not None:
-                tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
-                progress(StepInfo(self.step_count, self.settings.steps, loss, time.perf_counter() - began, tokens))
+                progress(info)
         self.average.copy_to_model()
         self.model.eval()
 
-    def step(self) -> float:
-        """One update of the weights and their average; the loss before it. PgolfError if that is not finite."""
-        windows = self.sampler.batch(self.step_count).to(self.device)
-        loss_tensor = self.model(windows[:, :-1], windows[:, 1:])
-        loss = loss_tensor.item()
+    def warm_up(self) -> None:
+        """Compile and fill caches with one pass whose gradients are dropped; nothing that is trained changes."""
+        if self._compile:
+            self._loss = torch.compile(self.model, dynamic=False)
+            try:
+                self._accumulate_gradients(self._batch(self.step_count))
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.notes.append(f"torch.compile fails here, training without ({reason[:200]})")
+                self._loss = self.model
+            self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            self._accumulate_gradients(self._batch(self.step_count))
+            self.model.zero_grad(set_to_none=True)
+            torch.cuda.synchronize(self.device)
+
+    def step(self) -> StepInfo:
+        """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
+        began = time.perf_counter()
+        loss_tensor = self._accumulate_gradients(self._batch(self.step_count))
+        norm_tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        self._prefetch(self.step_count + 1)
+        loss, norm = torch.stack([loss_tensor, norm_tensor]).tolist()
+        self._check_finite(loss, norm)
+        scale = self._update()
+        self.seconds += time.perf_counter() - began
+        tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
+        return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens)
+
+    def _accumulate_gradients(self, windows: Tensor) -> Tensor:
+        """Mean loss of `windows` [batch, T + 1], whose gradient is added to the parameters'."""
+        parts = windows.chunk(self.settings.accumulate)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            loss = self._loss(part[:, :-1], part[:, 1:]) / len(parts)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _check_finite(self, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
             raise PgolfError(f"the loss is {loss} at step {self.step_count + 1}: lower the learning rates")
-        loss_tensor.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        scale = lr_scale(
-            (self.step_count + 1) / (self.settings.steps + 1),
-            warmup=self.settings.warmup,
-            warmdown=self.settings.warmdown,
-        )
+        if not math.isfinite(norm):
+            raise PgolfError(f"the gradient's norm is {norm} at step {self.step_count + 1}: lower the learning rates")
+
+    def _update(self) -> float:
+        """Step optimizers and average; the share of the peak learning rates that was used."""
+        scale = lr_scale(self._midpoint(), warmup=self.settings.warmup, warmdown=self.settings.warmdown)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["peak_lr"]
@@ -88,4 +164,27 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.average.update()
         self.step_count += 1
-        return loss
+        return scale
+
+    def _midpoint(self) -> float:
+        """Progress for the schedule: neither the first step nor the last of a run by steps has a rate of zero."""
+        by_step = (self.step_count + 1) / (self.settings.steps + 1) if self.settings.steps else 0.0
+        per_step = self.seconds / max(self.step_count, 1)
+        by_time = (self.seconds + per_step / 2) / (60 * self.settings.minutes) if self.settings.minutes else 0.0
+        return min(1.0, max(by_step, by_time))
+
+    def _batch(self, step: int) -> Tensor:
+        """Windows of a step on the device: int64 [batch, T + 1]."""
+        if self._fetched is None or self._fetched[0] != step:
+            self._fetched = (step, self._move(self.sampler.batch(step)))
+        return self._fetched[1]
+
+    def _prefetch(self, step: int) -> None:
+        """Start the copy of a later step's windows; on a CPU there is nothing to overlap with."""
+        if self.device.type == "cuda":
+            self._batch(step)
+
+    def _move(self, windows: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return windows.to(self.device)
+        return windows.pin_memory().to(self.device, non_blocking=True)

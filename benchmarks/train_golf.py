@@ -1,0 +1,170 @@
+"""Train a preset for a few minutes on token shards and score it on a held-out one.
+
+    PYTHONPATH=. python3 benchmarks/train_golf.py --data TRAIN.bin... --val VAL.bin --tokenizer T.model --out DIR
+        [--preset golf] [--device cuda] [--minutes 8] [--batch 128] [--set train.optim.matrix_decay=0.3]...
+
+Writes DIR/checkpoint.pt (float32 averaged weights and their configuration), DIR/train.jsonl (a line a step) and
+DIR/train.json: BPB of the whole validation shard in float32 by the exact byte count, disjoint windows of 1024; seconds
+of training without compiling and without the probes of the validation loss; tokens a second; model FLOPs utilisation,
+counting 6 FLOPs a weight and token (the tied head once, the lookup never) and causal attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
+from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
+from pgolf.train.loop import StepInfo, Trainer
+from pgolf.train.model import GPT, GPTConfig
+from pgolf.train.recipes import RECIPES, Recipe
+from pgolf.train.save import save_checkpoint
+
+CONTEXT = 1024
+PROBE_TOKENS = 65536  # validation targets scored during training
+
+
+class Validation:
+    """A held-out shard and the bytes of its tokens."""
+
+    def __init__(self, shard: Path, tokenizer: Path, vocab_size: int) -> None:
+        self.tokens = read_shard(shard)
+        check_vocabulary(self.tokens, vocab_size)
+        self.byte_counts = stream_bytes(self.tokens, token_bytes(tokenizer))
+
+    def score(self, model: GPT, max_tokens: int | None = None) -> EvalResult:
+        """BPB over disjoint windows of 1024 tokens."""
+        return evaluate(
+            model.forward_logits, self.tokens, self.byte_counts, seq_len=CONTEXT, max_tokens=max_tokens, batch_size=16
+        )
+
+
+class Log:
+    """Progress callback: one JSON line a step, a printed line every few seconds, a probe of BPB every so often."""
+
+    def __init__(self, path: Path, model: GPT, validation: Validation, probes: int) -> None:
+        self.file, self.model, self.validation = path.open("w"), model, validation
+        self.every, self.next_probe, self.printed = 1 / max(probes, 1), 0.0, 0.0
+
+    def __call__(self, info: StepInfo) -> None:
+        row: dict[str, Any] = asdict(info)
+        if info.progress >= self.next_probe:
+            self.next_probe += self.every
+            row["val_bpb"] = self.validation.score(self.model, PROBE_TOKENS).bpb
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if "val_bpb" in row or time.monotonic() > self.printed + 10:
+            self.printed = time.monotonic()
+            rate = info.tokens / info.seconds
+            probe = f"  val {row['val_bpb']:.4f} BPB" if "val_bpb" in row else ""
+            print(
+                f"step {info.step:6d}  {info.seconds:6.1f} s  loss {info.loss:.4f}  {rate:,.0f} tokens/s{probe}",
+                flush=True,
+            )
+
+
+def flops_per_token(config: GPTConfig, weights: int, seq_len: int) -> float:
+    """Forward and backward, of matrices and head and of causal attention."""
+    return 6 * weights + 6 * config.layers * config.dim * seq_len
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The preset with what the command line changes."""
+    recipe = RECIPES[options.preset]
+    train = replace(recipe.train, minutes=options.minutes, steps=options.steps, accumulate=options.accumulate)
+    for item in options.set:
+        name, _, value = item.partition("=")
+        if hasattr(train.optim, name):
+            train = replace(train, optim=replace(train.optim, **{name: float(value)}))
+        else:
+            train = replace(train, **{name: float(value)})
+    return replace(recipe, train=train, batch_size=options.batch or recipe.batch_size)
+
+
+def summary(trainer: Trainer, recipe: Recipe, result: EvalResult, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything measured, as JSON."""
+    tokens = trainer.step_count * recipe.batch_size * recipe.seq_len
+    weights = sum(param.numel() for param in trainer.model.parameters())
+    rate = tokens / trainer.seconds
+    flops = flops_per_token(recipe.model, weights, recipe.seq_len)
+    cuda = trainer.device.type == "cuda"
+    return {
+        "bpb": result.bpb,
+        "loss": result.loss,
+        "val_tokens": result.tokens,
+        "val_bytes": result.bytes,
+        "parameters": weights,
+        "steps": trainer.step_count,
+        "seconds": trainer.seconds,
+        "tokens": tokens,
+        "epochs": tokens / sum(len(shard) for shard in trainer.sampler.shards),
+        "tokens_per_second": rate,
+        "mfu": rate * flops / (options.peak_tflops * 1e12) if cuda else None,
+        "peak_tflops": options.peak_tflops if cuda else None,
+        "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": sys.argv,
+        "notes": trainer.notes,
+        "recipe": asdict(recipe),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", type=Path, required=True)
+    parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", choices=sorted(RECIPES), default="golf")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, help="windows an update")
+    parser.add_argument("--accumulate", type=int, default=2, help="passes an update: halves the memory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probes", type=int, default=12, help="validation probes on the way")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the device, for MFU")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a training setting")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_of(options)
+    cuda = torch.device(options.device).type == "cuda"
+    torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention, as the contest's script
+    shards = [read_shard(path) for path in options.data]
+    for shard in shards:
+        check_vocabulary(shard, recipe.model.vocab_size)
+    sampler = WindowSampler(shards, recipe.seq_len, recipe.batch_size, options.seed)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    model = GPT(recipe.model, seed=options.seed, compute_dtype=dtype).to(options.device)
+    validation = Validation(options.val, options.tokenizer, recipe.model.vocab_size)
+    trainer = Trainer(model, sampler, recipe.train, compile=cuda)
+    trainer.run(Log(options.out / "train.jsonl", model, validation, options.probes))
+    model.compute_dtype = torch.float32
+    tokenizer = shutil.copyfile(options.tokenizer, options.out / "tokenizer.model")
+    config = recipe.to_config(seed=options.seed, tokenizer=Path(tokenizer).name)
+    save_checkpoint(options.out / "checkpoint.pt", model, config)
+    result = summary(trainer, recipe, validation.score(model), options)
+    (options.out / "train.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print(json.dumps({key: result[key] for key in ("bpb", "seconds", "tokens_per_second", "epochs", "mfu", "notes")}))
+    if not math.isfinite(result["bpb"]):
+        sys.exit("the model's loss is not finite")
+
+
+if __name__ == "__main__":
+    main()

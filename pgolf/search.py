@@ -1,0 +1,100 @@
+"""One knob against one curve: the finest step size whose result still fits the target.
+
+What will surprise you:
+* Sizes come from real packs, which cost seconds to minutes, so every trial must count. Bytes fall by about 1/8 for each
+  searched weight when the knob doubles; that slope is believed until two trials enclose the target.
+* Trials are noisy at the last per mille (codes change, tables change), so the best trial that fits is kept, not the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+COARSEST = 2.0**14  # the far end: nearly everything rounds to zero
+TRIALS = 16
+SPARE = 0.3  # aim this share of the tolerance below the target
+FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
+NEAR = 0.02  # octaves
+
+
+@dataclass(frozen=True)
+class Trial(Generic[T]):
+    """What a position of the knob gave: size to be kept at or under the target."""
+
+    step: float
+    size: float
+    result: T
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """best: the largest size that fits, None if nothing did. last: the final trial. trials: how many were run."""
+
+    best: Trial[T] | None
+    last: Trial[T]
+    trials: int
+
+
+def largest_that_fits(
+    run: Callable[[float], Trial[T]],
+    target: float,
+    *,
+    start: float,
+    finest: float,
+    per_octave: float,
+    tolerance: float,
+) -> Outcome[T]:
+    """Search steps from `finest` to COARSEST for a size in [target - tolerance, target].
+
+    run: size falls as the step grows. per_octave: expected fall of the size when the step doubles.
+    """
+    fine: Trial[T] | None = None  # too large
+    coarse: Trial[T] | None = None  # fits
+    best: Trial[T] | None = None
+    step: float | None = max(start, finest)
+    trials = 0
+    while step is not None and trials < TRIALS:
+        trial = run(step)
+        trials += 1
+        if trial.size <= target:
+            coarse = trial
+            best = trial if best is None or trial.size >= best.size else best
+        else:
+            fine = trial
+        if best is not None and target - best.size <= tolerance:
+            break
+        step = _next(fine, coarse, target - SPARE * tolerance, finest, per_octave, trials)
+    return Outcome(best, trial, trials)
+
+
+def _next(
+    fine: Trial[T] | None, coarse: Trial[T] | None, aim: float, finest: float, per_octave: float, trials: int
+) -> float | None:
+    """The next step to try; None when nothing is left to gain."""
+    if fine is not None and coarse is not None:
+        return _between(fine, coarse, aim, bisect=trials % 4 == 3)
+    known = fine or coarse
+    assert known is not None
+    octaves = (known.size - aim) / per_octave
+    if abs(octaves) < NEAR:  # step a little beyond the aim, so that the next two trials enclose it
+        octaves *= 1.3
+    if trials > 1:  # the slope was too steep: it flattens where codes run out
+        octaves = math.copysign(max(abs(octaves), NEAR * 4**trials), octaves)
+    step = known.step * 2 ** min(max(octaves, -FARTHEST), FARTHEST)
+    if fine is None:
+        return max(step, finest) if known.step > finest else None
+    return min(step, COARSEST) if known.step < COARSEST else None
+
+
+def _between(fine: Trial[T], coarse: Trial[T], aim: float, *, bisect: bool) -> float | None:
+    """By the chord of size over log step; now and then by bisection, because a chord creeps along a bent curve."""
+    width = math.log(coarse.step / fine.step)
+    if width < 2e-5 or fine.size <= coarse.size:
+        return None
+    share = 0.5 if bisect else (fine.size - aim) / (fine.size - coarse.size)
+    return fine.step * math.exp(width * min(max(share, 0.03), 0.97))

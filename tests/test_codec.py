@@ -1,0 +1,188 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import codec, plain
+from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
+
+
+def weights_like(rows, cols, sigma=2.0, seed=0, per_octave=8):
+    """Codes with lognormal row and column spreads, and the scales that a quantizer would choose."""
+    rng = np.random.default_rng(seed)
+    r, c = np.exp(rng.normal(0, 0.4, rows)), np.exp(rng.normal(0, 0.5, cols))
+    codes = np.rint(rng.normal(0, sigma, (rows, cols)) * r[:, None] * c).astype(np.int32)
+    return Plane(codes, Scale.nearest(0.01 / r, per_octave), Scale.nearest(c, HALF))
+
+
+def trellis_plane(rows, cols):
+    """All even codes lead from state 0 to itself on branch 0: multiples of four are a path."""
+    rng = np.random.default_rng(1)
+    codes = 4 * rng.integers(-5, 6, (rows, cols)).astype(np.int32)
+    return Plane(codes, None, None, 8, -3, Spread(rng.integers(8, 12, rows), rng.integers(-2, 3, cols)))
+
+
+def round_trip(planes):
+    packed = codec.encode(planes)
+    return packed, codec.decode(packed.sections, packed.head, codec.parse(packed.head))
+
+
+def assert_same(before, after):
+    assert after.codes.shape == before.codes.shape
+    assert (after.codes == before.codes).all()
+    for old, new in ((before.row_scale, after.row_scale), (before.col_scale, after.col_scale)):
+        assert (old is None) == (new is None)
+        if old is not None and new is not None:
+            assert new.per_octave == old.per_octave
+            assert (new.index == old.index).all()
+
+
+PLANES = {
+    "usual": weights_like(512, 60),
+    "fine scales": weights_like(40, 30, per_octave=64),
+    "wide": weights_like(300, 20, 500.0),
+    "sparse": weights_like(300, 40, 0.05),
+    "bare": Plane(np.arange(-20, 20, dtype=np.int32).reshape(8, 5)),
+    "zeros": Plane(np.zeros((64, 64), np.int32)),
+    "constant": Plane(np.full((64, 64), 7, np.int32)),
+    "one": Plane(np.array([[-3]], np.int32)),
+    "no rows": Plane(np.zeros((0, 5), np.int32), None, Scale(np.zeros(5, np.int32), 8)),
+    "no columns": Plane(np.zeros((5, 0), np.int32), Scale(np.arange(5, dtype=np.int32), 4)),
+    "16 bits": Plane(np.random.default_rng(0).integers(-(2**15), 2**15, (40, 30)).astype(np.int32)),
+    "32 bits": Plane(np.random.default_rng(0).integers(-(2**31), 2**31, (40, 30)).astype(np.int32)),
+    "skew": Plane(np.where(np.random.default_rng(0).random((200, 200)) < 1e-4, 10**6, 0).astype(np.int32)),
+    "trellis": trellis_plane(1030, 6),
+}
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_one_plane_round_trip(name):
+    _, (after,) = round_trip([PLANES[name]])
+    assert_same(PLANES[name], after)
+    if PLANES[name].trellis:
+        assert (after.trellis, after.trellis_from) == (8, -3)
+        assert (after.spread.rows == PLANES[name].spread.rows).all()
+
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_all_planes_together(monkeypatch, compiled):
+    monkeypatch.setenv("PGOLF_COMPILED", compiled)
+    _, after = round_trip(list(PLANES.values()))
+    for old, new in zip(PLANES.values(), after, strict=True):
+        assert_same(old, new)
+
+
+def test_nothing_round_trips():
+    assert round_trip([])[1] == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 31), st.integers(0, 2**32))
+def test_any_matrix_round_trips(rows, cols, bits, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-(2**bits), 2**bits, (rows, cols)).astype(np.int32)
+    plane = Plane(codes, Scale(rng.integers(-500, 500, rows).astype(np.int32), 4))
+    assert_same(plane, round_trip([plane])[1][0])
+
+
+def test_bits_add_up_to_the_sections():
+    packed, _ = round_trip([weights_like(2048, 200), weights_like(512, 300, seed=1)])
+    claimed = (sum(packed.plane_bits) + sum(packed.side_bits)) / 8
+    size = sum(map(len, packed.sections.values()))
+    assert claimed < size < 1.004 * claimed + 400
+
+
+def test_spread_classes_beat_one_histogram():
+    plane = weights_like(1024, 512)
+    counts = np.unique(plane.codes, return_counts=True)[1]
+    one_histogram = float((counts * np.log2(plane.codes.size / counts)).sum())
+    packed = codec.encode([plane])
+    assert packed.plane_bits[0] + packed.side_bits[0] - 16 * 512 < 0.97 * one_histogram
+
+
+def test_classes_follow_the_row_scale_for_nothing():
+    """Steps in proportion to the rows' spread: the class plus the scale's octaves is one constant."""
+    rng = np.random.default_rng(0)
+    octaves = rng.integers(-12, 12, 2000).astype(np.int32)
+    codes = np.rint(rng.normal(0, 300.0, (2000, 50)) * np.exp2(-octaves / SPREAD_STEPS)[:, None]).astype(np.int32)
+    packed = codec.encode([Plane(codes, Scale(octaves, SPREAD_STEPS))])
+    assert packed.side_bits[0] < 2000 * (np.log2(24) + 1.0)  # the scales themselves, and a little
+
+
+def test_the_same_bytes_for_any_number_of_threads(monkeypatch):
+    planes = [weights_like(300, 200), weights_like(100, 70, seed=2)]
+    first = codec.encode(planes)
+    for count in (1, 3):
+        monkeypatch.setattr("pgolf.packer.threads.workers", lambda count=count: count)
+        assert codec.encode(planes) == first
+
+
+def _record(head):
+    return head["planes"][0]
+
+
+def _set(at, value):
+    def change(head):
+        _record(head)[at] = value
+
+    return change
+
+
+HOSTILE = {
+    "negative rows": _set(0, -512),
+    "a bool": _set(0, True),
+    "a float": _set(1, 60.0),
+    "huge": _set(0, 1 << 50),
+    "half of 2^33": _set(0, 1 << 30),
+    "steps": _set(2, 3),
+    "trellis": _set(4, 6),
+    "mode": _set(6, 4),
+    "mode and class": _set(7, 1),
+    "vectors": _set(8, []),
+    "vector": lambda head: _record(head)[8][0].pop(),
+    "follows": lambda head: _record(head)[8][0].__setitem__(1, 1),
+    "base": lambda head: _record(head)[8][0].__setitem__(0, 1 << 30),
+    "class": lambda head: _record(head)[8][0].__setitem__(2, 1 << 20),
+    "family": _set(9, 5),
+    "short record": lambda head: _record(head).pop(),
+    "no record": lambda head: head["planes"].pop(),
+    "string": lambda head: head["planes"].__setitem__(0, "plane"),
+    "lanes": lambda head: head["lanes"].pop(),
+    "lane": lambda head: head["lanes"].__setitem__(1, 1.0),
+    "families": lambda head: head["families"].append(0),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_hostile_headers_are_refused(how):
+    packed = codec.encode([weights_like(512, 60)])
+    HOSTILE[how](packed.head)
+    with pytest.raises(ArtifactError):
+        codec.decode(packed.sections, packed.head, codec.parse(packed.head))
+
+
+def test_an_index_that_no_reader_takes_is_a_bug():
+    with pytest.raises(ValueError, match="index"):
+        codec.encode([Plane(np.zeros((2, 2), np.int32), Scale(np.array([0, 1 << 21], np.int32), 8))])
+
+
+@pytest.mark.parametrize("name", [n for n in PLANES if n != "trellis"])
+def test_plain_round_trip(name):
+    sections, head = plain.encode([PLANES[name]])
+    records = plain.parse(head)
+    assert {n: (len(d), len(d)) for n, d in sections.items()}.items() <= plain.section_limits(records).items()
+    assert_same(PLANES[name], plain.decode(sections, records)[0])
+
+
+def test_plain_codes_take_the_narrowest_width():
+    sections, _ = plain.encode([PLANES["usual"], PLANES["16 bits"], PLANES["32 bits"]])
+    assert {n: len(d) for n, d in sections.items() if n.startswith("codes")} == {
+        "codes.1": 512 * 60, "codes.2": 2 * 1200, "codes.4": 4 * 1200,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [[1, 2, 0, 0], [1, 2, 0, 0, 3], [-1, 2, 0, 0, 1], [1, 2, 5, 0, 1], [1, True, 0, 0, 1], 7])
+def test_plain_hostile_records(fields):
+    with pytest.raises(ArtifactError, match="plane record"):
+        plain.parse({"planes": [fields]})

@@ -1,0 +1,221 @@
+"""The oracle is a coder of one lane that follows the definition with Python integers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import rans, rans_numba, tables
+from pgolf.packer.plane import Spread
+from pgolf.packer.rans import ESCAPED, LOW, Contexts, Lanes
+from pgolf.packer.strips import Sums, lane_bounds
+from pgolf.packer.tables import ESCAPES, OFFSET, TOTAL
+from pgolf.packer.trellis import next_states
+
+NO_TRELLIS = np.zeros((1, 2), np.uint8)
+
+
+def naive_encode(symbols, frequencies):
+    """(final state, words in the order the decoder reads them) of one lane."""
+    x, words = LOW, []
+    for symbol, freqs in zip(reversed(symbols), reversed(frequencies), strict=True):
+        f, start = freqs[symbol], sum(freqs[:symbol])
+        if x >= (LOW * 2**16 * f) // TOTAL:
+            words.append(x % 2**16)
+            x //= 2**16
+        x = x // f * TOTAL + start + x % f
+        assert LOW <= x < LOW * 2**16
+    return x, words[::-1]
+
+
+def naive_decode(x, words, frequencies):
+    symbols, words = [], list(words)
+    for freqs in frequencies:
+        slot, symbol, start = x % TOTAL, 0, 0
+        while start + freqs[symbol] <= slot:
+            start += freqs[symbol]
+            symbol += 1
+        symbols.append(symbol)
+        x = freqs[symbol] * (x // TOTAL) + slot - start
+        if x < LOW:
+            x = x * 2**16 + words.pop(0)
+    assert x == LOW
+    assert not words
+    return symbols
+
+
+def a_sequence(seed, n, num_tables=3, sigma=2.0):
+    """(symbols, table of each, freqs): Gaussian codes of several widths, escapes among them."""
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, num_tables, n).astype(np.uint16)
+    symbols = np.clip(np.rint(rng.normal(0, 1, n) * sigma * 2.0**table), -126, 127).astype(int) + OFFSET
+    symbols = np.where(rng.random(n) < 0.02, rng.integers(0, ESCAPES, n), symbols).astype(np.uint8)
+    counts = [np.bincount(symbols[table == t], minlength=256) for t in range(num_tables)]
+    return symbols, table, np.stack([tables.normalise_counts(c) for c in counts])
+
+
+def contexts_of(table_by_row, cols, flags=0):
+    """Contexts of one matrix whose rows have the given tables."""
+    kinds = int(table_by_row.max(initial=0)) + 1
+    sums = Sums(0, kinds, table_by_row.astype(np.uint16), np.zeros(cols, np.uint16))
+    return Contexts.of([sums], [np.arange(kinds, dtype=np.uint16) | np.uint16(flags)])
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def either(request, monkeypatch):
+    monkeypatch.setenv("PGOLF_COMPILED", "1" if request.param == "compiled" else "0")
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("n", [1, 2, 500])
+def test_encode_is_the_naive_coder(n):
+    symbols, table, freqs = a_sequence(n, n)
+    bounds = np.array([0, n // 3, n])
+    lanes = rans.encode(symbols, table, bounds, freqs)
+    plain = [[int(f) for f in freqs[t]] for t in table]
+    expected = [naive_encode(symbols[a:b].tolist(), plain[a:b]) for a, b in ((0, n // 3), (n // 3, n))]
+    assert lanes.states.tolist() == [state for state, _ in expected]
+    assert lanes.counts.tolist() == [len(words) for _, words in expected]
+    assert lanes.words.tolist() == [w for _, words in expected for w in words]
+    assert naive_decode(*expected[1], plain[n // 3 :]) == symbols[n // 3 :].tolist()
+
+
+@pytest.mark.usefixtures("either")
+def test_literal_words():
+    freqs = np.zeros((1, 256), np.uint16)
+    freqs[0, [0, 1, 127, 128]] = [1, 1, 16383, 16383]
+    lanes = rans.encode(np.array([128, 127, 128, 0], np.uint8), np.zeros(4, np.uint16), np.array([0, 4]), freqs)
+    assert (lanes.states.tolist(), lanes.counts.tolist(), lanes.words.tolist()) == ([344085], [1], [0])
+
+
+@pytest.mark.usefixtures("either")
+def test_decode_inverts_encode_over_strips_and_lanes():
+    rng = np.random.default_rng(5)
+    rows, cols = 1500, 7
+    by_row = rng.integers(0, 3, rows)
+    contexts = contexts_of(by_row, cols)
+    table = contexts.expanded() & rans.TABLE
+    symbols = np.clip(np.rint(rng.normal(0, 2.0, rows * cols) * 2.0**table), -126, 127).astype(int) + OFFSET
+    symbols = symbols.astype(np.uint8)
+    freqs = np.stack([tables.normalise_counts(np.bincount(symbols[table == t], minlength=256)) for t in range(3)])
+    bounds = lane_bounds([(rows, cols)], 5)
+    lanes = rans.encode(symbols, table, bounds, freqs)
+    assert (rans.decode(lanes, contexts, bounds, freqs, NO_TRELLIS) == symbols.astype(int) - OFFSET).all()
+
+
+@pytest.mark.usefixtures("either")
+def test_escapes_decode_to_the_mark():
+    symbols = np.array([0, 128, 1, 130], np.uint8)
+    freqs = tables.normalise_counts(np.bincount(symbols, minlength=256))[None]
+    bounds = np.array([0, 4])
+    lanes = rans.encode(symbols, np.zeros(4, np.uint16), bounds, freqs)
+    for flags in (0, rans.DOUBLE):
+        codes = rans.decode(lanes, contexts_of(np.zeros(4, int), 1, flags), bounds, freqs, NO_TRELLIS)
+        assert codes.tolist() == [ESCAPED, 0, ESCAPED, 4 if flags else 2]
+
+
+def trellis_case(seed, rows, cols, states):
+    """Codes made by walking the state machine at random, entries with a low sum frozen; as symbols and contexts."""
+    rng = np.random.default_rng(seed)
+    successors = next_states(states)
+    spread = Spread(rng.integers(0, 4, rows).astype(np.int32), rng.integers(0, 3, cols).astype(np.int32))
+    sums = Sums.of(spread)
+    on_of = sums.values() >= 2
+    flags = np.where(on_of, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
+    contexts = Contexts.of([sums], [(2 * np.arange(sums.size) | flags).astype(np.uint16)])
+    codes, symbols, table, state = [], [], [], 0
+    for context in contexts.expanded().tolist():
+        state = 0 if context & rans.RESTART else state
+        value = int(np.rint(rng.normal(0, 2)))
+        on = bool(context & rans.ON_TRELLIS)
+        parity = state & 1 if on else 0
+        codes.append(2 * value + parity)
+        symbols.append(value + OFFSET)
+        table.append((context & rans.TABLE) + parity)
+        state = int(successors[state, value & 1]) if on else state
+    count = np.zeros((2 * sums.size, 256), np.int64)
+    np.add.at(count, (table, symbols), 1)
+    freqs = np.stack([tables.normalise_counts(c) for c in count])
+    return codes, np.array(symbols, np.uint8), np.array(table, np.uint16), contexts, freqs
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("states", [4, 8, 256])
+def test_trellis_decodes_by_its_own_state(states):
+    codes, symbols, table, contexts, freqs = trellis_case(states, 1100, 3, states)
+    bounds = lane_bounds([(1100, 3)], 4)
+    lanes = rans.encode(symbols, table, bounds, freqs)
+    assert rans.decode(lanes, contexts, bounds, freqs, next_states(states).astype(np.uint8)).tolist() == codes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 9), st.integers(1, 12))
+def test_both_paths_agree(seed, rows, cols, lanes):
+    codes, symbols, table, contexts, freqs = trellis_case(seed, rows, cols, 8)
+    bounds = lane_bounds([(rows, cols)], lanes)
+    freq = freqs.astype(np.uint32)
+    cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
+    ours, theirs = (loop.encode(symbols, table, bounds, freq, cum) for loop in (_Numpy, rans_numba))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.tolist() == b.tolist()
+    first = np.cumsum([0, *ours[1]])[:-1]
+    words = np.append(ours[2], np.uint16(0))
+    lookup = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(freqs)), freqs.ravel())
+    machine = next_states(8).astype(np.uint8)
+    for loop in (_Numpy, rans_numba):
+        out, states, ends = loop.decode(
+            ours[0], first, words, contexts, bounds, (freq << 16 | cum).ravel(), lookup, machine
+        )
+        assert out.tolist() == codes
+        assert (states == LOW).all()
+        assert ends.tolist() == np.cumsum(ours[1]).tolist()
+
+
+class _Numpy:
+    encode = staticmethod(rans._encode)
+    decode = staticmethod(rans._decode)
+
+
+@pytest.mark.usefixtures("either")
+def test_size_is_the_entropy():
+    symbols, table, freqs = a_sequence(3, 60_000)
+    bounds = np.array([0, 30_000, 60_000])
+    lanes = rans.encode(symbols, table, bounds, freqs)
+    ideal = sum(
+        tables.code_bits(np.bincount(symbols[table == t], minlength=256), f) - 20 * (symbols[table == t] < 2).sum()
+        for t, f in enumerate(freqs)
+    )
+    assert abs(16 * len(lanes.words) - ideal) < 0.0005 * ideal + 64
+
+
+def test_no_word_holds_more_symbols_than_the_reader_allows():
+    freqs = tables.normalise_counts(np.bincount([OFFSET], minlength=256))[None]
+    n = 1_000_000
+    lanes = rans.encode(np.full(n, OFFSET, np.uint8), np.zeros(n, np.uint16), np.array([0, n]), freqs)
+    assert n <= rans.SYMBOLS_A_WORD * (len(lanes.words) + 1)
+    assert n > 0.8 * rans.SYMBOLS_A_WORD * len(lanes.words)
+
+
+@pytest.mark.usefixtures("either")
+def test_damage_is_noticed():
+    symbols, table, freqs = a_sequence(7, 2000, num_tables=1)
+    bounds, contexts = np.array([0, 2000]), contexts_of(np.zeros(2000, int), 1)
+    good = rans.encode(symbols, table, bounds, freqs)
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(good.words), 6):
+        words = good.words.copy()
+        words[at] ^= 1 << rng.integers(16)
+        with pytest.raises(ArtifactError, match="do not end where they must"):
+            rans.decode(Lanes(good.states, good.counts, words), contexts, bounds, freqs, NO_TRELLIS)
+    with pytest.raises(ArtifactError, match="missing or left over"):
+        rans.decode(Lanes(good.states, good.counts, good.words[:-1]), contexts, bounds, freqs, NO_TRELLIS)
+
+
+@pytest.mark.usefixtures("either")
+def test_nothing_at_all():
+    nothing = np.zeros(0, np.int64)
+    lanes = rans.encode(np.zeros(0, np.uint8), np.zeros(0, np.uint16), np.array([0]), np.zeros((0, 256), np.uint16))
+    contexts = Contexts.of([], [])
+    assert rans.decode(lanes, contexts, np.array([0]), np.zeros((0, 256), np.uint16), NO_TRELLIS).tolist() == []
+    assert lanes.words.tolist() == nothing.tolist()

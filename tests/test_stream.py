@@ -1,0 +1,209 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import families, rans, stream
+from pgolf.packer.families import SLOTS, Directory
+from pgolf.packer.plane import SPREAD_STEPS, Spread
+from pgolf.packer.spread import entropy_bits
+from pgolf.packer.stream import Layout
+from pgolf.packer.trellis import STRIP, next_states
+
+
+def flat(rows, cols, spread_class=4):
+    return Spread(np.full(rows, spread_class, np.int32), np.zeros(cols, np.int32))
+
+
+def scalar(rows, cols, sigma, seed=0):
+    codes = np.rint(np.random.default_rng(seed).normal(0, sigma, (rows, cols))).astype(np.int32)
+    return codes, Layout(codes.shape, flat(rows, cols, round(SPREAD_STEPS * np.log2(sigma))))
+
+
+def walked(rows, cols, states, seed=0, frozen_below=-8):
+    """Codes made by walking the state machine at random; where the class is low the state is frozen and codes even."""
+    rng = np.random.default_rng(seed)
+    successors = next_states(states)
+    spread = Spread(rng.integers(-9, 30, rows).astype(np.int32), rng.integers(-3, 4, cols).astype(np.int32))
+    sums = spread.rows[:, None] + spread.cols
+    values = np.rint(rng.normal(0, 1, (rows, cols)) * np.exp2(sums / SPREAD_STEPS - 1)).astype(np.int64)
+    codes = 2 * values
+    for j in range(cols):
+        state = 0
+        for i in range(rows):
+            state = 0 if i % STRIP == 0 else state
+            if sums[i, j] >= frozen_below:
+                codes[i, j] += state & 1
+                state = int(successors[state, values[i, j] & 1])
+    return codes.astype(np.int32), Layout(codes.shape, spread, states, frozen_below)
+
+
+def decoded(coded, layouts):
+    known = [
+        Layout(y.shape, y.spread, y.trellis, y.trellis_from, f) for y, f in zip(layouts, coded.families, strict=True)
+    ]
+    return stream.decode(coded.sections, coded.lanes, known, "x")
+
+
+def assert_round_trip(codes, layouts, **settings):
+    coded = stream.encode(codes, layouts, "x", **settings)
+    for out, code in zip(decoded(coded, layouts), codes, strict=True):
+        assert out.shape == code.shape
+        assert (out == code).all()
+    return coded
+
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_mixed_matrices_round_trip(monkeypatch, compiled):
+    monkeypatch.setenv("PGOLF_COMPILED", compiled)
+    cases = [scalar(70, 30, 2.0), scalar(0, 5, 1.0), scalar(1500, 3, 300.0), walked(1100, 4, 8), scalar(5, 0, 1.0)]
+    assert_round_trip(*zip(*cases, strict=True), lane_bytes=200)
+
+
+@pytest.mark.parametrize("states", [4, 8, 32, 256])
+@pytest.mark.parametrize("frozen_below", [-100, 5, 100])
+def test_trellis_round_trip(states, frozen_below):
+    codes, layout = walked(300, 5, states, states, frozen_below)
+    assert_round_trip([codes], [layout])
+
+
+def test_both_paths_write_the_same_bytes(monkeypatch):
+    cases = [scalar(300, 40, 2.0), walked(1100, 4, 8), scalar(100, 10, 1000.0)]
+    coded = []
+    for compiled in ("0", "1"):
+        monkeypatch.setenv("PGOLF_COMPILED", compiled)
+        coded.append(stream.encode(*zip(*cases, strict=True), "x", 300))
+    assert coded[0] == coded[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 12), st.integers(-30, 130), st.integers(0, 2**32), st.data())
+def test_any_codes_under_any_classes(rows, cols, spread_class, seed, data):
+    """The classes may be wrong: that costs bytes, never a code."""
+    rng = np.random.default_rng(seed)
+    top = 2 ** data.draw(st.integers(0, 31))
+    codes = rng.integers(-top, top, (rows, cols)).astype(np.int32)
+    spread = Spread(rng.integers(-5, 6, rows).astype(np.int32) + spread_class, rng.integers(-5, 6, cols).astype(np.int32))
+    assert_round_trip([codes], [Layout(codes.shape, spread)])
+
+
+def test_extreme_values():
+    codes = np.array([[-(2**31), 2**31 - 1, 0, -1, 1, 127, 128, -126, -127, -128, -(2**15), 2**15]], np.int32)
+    for spread_class in (-20, 0, 17, 40, 124):
+        assert_round_trip([codes], [Layout(codes.shape, flat(*codes.shape, spread_class))])
+
+
+def test_one_symbol_costs_next_to_nothing():
+    codes = np.full((2000, 100), 7, np.int32)
+    coded = assert_round_trip([codes], [Layout(codes.shape, flat(2000, 100, 11))])
+    assert sum(map(len, coded.sections.values())) < 100
+
+
+def test_size_is_close_to_the_entropy():
+    codes, layout = scalar(2000, 200, 2.0)
+    coded = stream.encode([codes], [layout], "x")
+    counts = np.unique(codes, return_counts=True)[1]
+    ideal = entropy_bits(counts[None])
+    assert coded.ideal_bits == pytest.approx(ideal)
+    size = 8 * sum(map(len, coded.sections.values()))
+    assert ideal < size < 1.0015 * ideal + 1000
+    assert coded.bits == pytest.approx([ideal], rel=1e-3)
+
+
+def test_a_codes_parity_is_free_on_a_trellis():
+    """A trellis code of 2·value + parity takes the bits of its value."""
+    codes, layout = walked(1024, 50, 8, frozen_below=-100)
+    coded = stream.encode([codes], [layout], "x")
+    sums = layout.spread.rows[:, None] + layout.spread.cols
+    gauss = np.log2(np.sqrt(2 * np.pi * np.e) * np.exp2(sums / SPREAD_STEPS - 1))[sums >= 8].sum()
+    assert coded.bits[0] < 1.02 * gauss + 1.5 * (sums < 8).sum()
+
+
+def test_codes_off_the_trellis_are_a_bug():
+    codes, layout = walked(40, 3, 8, frozen_below=-100)
+    codes[20, 1] ^= 1
+    with pytest.raises(ValueError, match="trellis"):
+        stream.encode([codes], [layout], "x")
+
+
+def test_two_trellises_are_a_bug():
+    a, b = walked(10, 2, 8), walked(10, 2, 16)
+    with pytest.raises(ValueError, match="different trellises"):
+        stream.encode([a[0], b[0]], [a[1], b[1]], "x")
+
+
+def test_a_matrix_of_another_kind_gets_its_own_tables():
+    gaussian, comb = scalar(500, 200, 4.0), scalar(500, 200, 4.0, seed=1)
+    comb = (comb[0] // 2 * 2, comb[1])
+    plain = scalar(500, 200, 4.0, seed=2)
+    coded = assert_round_trip(*zip(gaussian, comb, plain, strict=True))
+    assert len(set(coded.families)) > 1
+    assert coded.families[0] == coded.families[2] or coded.families[1] >= 2
+
+
+def test_directory_literal_and_round_trip():
+    used = np.zeros((2, SLOTS), bool)
+    used[0, [0, 9]], used[1, 75] = True, True
+    directory = Directory(used)
+    assert directory.dump().hex() == "02" + "0102" + "00" * 8 + "00" * 9 + "08"
+    parsed, rest = Directory.parse(directory.dump() + b"tables")
+    assert rest == b"tables"
+    assert (parsed.used == used).all()
+    assert directory.numbers(0)[[0, 9]].tolist() == [0, 1]
+    assert directory.numbers(1)[75] == 2
+    assert directory.numbers(7)[75] == families.NO_TABLE
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01" + bytes(9), b"\x01" + bytes(9) + b"\x10", b"\xff" + b"\xff" * 2550])
+def test_malformed_directories(data):
+    with pytest.raises(ArtifactError, match="directory"):
+        Directory.parse(data)
+
+
+@pytest.fixture
+def good():
+    cases = [scalar(100, 20, 2.0), scalar(50, 8, 500.0), walked(60, 3, 8)]
+    cases[0][0][3, 3] = 100_000  # one escape
+    coded = stream.encode(*zip(*cases, strict=True), "x", 300)
+    assert all(f"x.{part}" in coded.sections for part in stream.section_limits(0))
+    return coded, [layout for _, layout in cases]
+
+
+@pytest.mark.parametrize("part", ["tables", "lanes", "words", "aside", "escapes"])
+@pytest.mark.parametrize("how", ["gone", "cut", "longer"])
+def test_sections_cut_or_grown_are_refused(good, part, how):
+    coded, layouts = good
+    old = coded.sections[f"x.{part}"]
+    coded.sections[f"x.{part}"] = {"gone": b"", "cut": old[:-1], "longer": old + b"\0"}[how]
+    with pytest.raises(ArtifactError):
+        decoded(coded, layouts)
+
+
+def test_implausible_sizes_are_refused_before_anything_is_allocated(good):
+    coded, layouts = good
+    huge = [*layouts, Layout((1 << 20, 1 << 12), Spread(np.broadcast_to(np.int32(0), 1 << 20), np.zeros(1 << 12)))]
+    coded.families.append(0)
+    with pytest.raises(ArtifactError, match="cannot be in"):
+        decoded(coded, huge)
+
+
+@pytest.mark.parametrize("lanes", [0, -1, stream.MAX_LANES + 1])
+def test_lane_counts_out_of_range(good, lanes):
+    coded, layouts = good
+    with pytest.raises(ArtifactError, match="lanes"):
+        stream.decode(coded.sections, lanes, layouts, "x")
+
+
+def test_a_state_below_its_range_is_refused(good):
+    coded, layouts = good
+    raw = np.frombuffer(coded.sections["x.lanes"], np.uint8).copy()
+    raw.reshape(4, -1)[:2, 0] = 0  # the two high bytes of the first lane's state
+    coded.sections["x.lanes"] = raw.tobytes()
+    with pytest.raises(ArtifactError, match="state"):
+        decoded(coded, layouts)
+
+
+def test_contexts_fit_their_bits():
+    assert families.MAX_TABLES <= families.NO_TABLE <= rans.TABLE
+    assert SLOTS <= 256

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import tables
+from pgolf.packer.tables import ESCAPES, NO_LINEAR, OFFSET, TOTAL
+
+BYTE = st.integers(0, 255)
+COUNTS = st.dictionaries(st.integers(ESCAPES, 255), st.integers(1, 10**7), max_size=256)
+
+
+def counts_of(sparse: dict[int, int]) -> np.ndarray:
+    counts = np.zeros(256, np.int64)
+    for symbol, count in sparse.items():
+        counts[symbol] = count
+    return counts
+
+
+def gauss_counts(sigma: float, size: int = 100_000, seed: int = 0) -> np.ndarray:
+    values = np.rint(np.random.default_rng(seed).normal(0, sigma, size)).astype(int)
+    return np.bincount(np.clip(values + OFFSET, 0, 255), minlength=256)
+
+
+def entropy(counts: np.ndarray) -> float:
+    n = counts[counts > 0].astype(float)
+    return float((n * np.log2(n.sum() / n)).sum())
+
+
+def assert_table(freqs: np.ndarray) -> None:
+    assert freqs.dtype == np.uint16
+    assert freqs.astype(int).sum() == TOTAL
+    assert freqs[0] >= 1
+    assert freqs[1] >= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(BYTE, BYTE, BYTE, st.integers(0, 1))
+def test_every_parameter_gives_a_table(linear, quadratic, zero, parity):
+    assert_table(tables.parametric(linear, quadratic, zero, parity))
+
+
+@pytest.mark.parametrize("corner", [(a, b, c) for a in (0, 254, 255) for b in (0, 255) for c in (0, 128, 255)])
+def test_extreme_parameters_give_tables(corner):
+    assert_table(tables.parametric(*corner, 0))
+    assert_table(tables.parametric(*corner, 1))
+
+
+def test_parametric_is_bit_exact():
+    """Literal: a change here changes what old artifacts decode to."""
+    even = tables.parametric(NO_LINEAR, 80, 128, 0)
+    assert even[OFFSET - 3 : OFFSET + 4].tolist() == [0, 84, 5432, 21734, 5432, 84, 0]
+    odd = tables.parametric(90, 254, 140, 1)
+    assert odd[OFFSET - 4 : OFFSET + 4].tolist() == [1531, 2413, 3802, 6009, 5993, 3802, 2413, 1531]
+
+
+def test_parametric_follows_the_density():
+    linear, quadratic = 100, 120
+    rate_a, rate_b = 2.0 ** (4 - linear / 16), 2.0 ** (4 - quadratic / 16)
+    a = np.abs(2.0 * np.arange(-OFFSET, OFFSET))
+    density = np.exp2(-(rate_a * a + rate_b * a * a))
+    density[:ESCAPES] = 0
+    expected = density / density.sum() * (TOTAL - ESCAPES)
+    freqs = tables.parametric(linear, quadratic, 128, 0).astype(float)
+    assert np.abs(freqs - expected)[expected > 1].max() < 0.02 * expected.max()
+
+
+def test_zero_byte_scales_the_zero_alone():
+    plain, boosted = tables.parametric(NO_LINEAR, 120, 128, 0), tables.parametric(NO_LINEAR, 120, 144, 0)
+    odds = [t[OFFSET] / t[OFFSET + 3] for t in (plain.astype(float), boosted.astype(float))]
+    assert odds[1] / odds[0] == pytest.approx(2.0, rel=0.01)
+
+
+@settings(max_examples=200, deadline=None)
+@given(COUNTS)
+def test_normalised_counts_hold_what_was_seen(sparse):
+    counts = counts_of(sparse)
+    freqs = tables.normalise_counts(counts)
+    assert_table(freqs)
+    assert ((freqs[ESCAPES:] > 0) == (counts[ESCAPES:] > 0)).all()
+
+
+def test_normalised_counts_cost_almost_the_entropy():
+    counts = gauss_counts(3.0)
+    assert tables.code_bits(counts, tables.normalise_counts(counts)) < 1.0003 * entropy(counts)
+
+
+def test_a_table_of_nothing_is_all_escapes():
+    freqs = tables.normalise_counts(np.zeros(256, np.int64))
+    assert freqs[:3].tolist() == [TOTAL // 2, TOTAL // 2, 0]
+
+
+def test_normalise_literal():
+    counts = counts_of({OFFSET: 3, OFFSET + 1: 1})
+    freqs = tables.normalise_counts(counts)
+    assert freqs[[0, 1, OFFSET, OFFSET + 1]].tolist() == [1, 1, 24574, 8192]
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0, 19.0])
+@pytest.mark.parametrize("parity", [0, 1])
+def test_fit_is_close_to_the_histogram(sigma, parity):
+    rng = np.random.default_rng(1)
+    values = np.rint(rng.normal(0, sigma, 50_000) - parity / 2).astype(int)
+    counts = np.bincount(np.clip(values + OFFSET, ESCAPES, 255), minlength=256)
+    bits = tables.code_bits(counts, tables.parametric(*tables.fit_parametric(counts, parity), parity))
+    assert bits < 1.004 * entropy(counts) + 100
+
+
+def test_fit_knows_laplace():
+    values = np.rint(np.random.default_rng(2).laplace(0, 3, 50_000)).astype(int)
+    counts = np.bincount(np.clip(values + OFFSET, ESCAPES, 255), minlength=256)
+    linear, quadratic, zero = tables.fit_parametric(counts, 0)
+    assert linear != NO_LINEAR
+    assert tables.code_bits(counts, tables.parametric(linear, quadratic, zero, 0)) < 1.003 * entropy(counts)
+
+
+def test_few_symbols_take_parameters_and_many_take_frequencies():
+    assert isinstance(tables.cheapest(gauss_counts(2.0, 200), 0), tuple)
+    skewed = counts_of({OFFSET: 10**5, OFFSET + 40: 10**5, OFFSET - 7: 10**4})
+    assert not isinstance(tables.cheapest(skewed, 0), tuple)
+
+
+def test_dump_literal():
+    explicit = tables.normalise_counts(counts_of({OFFSET: 3, OFFSET + 1: 1}))
+    data = tables.dump_tables([(255, 80, 128, 0), explicit])
+    assert data.hex(" ") == "00 ff 50 80 02 80 02 fe 00 5f 20"
+    first, second = tables.parse_tables(data, 2)
+    assert (first == tables.parametric(255, 80, 128, 0)).all()
+    assert (second == explicit).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.tuples(BYTE, BYTE, BYTE, st.integers(0, 1)), COUNTS), max_size=5))
+def test_dump_round_trip(mixed):
+    entries = [t if isinstance(t, tuple) else tables.normalise_counts(counts_of(t)) for t in mixed]
+    parsed = tables.parse_tables(tables.dump_tables(entries), len(entries))
+    assert [p.tolist() for p in parsed] == [tables.frequencies(t).tolist() for t in entries]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=40), st.integers(0, 4))
+def test_any_bytes_are_refused_or_give_tables(data, count):
+    try:
+        parsed = tables.parse_tables(data, count)
+    except ArtifactError:
+        return
+    assert len(parsed) == count
+    for freqs in parsed:
+        assert_table(freqs)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x03\x00\x00\x00",  # unknown tag
+        b"\x00\xff\x50",  # cut short
+        b"\x00\xff\x50\x80\x00",  # left over
+        b"\x02\x01\x01\x05\x00",  # speaks of an escape
+        b"\x02\xff\x02\x01\x01\x00\x00",  # reaches past 255
+        b"\x02\x80\x01\xff\x7f",  # leaves one slot for two escapes
+        b"\x02\x80\x02\x00\x00\x80\x80",  # more than 2^15
+    ],
+)
+def test_malformed_tables(data):
+    with pytest.raises(ArtifactError, match="probability table"):
+        tables.parse_tables(data, 1)
