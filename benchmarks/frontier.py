@@ -79,7 +79,7 @@ class Bench:
         return result.bpb
 
     def point(self, name: str, **how: Any) -> dict[str, Any]:
-        packed = pipeline.pack_bytes(self.source, curvature=self.curvature, **how)
+        packed = pipeline.pack(self.source, None, curvature=self.curvature, **how)
         began = time.perf_counter()
         state = pipeline.dense(artifact.decode(packed.data)[0])
         loaded = time.perf_counter() - began
@@ -87,11 +87,11 @@ class Bench:
         row = {
             "name": name,
             "bytes": len(packed.data),
-            "bits_per_weight": packed.report.bits_per_weight,
-            "predicted_rise_nats": packed.report.loss_rise,
+            "bits_per_weight": packed.bits_per_weight,
+            "predicted_rise_nats": packed.loss_rise,
             "bpb": score,
             "rise": score - self.before,
-            "pack_seconds": packed.report.seconds,
+            "pack_seconds": packed.seconds,
             "load_seconds": loaded,
         }
         print(f"{name:34} {row['bytes']:>11,} B  {row['bits_per_weight']:.3f} b/w  +{row['rise']:.5f} BPB  "

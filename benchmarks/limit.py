@@ -4,8 +4,7 @@
 
 W [2048, 512] is white; the cost of an error E is ½·tr(G E H Eᵀ) with power-law spectra on both sides, H in a random
 basis. The bound is reverse water-filling over the eigenvalues h_c·g_r: D = Σ min(θ, h·g), R = Σ max(0, ½·log2(h·g/θ)).
-Code lengths are ideal: the empirical entropy of the codes by spread class and parity, plus half a logarithm for every
-table entry, plus the entropies of the scale and spread indices.
+Code lengths are real bytes: codes, probability tables, scales and spread classes.
 """
 
 from __future__ import annotations
@@ -21,43 +20,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pgolf.packer import codec
 from pgolf.packer.plane import Plane
-from pgolf.packer.trellis import STRIP, next_states
 from pgolf.quant import METHODS, MatrixCurvature, Settings
 
 ROWS, COLS, EXPONENT = 2048, 512, 1.0
 
 
-def histogram_bits(symbols: NDArray[np.integer], context: NDArray[np.integer]) -> float:
-    """Entropy of `symbols` under one histogram a context, and ½·log2(n) bits for every entry of a histogram."""
-    pairs, counts = np.unique(np.stack([context.ravel(), symbols.ravel()]), axis=1, return_counts=True)
-    _, which = np.unique(pairs[0], return_inverse=True)
-    totals = np.bincount(which, weights=counts)[which]
-    return float((counts * np.log2(totals / counts)).sum() + 0.5 * np.log2(totals).sum())
-
-
-def parities(plane: Plane) -> NDArray[np.int64]:
-    """[R, C]: the lowest bit of the trellis state at every entry; 0 where the state is frozen, or without a trellis."""
-    out = np.zeros(plane.codes.shape, np.int64)
-    if plane.trellis and plane.spread is not None:
-        after = next_states(plane.trellis)
-        state = np.zeros(plane.codes.shape[1], np.int64)
-        for i, row in enumerate(plane.codes):
-            moving = plane.spread.rows[i] + plane.spread.cols >= plane.trellis_from
-            state = state * (i % STRIP != 0)
-            out[i] = np.where(moving, state & 1, 0)
-            state = np.where(moving, after[state, (row >> 1) & 1], state)
-    return out
-
-
-def ideal_bits(plane: Plane) -> float:
-    """Ideal length in bits of a plane of method `auto`, tables, scales and spread indices included."""
-    assert plane.spread is not None and plane.row_scale is not None and plane.col_scale is not None
-    width = plane.spread.rows[:, None] + plane.spread.cols[None, :]
-    symbols = plane.codes >> 1 if plane.trellis else plane.codes
-    sides = plane.row_scale.index, plane.col_scale.index, plane.spread.rows, plane.spread.cols
-    side = sum(histogram_bits(index, np.zeros_like(index)) for index in sides)
-    return histogram_bits(symbols, 2 * width + parities(plane)) + side
+def coded_bits(plane: Plane) -> float:
+    """Length in bits of everything that describes a plane: codes, tables, scales and spread classes."""
+    packed = codec.encode([plane])
+    return 8.0 * (sum(map(len, packed.sections.values())) + len(json.dumps(packed.head)))
 
 
 def bound(eigenvalues: NDArray[np.float64], loss: float) -> float:
@@ -89,7 +62,7 @@ def measure(seed: int, states: int, step: float) -> dict[str, float]:
     E = W.double() - torch.from_numpy(plane.reconstruct()).double()
     assert curvature.G is not None
     loss = float((curvature.G.double()[:, None] * (E @ curvature.H.double()) * E).mean())
-    bits, least = ideal_bits(plane) / W.numel(), bound(eigenvalues, loss)
+    bits, least = coded_bits(plane) / W.numel(), bound(eigenvalues, loss)
     return {"states": states, "bits": bits, "bound": least, "gap": bits - least, "seconds": seconds}
 
 

@@ -1,7 +1,7 @@
 """Train a preset for a few minutes on token shards and score it on a held-out one.
 
     PYTHONPATH=. python3 benchmarks/train_golf.py --data TRAIN.bin... --val VAL.bin --tokenizer T.model --out DIR
-        [--preset golf] [--device cuda] [--minutes 8] [--batch 128] [--set train.optim.matrix_decay=0.3]...
+        [--preset golf] [--device cuda] [--minutes 8] [--accumulate 2] [--set matrix_decay=0.3]...
 
 Writes DIR/checkpoint.pt (float32 averaged weights and their configuration), DIR/train.jsonl (a line a step) and
 DIR/train.json: BPB of the whole validation shard in float32 by the exact byte count, disjoint windows of 1024; seconds
@@ -17,7 +17,7 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ import torch
 from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
 from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
 from pgolf.train.loop import StepInfo, Trainer
+from pgolf.train.metrics import MetricsLog
 from pgolf.train.model import GPT, GPTConfig
-from pgolf.train.recipes import RECIPES, Recipe
+from pgolf.train.recipes import RECIPES, Recipe, override
 from pgolf.train.save import save_checkpoint
 
 CONTEXT = 1024
@@ -53,42 +54,25 @@ class Log:
     """Progress callback: one JSON line a step, a printed line every few seconds, a probe of BPB every so often."""
 
     def __init__(self, path: Path, model: GPT, validation: Validation, probes: int) -> None:
-        self.file, self.model, self.validation = path.open("w"), model, validation
+        self.metrics, self.model, self.validation = MetricsLog(path), model, validation
         self.every, self.next_probe, self.printed = 1 / max(probes, 1), 0.0, 0.0
 
     def __call__(self, info: StepInfo) -> None:
-        row: dict[str, Any] = asdict(info)
+        probe = {}
         if info.progress >= self.next_probe:
             self.next_probe += self.every
-            row["val_bpb"] = self.validation.score(self.model, PROBE_TOKENS).bpb
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        if "val_bpb" in row or time.monotonic() > self.printed + 10:
+            probe["val_bpb"] = self.validation.score(self.model, PROBE_TOKENS).bpb
+        self.metrics(info, **probe)
+        if probe or time.monotonic() > self.printed + 10:
             self.printed = time.monotonic()
-            rate = info.tokens / info.seconds
-            probe = f"  val {row['val_bpb']:.4f} BPB" if "val_bpb" in row else ""
-            print(
-                f"step {info.step:6d}  {info.seconds:6.1f} s  loss {info.loss:.4f}  {rate:,.0f} tokens/s{probe}",
-                flush=True,
-            )
+            line = f"step {info.step:6d}  {info.seconds:6.1f} s  loss {info.loss:.4f}"
+            held_out = f"  val {probe['val_bpb']:.4f} BPB" if probe else ""
+            print(f"{line}  {info.tokens / info.seconds:,.0f} tokens/s{held_out}", flush=True)
 
 
 def flops_per_token(config: GPTConfig, weights: int, seq_len: int) -> float:
     """Forward and backward, of matrices and head and of causal attention."""
     return 6 * weights + 6 * config.layers * config.dim * seq_len
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The preset with what the command line changes."""
-    recipe = RECIPES[options.preset]
-    train = replace(recipe.train, minutes=options.minutes, steps=options.steps, accumulate=options.accumulate)
-    for item in options.set:
-        name, _, value = item.partition("=")
-        if hasattr(train.optim, name):
-            train = replace(train, optim=replace(train.optim, **{name: float(value)}))
-        else:
-            train = replace(train, **{name: float(value)})
-    return replace(recipe, train=train, batch_size=options.batch or recipe.batch_size)
 
 
 def summary(trainer: Trainer, recipe: Recipe, result: EvalResult, options: argparse.Namespace) -> dict[str, Any]:
@@ -130,20 +114,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(RECIPES), default="golf")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, help="windows an update")
     parser.add_argument("--accumulate", type=int, default=2, help="passes an update: halves the memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probes", type=int, default=12, help="validation probes on the way")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the device, for MFU")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a training setting")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a setting of the recipe")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of(options)
+    limits = [f"minutes={options.minutes}", f"accumulate={options.accumulate}"]
+    recipe = override(RECIPES[options.preset], [*limits, *options.set])
     cuda = torch.device(options.device).type == "cuda"
     torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention, as the contest's script
     shards = [read_shard(path) for path in options.data]
@@ -158,7 +141,7 @@ def main() -> None:
     model.compute_dtype = torch.float32
     tokenizer = shutil.copyfile(options.tokenizer, options.out / "tokenizer.model")
     config = recipe.to_config(seed=options.seed, tokenizer=Path(tokenizer).name)
-    save_checkpoint(options.out / "checkpoint.pt", model, config)
+    save_checkpoint(options.out / "checkpoint.pt", model.state_dict(), config)
     result = summary(trainer, recipe, validation.score(model), options)
     (options.out / "train.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(json.dumps({key: result[key] for key in ("bpb", "seconds", "tokens_per_second", "epochs", "mfu", "notes")}))

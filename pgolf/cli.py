@@ -7,6 +7,7 @@ Data go to stdout, messages and bars to stderr. torch is imported inside the com
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
-SELF_LENGTH = 128  # tokens of a self-generated sequence: long ones cost quadratically and calibrate no better
+SELF_LENGTH = 256  # tokens of a self-generated sequence: longer ones cost more and calibrate no better
 
 
 class _Group(click.Group):
@@ -85,9 +86,23 @@ _force_option = click.option("--force", is_flag=True, help="Overwrite an existin
 @main.command()
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option("--budget", metavar="SIZE", help="16MB and 500kB are decimal, 15MiB binary, plain digits bytes.")
+@click.option(
+    "--target-bpb-rise",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Instead of a budget: predicted cost.",
+)
+@click.option(
+    "--bytes-per-token",
+    metavar="B",
+    type=click.FloatRange(0, min_open=True),
+    help="Of your text; a target rise needs it.",
+)
 @click.option("-o", "--out", metavar="OUT.pgolf", type=click.Path(path_type=Path), help="[default: CKPT's name]")
 @_model_options
-@click.option("--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self with a model].")
+@click.option(
+    "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
+)
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option("--method", metavar="M", help="auto, gptq, sdclip, hessian-sdclip, gptq-lite, rtn [default: the best].")
 @click.option(
@@ -99,7 +114,7 @@ _force_option = click.option("--force", is_flag=True, help="Overwrite an existin
 )
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
 @click.option(
-    "--tokens", metavar="N", type=click.IntRange(1), default=65536, show_default=True, help="Calibration tokens."
+    "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
 )
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @click.option(
@@ -107,13 +122,19 @@ _force_option = click.option("--force", is_flag=True, help="Overwrite an existin
 )
 @_json_option
 @_force_option
-def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> None:
+def pack(
+    ckpt: Path,
+    budget: str | None,
+    target_bpb_rise: float | None,
+    bytes_per_token: float | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
     """Pack a checkpoint into the best artifact that fits.
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import checkpoint, pipeline, report
-    from pgolf.packer import artifact
     from pgolf.quant import Settings
 
     out = out or ckpt.with_suffix(".pgolf")
@@ -121,9 +142,11 @@ def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> No
     source = checkpoint.read(ckpt)
     with _progress() as progress:
         curvature = _curvature_for(source, progress, options)
-        packed = pipeline.pack_bytes(
+        made = pipeline.pack(
             source,
+            out,
             budget=budget,
+            target_rise=_target_rise(target_bpb_rise, bytes_per_token),
             curvature=curvature,
             method=options["method"],
             rules=options["rules"],
@@ -132,8 +155,7 @@ def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> No
             coder=options["coder"],
             progress=progress,
         )
-    artifact.write(out, packed.data)
-    facts = packed.report.to_json() | {"path": str(out)}
+    facts = made.to_json() | {"path": str(out)}
     if options["report_file"]:
         report.write_json(options["report_file"], facts)
     if options["as_json"]:
@@ -141,6 +163,17 @@ def pack(ckpt: Path, budget: str | None, out: Path | None, **options: Any) -> No
         return
     _print_table(report.pack_table(facts))
     click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
+
+
+def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float | None:
+    """Nats per token of a rise in bits per byte. Raises UsageError where the bytes of a token are not known."""
+    if bpb_rise is None:
+        return None
+    if bytes_per_token is None:
+        raise UsageError(
+            "--target-bpb-rise needs --bytes-per-token B: `pgolf eval` prints bytes and tokens of your text"
+        )
+    return bpb_rise * math.log(2) * bytes_per_token
 
 
 def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, Any]) -> Curvature | None:
@@ -338,7 +371,7 @@ def _build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | 
 @click.option("--calib", metavar="TOKENS.bin|self|random", default="self", show_default=True, help="Text to run on.")
 @click.option("-o", "--out", required=True, metavar="CURV.safetensors", type=click.Path(path_type=Path))
 @click.option(
-    "--tokens", metavar="N", type=click.IntRange(1), default=65536, show_default=True, help="Tokens to run on."
+    "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Tokens to run on."
 )
 @click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)

@@ -25,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 CONTEST: dict[str, Any] = {"method": "gptq", "rules": ["*=int6,k=12.85", "tok_emb.*=int8,k=20"], "coder": "brotli"}
 BITS = (2.0, 2.6, 3.3)  # budgets of the curve, in bits a weight
+QUICK_BITS = (2.6,)
 CALIBRATION_TOKENS = 32768
 SCORED_TOKENS = 100_000
 
@@ -48,7 +49,7 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
         score.model, sampler.batch(0)[:, :-1], seed=seed, progress=lambda d, t: progress("calibrate", d, t)
     )
     before = score.of(source.state_dict())
-    points = _points(out, source, curvature, score, progress)
+    points = _points(out, source, curvature, score, progress, QUICK_BITS if quick else BITS)
     result = {
         "seed": seed,
         "weights": sum(t.numel() for t in source.tensors.values()),
@@ -64,12 +65,17 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
 
 
 def _points(
-    out: Path, source: Checkpoint, curvature: Curvature, score: _Scorer, progress: Progress
+    out: Path,
+    source: Checkpoint,
+    curvature: Curvature,
+    score: _Scorer,
+    progress: Progress,
+    curve: tuple[float, ...],
 ) -> list[dict[str, Any]]:
     """The contest's packer as it is, ours at its size, then both along the curve."""
     weights = sum(t.numel() for t in source.tensors.values())
     contest = _point(out / "contest.pgolf", "contest packer", source, curvature, score, progress, CONTEST)
-    budgets = [contest["bytes"], *(int(weights * bits / 8) for bits in BITS)]
+    budgets = [contest["bytes"], *(int(weights * bits / 8) for bits in curve)]
     ours = [
         _point(out / f"pgolf-{i}.pgolf", "pgolf", source, curvature, score, progress, {"budget": budget})
         for i, budget in enumerate(budgets)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pgolf import checkpoint, plan, search
 from pgolf.checkpoint import Checkpoint
-from pgolf.errors import BudgetError, CurvatureError
+from pgolf.errors import BudgetError, CurvatureError, UsageError
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.code import counted_bytes
@@ -41,21 +41,15 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 CLOSE = 0.001  # a search ends when the artifact is this close below the budget...
 CLOSE_BYTES = 200  # ...or this close
-
-
-@dataclass(frozen=True)
-class Packed:
-    """An artifact in memory and how it came about."""
-
-    data: bytes
-    report: Report
+RISE_OCTAVES = 0.02  # a target rise is met to 1.4%
 
 
 def pack(
     model: nn.Module | Mapping[str, Tensor] | Checkpoint,
-    path: str | Path,
+    path: str | Path | None,
     *,
     budget: int | str | None = None,
+    target_rise: float | None = None,
     curvature: Curvature | None = None,
     method: str | None = None,
     rules: Sequence[str] = (),
@@ -66,40 +60,15 @@ def pack(
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
-    model: a module, a state dict, or `pgolf.checkpoint.read(file)`. budget: bytes or "16MB", for the artifact plus the
-    `code` files as a submission counts them; None uses the settings as they are. method: a name in `pgolf.quant.METHODS`.
-    rules: as `--set`; settings: for what no rule speaks of.
+    model: a module, a state dict, or `pgolf.checkpoint.read(file)`. path: None writes nothing; the bytes are in the report.
+    budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
+    a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
+    method: a name in `pgolf.quant.METHODS`. rules: as `--set`; settings: for what no rule speaks of.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
-    packed = pack_bytes(
-        model,
-        budget=budget,
-        curvature=curvature,
-        method=method,
-        rules=rules,
-        settings=settings,
-        code=code,
-        coder=coder,
-        progress=progress,
-    )
-    artifact.write(Path(path), packed.data)
-    return packed.report
-
-
-def pack_bytes(
-    model: nn.Module | Mapping[str, Tensor] | Checkpoint,
-    *,
-    budget: int | str | None = None,
-    curvature: Curvature | None = None,
-    method: str | None = None,
-    rules: Sequence[str] = (),
-    settings: Settings | None = None,
-    code: Sequence[str | Path] = (),
-    coder: str = "rans",
-    progress: Progress | None = None,
-) -> Packed:
-    """`pack` without writing anything."""
     began = time.perf_counter()
+    if budget is not None and target_rise is not None:
+        raise UsageError("give a budget or a target rise, not both")
     source = _as_checkpoint(model)
     limit = None if budget is None else parse_size(budget)
     code_bytes = {str(c): counted_bytes(c) for c in code}
@@ -108,20 +77,19 @@ def pack_bytes(
         source.tensors,
         method=method or default_method(curvature),
         rules=[plan.parse_rule(r) for r in rules],
-        search=limit is not None,
+        search=limit is not None or target_rise is not None,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
-    if limit is None:
-        trial = job.run(plans, 1.0)
+    if limit is not None:
+        trial = _fill(job, plans, limit, sum(code_bytes.values()))
+    elif target_rise is not None:
+        trial = _reach(job, plans, target_rise)
     else:
-        room = limit - sum(code_bytes.values())
-        if room <= 0:
-            raise BudgetError(
-                f"the code alone counts {show_size(sum(code_bytes.values()))}, the budget is {show_size(limit)}"
-            )
-        trial = _search(job, plans, room)
-    report = _report(job, plans, trial, limit, code_bytes, time.perf_counter() - began)
-    return Packed(trial.encoded.data, report)
+        trial = job.run(plans, 1.0)
+    report = _report(job, plans, trial, limit, code_bytes, began)
+    if path is not None:
+        artifact.write(Path(path), trial.encoded.data)
+    return report
 
 
 def default_method(curvature: Curvature | None) -> str:
@@ -147,7 +115,7 @@ def _curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, li
             continue
         if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
             raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
-        found[name] = mine
+        found[name] = [m and MatrixCurvature(m.H.cpu(), None if m.G is None else m.G.cpu()) for m in mine]
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found
@@ -208,6 +176,25 @@ class _Job:
         stack = tensor.detach().to(torch.float32).reshape(shape)
         return [method.quantize(w, c, settings) for w, c in zip(stack, curvatures, strict=True)]
 
+    def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
+        """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
+        if entry.planes is None:
+            return None, None
+        shape = plan.matrix_shape(entry.shape)
+        assert shape is not None
+        original = self.source.tensors[name].to(torch.float32).reshape(shape)
+        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
+        norm = float(original.double().square().sum())
+        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
+        known = self.curvatures.get(name)
+        if known is None:
+            return error, None
+        return error, sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
+
+    def rise(self, trial: _Trial) -> float:
+        """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
+        return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
 
 def describe(settings: Settings) -> str:
     """The settings that matter, for the report: "gptq int6 k=12.85"."""
@@ -235,11 +222,14 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _search(job: _Job, plans: dict[str, plan.TensorPlan], room: int) -> _Trial:
-    """The finest step whose artifact is at most `room` bytes.
+def _fill(job: _Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: int) -> _Trial:
+    """The finest step whose artifact is at most `limit` bytes together with the code.
 
     Raises BudgetError with the smallest reachable size and what dominates it.
     """
+    room = limit - code_bytes
+    if room <= 0:
+        raise BudgetError(f"the code alone counts {show_size(code_bytes)}, the budget is {show_size(limit)}")
     searched = [name for name, p in plans.items() if p.searched]
     if not searched:
         trial = job.run(plans, 1.0)
@@ -271,6 +261,28 @@ def _search(job: _Job, plans: dict[str, plan.TensorPlan], room: int) -> _Trial:
     return outcome.best.result
 
 
+def _reach(job: _Job, plans: dict[str, plan.TensorPlan], target_rise: float) -> _Trial:
+    """The coarsest step whose predicted rise of the loss is at most `target_rise`; the rise goes with its square.
+
+    Raises UsageError without curvature: nothing can be predicted then.
+    """
+    if not job.curvatures or not any(p.searched for p in plans.values()):
+        raise UsageError("a target rise needs curvature (--model or --curvature) and a step that is not fixed")
+    finest = max(p.finest for p in plans.values() if p.searched)
+
+    def run(inverse_step: float) -> search.Trial[_Trial]:
+        trial = job.run(plans, 1 / inverse_step)
+        rise = max(job.rise(trial), 1e-300)
+        return search.Trial(inverse_step, math.log2(rise), trial)
+
+    outcome = search.largest_that_fits(
+        run, math.log2(target_rise), start=1.0, finest=1 / search.COARSEST, per_octave=2.0, tolerance=RISE_OCTAVES
+    )
+    if outcome.best is None or outcome.best.result.step < finest:
+        raise BudgetError(f"a predicted rise of {target_rise:.3g} nats per token is out of this method's reach")
+    return outcome.best.result
+
+
 def _does_not_fit(trial: _Trial, room: int, why: str) -> BudgetError:
     largest = sorted(trial.encoded.tensor_bits.items(), key=lambda item: -item[1])[:3]
     names = ", ".join(f"{name} {show_size(bits / 8)}" for name, bits in largest)
@@ -286,45 +298,37 @@ def _report(
     trial: _Trial,
     limit: int | None,
     code_bytes: dict[str, int],
-    seconds: float,
+    began: float,
 ) -> Report:
-    rows = [_row(job, name, trial) for name in sorted(trial.entries)]
     return Report(
-        rows=rows,
-        artifact_bytes=trial.size,
+        rows=[_row(job, name, trial) for name in sorted(trial.entries)],
+        data=trial.encoded.data,
         code_bytes=code_bytes,
         budget=limit,
         step=trial.step if any(p.searched for p in plans.values()) else None,
         coder=job.coder,
         notes=list(job.source.notes),
-        seconds=seconds,
+        seconds=time.perf_counter() - began,
     )
 
 
 def _row(job: _Job, name: str, trial: _Trial) -> TensorRow:
     entry = trial.entries[name]
-    bits = trial.encoded.tensor_bits.get(name, 0.0)
-    error, rise = None, None
-    if entry.planes is not None:
-        original = job.source.tensors[name].to(torch.float32).reshape(plan.matrix_shape(entry.shape) or entry.shape)
-        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
-        norm = float(original.double().square().sum())
-        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
-        if name in job.curvatures:
-            rise = sum(loss_rise(e, c) for e, c in zip(errors, job.curvatures[name], strict=True) if c is not None)
-    shared = entry.alias is not None
+    error, rise = job.damage(name, entry)
+    if entry.alias is not None:
+        method, kept = f"shared with {entry.alias}", ""
+    elif entry.planes is None:
+        method, kept = f"kept as {entry.stored or entry.dtype}", entry.note
+    else:
+        method, kept = entry.note, ""
     return TensorRow(
         name=name,
         shape=list(entry.shape),
         dtype=entry.dtype,
-        method=f"shared with {entry.alias}"
-        if shared
-        else entry.note
-        if entry.planes
-        else f"kept as {entry.stored or entry.dtype}",
-        kept="" if entry.planes or shared else entry.note,
-        weights=0 if shared else math.prod(entry.shape),
-        num_bytes=bits / 8,
+        method=method,
+        kept=kept,
+        weights=0 if entry.alias is not None else math.prod(entry.shape),
+        num_bytes=trial.encoded.tensor_bits.get(name, 0.0) / 8,
         error=error,
         loss_rise=rise,
     )

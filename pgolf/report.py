@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +36,21 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What `pack` did. budget covers artifact_bytes plus the sum of code_bytes; step is the searched knob, if searched."""
+    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched."""
 
     rows: list[TensorRow]
-    artifact_bytes: int
+    data: bytes = field(repr=False)
     code_bytes: dict[str, int] = field(default_factory=dict)
     budget: int | None = None
     step: float | None = None
     coder: str = "rans"
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Length of the artifact."""
+        return len(self.data)
 
     @property
     def total_bytes(self) -> int:
@@ -70,15 +75,17 @@ class Report:
         return sum(known) if known else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, derived figures included."""
+        """Everything but the artifact itself, derived figures included."""
         rows = [asdict(row) | {"bits_per_weight": row.bits_per_weight} for row in self.rows]
         derived = {
+            "artifact_bytes": self.artifact_bytes,
             "total_bytes": self.total_bytes,
             "headroom": self.headroom,
             "bits_per_weight": self.bits_per_weight,
             "loss_rise": self.loss_rise,
         }
-        return asdict(self) | derived | {"rows": rows}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
+        return plain | derived | {"rows": rows}
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -81,10 +81,13 @@ def test_calibration_needs_no_data(folder, calib):
     run("pack", "ckpt.pt", "--model", "toy.py:Toy", "--calib", calib, "--tokens", "1024", "--method", "gptq")
 
 
-@pytest.mark.parametrize("method", ["auto", "gptq", "sdclip", "rtn"])
-def test_packing_twice_gives_the_same_bytes(folder, method):
+@pytest.mark.parametrize(
+    ("method", "calib"), [("auto", "self"), ("gptq", "random"), ("sdclip", "none"), ("rtn", "none")]
+)
+def test_packing_twice_gives_the_same_bytes(folder, method, calib):
+    how = ("--model", "toy.py:Toy", "--tokens", "256", "--method", method, "--calib", calib)
     for name in ("a", "b"):
-        run("pack", "ckpt.pt", "--model", "toy.py:Toy", "--tokens", "512", "--method", method, "-o", f"{name}.pgolf")
+        run("pack", "ckpt.pt", *how, "-o", f"{name}.pgolf")
     assert (folder / "a.pgolf").read_bytes() == (folder / "b.pgolf").read_bytes()
 
 
@@ -134,6 +137,8 @@ def bad_shard(path, magic=20240520, version=1, count=10, tokens=10):
         ),
         (("eval", "good.pgolf", "--model", "toy.py:Toy", "--data", "val.bin", "--bytes", "big.bin"), 3, "big.bin"),
         (("calibrate", "ckpt.pt", "-o", "c.safetensors"), 3, "--model"),
+        (("pack", "ckpt.pt", "--target-bpb-rise", "0.01"), 2, "--bytes-per-token"),
+        (("pack", "ckpt.pt", "--target-bpb-rise", "0.01", "--bytes-per-token", "2"), 2, "needs curvature"),
     ],
 )
 def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message):

@@ -107,7 +107,7 @@ def test_classes_follow_the_row_scale_for_nothing():
     octaves = rng.integers(-12, 12, 2000).astype(np.int32)
     codes = np.rint(rng.normal(0, 300.0, (2000, 50)) * np.exp2(-octaves / SPREAD_STEPS)[:, None]).astype(np.int32)
     packed = codec.encode([Plane(codes, Scale(octaves, SPREAD_STEPS))])
-    assert packed.side_bits[0] < 2000 * (np.log2(24) + 1.0)  # the scales themselves, and a little
+    assert packed.side_bits[0] < 2000 * (np.log2(24) + 1.5)  # the scales themselves, and little else
 
 
 def test_the_same_bytes_for_any_number_of_threads(monkeypatch):
@@ -182,7 +182,9 @@ def test_plain_codes_take_the_narrowest_width():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", [[1, 2, 0, 0], [1, 2, 0, 0, 3], [-1, 2, 0, 0, 1], [1, 2, 5, 0, 1], [1, True, 0, 0, 1], 7])
+@pytest.mark.parametrize(
+    "fields", [[1, 2, 0, 0], [1, 2, 0, 0, 3], [-1, 2, 0, 0, 1], [1, 2, 5, 0, 1], [1, True, 0, 0, 1], 7]
+)
 def test_plain_hostile_records(fields):
     with pytest.raises(ArtifactError, match="plane record"):
         plain.parse({"planes": [fields]})

@@ -118,3 +118,17 @@ def test_a_shard_of_exactly_one_window_is_enough():
     assert batch.tolist() == [[0, 1, 2, 3, 4]] * 2
     with pytest.raises(DataError, match="no shard holds a window of 5 \\+ 1 tokens: the longest has 5"):
         WindowSampler([np.arange(5, dtype=np.uint16)], seq_len=5, batch_size=2, seed=0)
+
+
+def test_windows_move_back_to_the_start_of_a_near_document():
+    """Documents begin at 0, 30, 60...; a window of 40 tokens moves by up to 10."""
+    tokens = np.arange(100, 1100, dtype=np.uint16)
+    tokens[::30] = 1
+    plain, aware = (WindowSampler([tokens], 40, 23, seed=0, bos=bos) for bos in (None, 1))
+    before, after = plain.batch(0), aware.batch(0)
+    distance = (before[:, 1] - after[:, 1]).tolist()
+    assert (after[:, 0] == 1).sum() > (before[:, 0] == 1).sum()
+    assert max(distance) <= 10
+    for moved, row, old in zip(distance, after, before, strict=True):
+        assert moved == 0 or row[0] == 1
+        assert moved != 0 or row[0] == 1 or (old[1] - 101) % 30 > 10

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -60,10 +61,8 @@ def test_damage_never_passes_as_something_else(codec, sample):
     for _ in range(50):
         data = bytearray(good.data)
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        try:
+        with suppress(ArtifactError):
             assert len(decompress(replace(good, data=bytes(data)))) == len(raw)
-        except ArtifactError:
-            pass
 
 
 @pytest.mark.parametrize("codec", ["brotli", "lzma", "zstd", "zlib"])

@@ -84,7 +84,9 @@ def test_any_codes_under_any_classes(rows, cols, spread_class, seed, data):
     rng = np.random.default_rng(seed)
     top = 2 ** data.draw(st.integers(0, 31))
     codes = rng.integers(-top, top, (rows, cols)).astype(np.int32)
-    spread = Spread(rng.integers(-5, 6, rows).astype(np.int32) + spread_class, rng.integers(-5, 6, cols).astype(np.int32))
+    spread = Spread(
+        rng.integers(-5, 6, rows).astype(np.int32) + spread_class, rng.integers(-5, 6, cols).astype(np.int32)
+    )
     assert_round_trip([codes], [Layout(codes.shape, spread)])
 
 

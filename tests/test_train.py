@@ -14,6 +14,7 @@ from torch import nn
 from pgolf.errors import DataError, PgolfError
 from pgolf.train import demo
 from pgolf.train.bpb import evaluate, stream_bytes, token_bytes
+from pgolf.train.corpus import BOS
 from pgolf.train.data import WindowSampler, read_shard
 from pgolf.train.demo import TINY_DEMO, prepare_demo, train_demo
 from pgolf.train.loop import StepInfo, Trainer, TrainSettings
@@ -133,7 +134,7 @@ def demo_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_demo_data_is_the_text_of_the_files(demo_directory: Path):
     _, held_out = demo.split_documents(TINY_DEMO.max_files)
     tokens = read_shard(demo_directory / "val.bin")
-    assert (tokens == demo.BOS).sum() == len(held_out)
+    assert (tokens == BOS).sum() == len(held_out)
     counts = stream_bytes(tokens, token_bytes(demo_directory / "tokenizer.model"))
     assert counts.sum() == sum(len(text.encode()) for _, text in held_out)
 

@@ -64,7 +64,7 @@ class Directory:
         """The tables that matrices with these counts need."""
         used = np.zeros((max(families, default=-1) + 1, SLOTS), bool)
         for count, family, paired in zip(counts, families, trellis, strict=True):
-            mine: Array = count.any(1)
+            mine = np.asarray(count.any(1))
             used[family] |= np.repeat(mine[0::2] | mine[1::2], 2) if paired else mine
         return Directory(used)
 

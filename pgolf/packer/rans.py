@@ -145,60 +145,81 @@ def decode(lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_s
     first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
     if first_word[-1] != len(lanes.words):
         raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
-    entries = (freqs.astype(np.uint32) << 16 | np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs).ravel()
-    symbol_of = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(freqs)), freqs.ravel())  # [T · 2^15] by slot
     words = np.append(lanes.words, np.zeros(1, np.uint16))  # a damaged lane may look one past the end
     compiled = loops()
     out, states, ends = (compiled.decode if compiled else _decode)(
-        lanes.states.astype(np.uint32), first_word[:-1], words, contexts, bounds, entries, symbol_of, next_states
+        lanes.states.astype(np.uint32), first_word[:-1], words, contexts, bounds, freqs, next_states
     )
     if (states != LOW).any() or (ends != first_word[1:]).any():
         raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
     return out
 
 
+def _slots(freqs: Array) -> Array:
+    """int64 [T · 2^15], all that a slot decides: frequency << 32 | code << 16 | symbol's parity << 15 | slot's offset."""
+    symbol = np.tile(np.arange(256), len(freqs)).repeat(freqs.ravel())
+    code = np.where(symbol < ESCAPES, ESCAPED, symbol - OFFSET)
+    freq = freqs.ravel().repeat(freqs.ravel()).astype(np.int64)
+    first = (np.cumsum(freqs, axis=1, dtype=np.int64) - freqs).ravel().repeat(freqs.ravel())
+    offset = np.arange(len(symbol)) % TOTAL - first
+    slots: Array = freq << 32 | (code & 0xFFFF) << 16 | (symbol & 1) << PRECISION | offset
+    return slots
+
+
 def _decode(
-    states: Array, first_word: Array, words: Array, strips: Contexts, bounds: Array,
-    entries: Array, symbol_of: Array, next_states: Array,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step."""
-    contexts = strips.expanded()
+    states: Array, first_word: Array, words: Array, strips: Contexts, bounds: Array, freqs: Array, next_states: Array
+) -> tuple[Array, Array, Array]:
+    """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step.
+
+    Everything is int64, because numpy would convert narrower indices at every step.
+    """
+    contexts, slots = strips.expanded(), _slots(freqs)
+    trellis = _Trellis(next_states, len(bounds) - 1) if (strips.lookup & (ON_TRELLIS | DOUBLE)).any() else None
     order, active = _schedule(bounds)
-    at, x, pointer = bounds[:-1][order], states[order], first_word[order]
-    node = np.zeros(len(order), np.uint16)
+    at, x, pointer = bounds[:-1][order], states[order].astype(np.int64), first_word[order]
     final_x, final_pointer = x.copy(), pointer.copy()
     out = np.empty(len(contexts), np.int16)
-    trellis = bool((strips.lookup & (ON_TRELLIS | DOUBLE)).any())
-    code_of = np.arange(-OFFSET, OFFSET, dtype=np.int16)
-    code_of[:ESCAPES] = ESCAPED
+    if trellis is None:
+        contexts &= TABLE
     for k in active:
         if k < len(x):  # lanes are sorted by length: the last ones have ended
             final_x[: len(x)], final_pointer[: len(x)] = x, pointer
-            at, x, pointer, node = at[:k], x[:k], pointer[:k], node[:k]
+            at, x, pointer = at[:k], x[:k], pointer[:k]
         context = contexts.take(at)
-        table = (context & TABLE).astype(np.int32)
-        if trellis:
-            node = node * (context < RESTART)
-            parity = node & ((context & ON_TRELLIS) != 0)
-            table += parity
-        slot = x & np.uint32(TOTAL - 1)
-        symbol = symbol_of.take((table << PRECISION) + slot.astype(np.int32))
-        entry = entries.take((table << 8) + symbol)
-        x = (entry >> 16) * (x >> PRECISION) + slot - (entry & 0xFFFF)
+        table = context if trellis is None else trellis.tables(context)
+        slot = slots.take(np.left_shift(table, PRECISION, dtype=np.int64) + (x & (TOTAL - 1)))
+        x = (slot >> 32) * (x >> PRECISION) + (slot & (TOTAL - 1))
         need = np.flatnonzero(x < LOW)
-        x[need] = x[need] << 16 | words.take(pointer[need], mode="clip")
-        pointer[need] += 1
-        code = code_of.take(symbol)
-        if trellis:
-            doubled = 2 * code + parity.astype(np.int16)
-            code = np.where(((context & DOUBLE) != 0) & (symbol >= ESCAPES), doubled, code)
-            successors = next_states[node, symbol & 1]
-            node = np.where((context & ON_TRELLIS) != 0, successors, node)
-        out[at] = code
-        at = at + 1
+        read = pointer.take(need)
+        x[need] = x.take(need) << 16 | words.take(read, mode="clip")
+        pointer[need] = read + 1
+        code = slot >> 16
+        out[at] = code if trellis is None else trellis.advance(code.astype(np.int16), slot >> PRECISION & 1)
+        at += 1
     final_x[: len(x)], final_pointer[: len(x)] = x, pointer
     back = np.argsort(order)
     return out, final_x[back], final_pointer[back]
+
+
+class _Trellis:
+    """The trellis states of all running lanes."""
+
+    def __init__(self, next_states: Array, lanes: int) -> None:
+        self.next_states, self.state = next_states, np.zeros(lanes, np.uint16)
+
+    def tables(self, context: Array) -> Array:
+        """Table numbers, parity included, of each lane's next symbol; its context is remembered."""
+        self.state = self.state[: len(context)] * (context < RESTART)
+        self.on, self.doubled = (context & ON_TRELLIS) != 0, (context & DOUBLE) != 0
+        self.parity = self.state & self.on
+        tables: Array = (context & TABLE) + self.parity
+        return tables
+
+    def advance(self, code: Array, branch: Array) -> Array:
+        """Codes of the symbols just decoded; the states move on."""
+        successors = self.next_states[self.state, branch]
+        self.state = np.where(self.on, successors, self.state)
+        return np.where(self.doubled & (code != ESCAPED), 2 * code + self.parity.astype(np.int16), code)
 
 
 def _schedule(bounds: Array) -> tuple[Array, list[int]]:

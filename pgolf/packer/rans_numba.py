@@ -72,13 +72,14 @@ def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, 
 
 
 def decode(
-    states: Array, first_word: Array, words: Array, contexts: Contexts, bounds: Array,
-    entries: Array, symbol_of: Array, next_states: Array,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    states: Array, first_word: Array, words: Array, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array
+) -> tuple[Array, Array, Array]:
     """See rans._decode."""
     out = np.empty(bounds[-1], np.int16)
     final, ends = states.copy(), first_word.copy()
-    guide = symbol_of[:: 1 << COARSE].copy()
+    cum = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
+    entries = (freqs.astype(np.uint32) << 16 | cum).ravel()
+    guide = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel())[:: 1 << COARSE].copy()
     c = contexts
     first_strip = np.searchsorted(c.starts, bounds[:-1])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +88,16 @@ def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str
 class WindowSampler:
     """Batches of windows from `shards` [N each]: every epoch visits each shard's windows once, in a new random order.
 
-    A window is `seq_len` inputs and their targets, so `seq_len` + 1 tokens; windows never span two shards.
+    A window is `seq_len` inputs and their targets, so `seq_len` + 1 tokens; windows never span two shards. bos: the
+    token that begins a document; a window moves back to the start of its document if that is at most a quarter of a
+    window away, so that most contexts begin where a text does, as they do when a document is scored.
     """
 
     shards: Sequence[Tokens]
     seq_len: int
     batch_size: int
     seed: int
+    bos: int | None = None
 
     def __post_init__(self) -> None:
         if not any(len(shard) > self.seq_len for shard in self.shards):
@@ -109,8 +112,30 @@ class WindowSampler:
         for n in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, index = divmod(n, per_epoch)
             shard, start = _epoch(lengths, self.seq_len, self.seed, epoch)[index]
+            start = self._snapped(shard, start)
             rows.append(self.shards[shard][start : start + self.seq_len + 1])
         return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _snapped(self, shard: int, start: int) -> int:
+        """`start`, or the start of its document if that is near."""
+        documents = self._documents[shard]
+        index = np.searchsorted(documents, start, side="right") - 1
+        near = index >= 0 and start - documents[index] <= self.seq_len // 4
+        return int(documents[index]) if near else int(start)
+
+    @cached_property
+    def _documents(self) -> list[NDArray[np.int64]]:
+        """Where documents of each shard begin, found in one pass over it; nowhere without `bos`."""
+        if self.bos is None:
+            return [np.zeros(0, np.int64) for _ in self.shards]
+        return [_positions(shard, self.bos) for shard in self.shards]
+
+
+def _positions(tokens: Tokens, wanted: int) -> NDArray[np.int64]:
+    """Where `wanted` stands in `tokens` [N]."""
+    starts = range(0, len(tokens), CHUNK)
+    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == wanted) for start in starts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _windows_in(length: int, seq_len: int) -> int:

@@ -9,25 +9,20 @@ What will surprise you:
 from __future__ import annotations
 
 import importlib
-import io
 import sysconfig
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pgolf.errors import DataError
-from pgolf.train.bpb import load_tokenizer
+from pgolf.train.corpus import encode, train_tokenizer
 from pgolf.train.data import WindowSampler, read_shard, write_shard
 from pgolf.train.loop import StepInfo, Trainer
 from pgolf.train.model import GPT, GPTConfig
 from pgolf.train.recipes import RECIPES, Recipe
 from pgolf.train.save import save_checkpoint
 
-BOS = 1
 SKIPPED = {
     *("test", "tests", "idlelib", "lib2to3", "turtledemo"),  # not everywhere installed
     *("encodings", "pydoc_data"),  # tables; the topics come as text
@@ -98,35 +93,6 @@ def split_documents(max_files: int | None = None) -> tuple[list[tuple[str, str]]
     return train + (help_topics() if max_files is None else []), held_out
 
 
-def train_tokenizer(texts: Sequence[str], path: Path, vocab_size: int) -> None:
-    """Write a SentencePiece BPE model of `vocab_size` pieces: byte fallback, whitespace kept, runs of spaces pieces."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for text in texts for line in text.splitlines() if line),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=["\n"],
-        character_coverage=0.9999,
-        num_threads=1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
-
-
-def encode(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
-    """uint16 [N]: every text after a BOS, one after the other."""
-    rows = load_tokenizer(tokenizer).encode(list(texts))
-    return np.concatenate([np.array([BOS, *row], np.uint16) for row in rows])
-
-
 def prepare_demo(directory: str | Path, settings: DemoSettings = DEMO) -> DemoData:
     """Write `train.bin`, `val.bin` and `tokenizer.model` to `directory`, which is made if it does not exist."""
     directory = Path(directory)
@@ -158,5 +124,5 @@ def train_demo(
     model = GPT(settings.model, seed=seed)
     Trainer(model, sampler, settings.train).run(progress)
     path = directory / "checkpoint.pt"
-    save_checkpoint(path, model, settings.to_config(seed=seed, tokenizer="tokenizer.model"))
+    save_checkpoint(path, model.state_dict(), settings.to_config(seed=seed, tokenizer="tokenizer.model"))
     return path

@@ -7,6 +7,8 @@ What will surprise you:
 * The clock counts `step` alone: neither compiling, which a pass whose gradients are thrown away does beforehand, nor
   what a progress callback does between steps.
 * After `Trainer.run` the model holds the moving average of its weights, which is what gets packed.
+* Parts of a batch go round the ranks: two ranks see what one rank sees in two accumulation steps, in another order of
+  summation.
 * On CUDA the next batch is fetched while the current one computes; losses are read once an update, before it happens.
 """
 
@@ -16,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from pgolf.errors import PgolfError, UsageError
 from pgolf.train.data import WindowSampler
 from pgolf.train.optim import OptimSettings, WeightAverage, build_optimizers, lr_scale
+from pgolf.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,19 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, sampler: WindowSampler, settings: TrainSettings, *, compile: bool = False
+        self,
+        model: nn.Module,
+        sampler: WindowSampler,
+        settings: TrainSettings,
+        *,
+        ranks: Ranks | None = None,
+        compile: bool = False,
     ) -> None:
-        if sampler.batch_size % settings.accumulate:
-            raise UsageError(f"accumulate {settings.accumulate} does not divide the batch of {sampler.batch_size}")
+        self.ranks = ranks or Ranks()
+        self._parts = settings.accumulate * self.ranks.world
+        if sampler.batch_size % self._parts:
+            passes = f"{settings.accumulate} passes on {self.ranks.world} ranks"
+            raise UsageError(f"a batch of {sampler.batch_size} windows does not divide into {passes}")
         self.model, self.sampler, self.settings = model, sampler, settings
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
@@ -101,7 +114,8 @@ class Trainer:
     def run(self, progress: Callable[[StepInfo], None] | None = None) -> None:
         """Train to the end, then leave the averaged weights in the model."""
         self.model.train()
-        self.warm_up()
+        if self.progress < 1.0:
+            self.warm_up()
         while self.progress < 1.0:
             info = self.step()
             if progress is not None:
@@ -129,18 +143,42 @@ class Trainer:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
         began = time.perf_counter()
         loss_tensor = self._accumulate_gradients(self._batch(self.step_count))
+        self.ranks.mean_([p.grad for p in self.model.parameters() if p.grad is not None] + [loss_tensor])
         norm_tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self._prefetch(self.step_count + 1)
         loss, norm = torch.stack([loss_tensor, norm_tensor]).tolist()
         self._check_finite(loss, norm)
         scale = self._update()
-        self.seconds += time.perf_counter() - began
+        self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
         tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
         return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens)
 
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The model's state dict with averaged weights, on the CPU."""
+        state = {**self.model.state_dict(), **self.average.state_dict()["average"]}
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, apart from settings and data."""
+        return {
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`, to the bit on one rank if the run ends by steps."""
+        self.step_count, self.seconds = state["step"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average.load_state_dict(state["average"])
+
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
-        """Mean loss of `windows` [batch, T + 1], whose gradient is added to the parameters'."""
-        parts = windows.chunk(self.settings.accumulate)
+        """Mean loss of this rank's parts of `windows` [batch, T + 1]; adds its gradient to the parameters'."""
+        parts = windows.chunk(self._parts)[self.ranks.rank :: self.ranks.world]
         total = torch.zeros((), device=self.device)
         for part in parts:
             loss = self._loss(part[:, :-1], part[:, 1:]) / len(parts)

@@ -137,3 +137,14 @@ class WeightAverage:
         """Overwrite the module's parameters with their averages."""
         for name, param in self._params.items():
             param.copy_(self._average[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by parameter name, and how many updates made them."""
+        return {"average": dict(self._average), "updates": self.updates}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        for name, average in self._average.items():
+            average.copy_(state["average"][name])
+        self.updates = state["updates"]

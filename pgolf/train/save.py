@@ -1,23 +1,65 @@
-"""Files that training writes: whole or not at all, by way of a temporary sibling."""
+"""Files that training writes and reads back: whole or not at all, by way of a temporary sibling.
+
+What will surprise you:
+* There are two. checkpoint.pt holds averaged weights and their configuration, for packing; state.pt holds what a resumed
+  run needs: live weights, optimizers, average, step and settings.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from pgolf.errors import CheckpointError, UsageError
+
+SHOWN = 3  # differences that a refusal names
 
 
-def save_checkpoint(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Write {"model": state dict on the CPU, "config": config}, what `pgolf pack` reads."""
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save(path, {"model": state, "config": config})
+    _save(path, {"model": {name: tensor.cpu() for name, tensor in state.items()}, "config": config})
 
 
-def save(path: Path, value: Any) -> None:
-    """torch.save to a temporary sibling, then rename."""
+def save_state(path: Path, trainer: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write {"trainer": Trainer.state_dict(), "settings": plain data}."""
+    _save(path, {"trainer": trainer, "settings": settings})
+
+
+def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's state dict, on the CPU. UsageError for none, or one of other settings; CheckpointError if damaged."""
+    if not path.is_file():
+        raise UsageError(f"nothing to resume: there is no {path}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        there, trainer = saved["settings"], saved["trainer"]
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        raise CheckpointError(f"{path} is damaged, or not the state of a training run") from None
+    found = differences(there, settings)
+    if found:
+        more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
+        raise UsageError(f"{path} is of a run with other settings: {'; '.join(found[:SHOWN])}{more}")
+    return trainer
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested dicts, a phrase each, by dotted name."""
+    found = []
+    for name in sorted({*there, *here}):
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} is {a} there, {b} here")
+    return found
+
+
+def _save(path: Path, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         torch.save(value, temporary)

@@ -1,0 +1,82 @@
+"""The log of a run, one JSON object a line, and the plot drawn from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgolf.errors import DataError
+from pgolf.train.loop import StepInfo
+
+
+class MetricsLog:
+    """Appends a line for every step. Lines of `path` beyond `keep` steps are dropped: a resumed run repeats them."""
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        kept = [row for row in read_metrics(path) if row["step"] <= keep] if keep and path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        for row in kept:
+            self._write(row)
+
+    def __call__(self, info: StepInfo, **more: float) -> None:
+        self._write(asdict(info) | more)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing may be written afterwards."""
+        self._file.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that was cut off is left out. DataError for anything else."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise DataError(f"{path}, line {number}: not JSON, so not a log of training") from None
+    return rows
+
+
+def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> None:
+    """PNG of the loss over tokens: every step pale, their moving average dark, and probes of held-out BPB if any."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(log)
+    if not rows:
+        raise DataError(f"{log}: no steps to plot")
+    tokens, loss = (np.array([row[key] for row in rows], np.float64) for key in ("tokens", "loss"))
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(tokens / 1e6, loss, color="0.8", linewidth=0.8, label="each step")
+    axes.plot(tokens / 1e6, _smooth(loss, max(1, len(loss) // 50)), color="C0", label="mean of the last 2% of steps")
+    axes.set(xlabel="million tokens", ylabel="loss, nats a token", title=title)
+    low, high = loss.min(), np.quantile(loss, 0.98)
+    axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
+    probes = [(row["tokens"] / 1e6, row["val_bpb"]) for row in rows if "val_bpb" in row]
+    if probes:
+        right = axes.twinx()
+        right.plot(*zip(*probes, strict=True), color="C1", marker="o", markersize=3)
+        right.set_ylabel("held-out bits per byte (points)", color="C1")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean of each value and up to `width` - 1 before it."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    last = np.arange(len(values)) + 1
+    return (sums[last] - sums[first]) / (last - first)

@@ -1,0 +1,59 @@
+"""Data parallelism in its plainest form: every rank holds the whole model and gradients are averaged once an update.
+
+What will surprise you:
+* DistributedDataParallel does not fit: it wants to own the model, and a hook on every parameter gets in the way of
+  torch.compile and of accumulation. One all-reduce of all gradients laid end to end is as exact.
+* Without `torchrun` nothing of torch.distributed is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one dtype by their mean over the ranks; they must be alike on all of them."""
+        if self.world == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def agree(self, value: float, device: torch.device) -> float:
+        """The mean of a number over the ranks, the same on each, so that all decide alike."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=device)
+        self.mean_([shared])
+        return shared.item()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """This process's ranks and its own device: a group of processes under `torchrun`, else one alone."""
+    if "RANK" not in os.environ:
+        yield Ranks(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,271 @@
+"""`pgolf train`: a preset, a folder of shards, and a run that can be stopped and continued.
+
+What will surprise you:
+* The folder `out` is the run: state.pt (what a resumed run needs), checkpoint.pt (averaged weights, ready to pack, as of
+  the last save), train.jsonl, loss.png and train.json. A folder that holds a run is continued or refused, never
+  overwritten.
+* Ctrl-C waits for the step's end, saves, then raises KeyboardInterrupt. A second one does not wait.
+* `torchrun` needs no option: every rank calls `train`, rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from pgolf.errors import PgolfError, UsageError
+from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
+from pgolf.train.corpus import BOS, DataFiles, find_data
+from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
+from pgolf.train.loop import StepInfo, Trainer
+from pgolf.train.metrics import MetricsLog, plot_loss
+from pgolf.train.model import GPT, GPTConfig
+from pgolf.train.ranks import Ranks, joined
+from pgolf.train.recipes import RECIPES, Recipe, override
+from pgolf.train.save import load_state, save_checkpoint, save_state
+
+SAVE_SECONDS = 120.0  # of training between two saves
+SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
+
+Progress = Callable[[StepInfo], None]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did, as train.json holds it. score: on held-out text, None without a validation shard and tokenizer."""
+
+    checkpoint: Path
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    score: EvalResult | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the checkpoint by its name."""
+        return asdict(self) | {"checkpoint": self.checkpoint.name, "notes": list(self.notes)}
+
+
+def train(
+    preset: str,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    minutes: float | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
+
+    data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
+    settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. progress: called after each
+    step, on rank 0. UsageError, DataError, CheckpointError; PgolfError if the loss stops being finite; KeyboardInterrupt
+    after saving.
+    """
+    recipe = _recipe(preset, minutes, overrides)
+    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with joined(wanted) as (ranks, own):
+        run = _Run(Path(out), recipe, ranks, own, seed)
+        run.open(resume)
+        files = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
+        return run.train(files, resume, progress)
+
+
+def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
+    if preset not in RECIPES:
+        raise UsageError(f"--preset {preset}: known are {', '.join(RECIPES)}")
+    if minutes is not None and minutes <= 0:
+        raise UsageError(f"--minutes {minutes:g}: must be above 0")
+    return override(RECIPES[preset], [*overrides, *([] if minutes is None else [f"minutes={minutes}"])])
+
+
+def _files(preset: str, data: str | Path | None, tokenizer: str | Path | None, run: _Run, vocab_size: int) -> DataFiles:
+    """The data of --data, or the demo's text, written to out/data once by rank 0."""
+    if data is not None:
+        return find_data(data, vocab_size, tokenizer)
+    if preset != "tiny":
+        raise UsageError(f"--preset {preset} needs --data DIR, a folder of token shards; `pgolf tokenize` makes one")
+    from pgolf.train.demo import DEMO, prepare_demo
+
+    folder = run.out / "data"
+    if run.ranks.rank == 0 and not (folder / "val.bin").exists():
+        prepare_demo(folder, replace(DEMO, model=run.recipe.model))
+    run.ranks.agree(0.0, run.device)  # the others wait
+    return find_data(folder, vocab_size)
+
+
+class _Run:
+    """One folder, one recipe, one process."""
+
+    def __init__(self, out: Path, recipe: Recipe, ranks: Ranks, device: torch.device, seed: int) -> None:
+        self.out, self.recipe, self.ranks, self.device, self.seed = out, recipe, ranks, device, seed
+        self.state, self.checkpoint, self.log = out / "state.pt", out / "checkpoint.pt", out / "train.jsonl"
+
+    @property
+    def writes(self) -> bool:
+        return self.ranks.rank == 0
+
+    def open(self, resume: bool) -> None:
+        """Make the folder. UsageError if it holds a run that is not to be resumed."""
+        if self.state.exists() and not resume:
+            raise UsageError(f"{self.out} holds a run already: add --resume, or name another --out")
+        if not self.state.exists() and resume:
+            raise UsageError(f"nothing to resume: there is no {self.state}")
+        self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def train(self, files: DataFiles, resume: bool, progress: Progress | None) -> TrainReport:
+        """Train to the end, save, score, plot."""
+        trainer, config = self._trainer(files), self._config(files)
+        if resume:
+            trainer.load_state_dict(load_state(self.state, self._settings(trainer)))
+        if self.writes:
+            with _interrupt_flag() as interrupted:
+                self._train_and_save(trainer, config, interrupted, progress)
+            return self._close(trainer, config, files)
+        trainer.run()
+        return self._report(trainer, None)
+
+    def _trainer(self, files: DataFiles) -> Trainer:
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        shards = [read_shard(path) for path in files.train]
+        for shard, path in zip(shards, files.train, strict=True):
+            check_vocabulary(shard, recipe.model.vocab_size, owner=f"model (shard {path.name})")
+        check_memory(recipe, self.ranks.world, self.device)
+        sampler = WindowSampler(shards, recipe.seq_len, recipe.batch_size, self.seed, bos=BOS)
+        model = GPT(recipe.model, seed=self.seed, compute_dtype=torch.bfloat16 if cuda else torch.float32)
+        return Trainer(model.to(self.device), sampler, recipe.train, ranks=self.ranks, compile=cuda)
+
+    def _config(self, files: DataFiles) -> dict[str, Any]:
+        """The checkpoint's; the tokenizer is copied beside it."""
+        if files.tokenizer is not None and self.writes and not (self.out / "tokenizer.model").exists():
+            shutil.copyfile(files.tokenizer, self.out / "tokenizer.model")
+        return self.recipe.to_config(seed=self.seed, tokenizer="tokenizer.model" if files.tokenizer else "")
+
+    def _settings(self, trainer: Trainer) -> dict[str, Any]:
+        """What a resumed run must share with the one that it continues."""
+        return {
+            **asdict(self.recipe),
+            "seed": self.seed,
+            "ranks": self.ranks.world,
+            "shard tokens": [len(shard) for shard in trainer.sampler.shards],
+        }
+
+    def _train_and_save(
+        self, trainer: Trainer, config: dict[str, Any], interrupted: threading.Event, progress: Progress | None
+    ) -> None:
+        log, saved = MetricsLog(self.log, keep=trainer.step_count), trainer.seconds
+
+        def after(info: StepInfo) -> None:
+            nonlocal saved
+            log(info)
+            if interrupted.is_set() or info.progress >= 1.0 or info.seconds - saved > SAVE_SECONDS:
+                saved = info.seconds
+                self._save(trainer, config)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(info)
+
+        try:
+            trainer.run(after)
+        except PgolfError as error:
+            kept = f"{self.checkpoint} is the last good one" if self.checkpoint.exists() else "nothing was saved yet"
+            raise type(error)(f"{error}; {kept}") from None
+        finally:
+            log.close()
+
+    def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
+        save_checkpoint(self.checkpoint, trainer.averaged_state(), config)
+        save_state(self.state, trainer.state_dict(), self._settings(trainer))
+
+    def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles) -> TrainReport:
+        """Score what the checkpoint holds, in float32; write train.json and loss.png."""
+        report = self._report(trainer, self._score(trainer.model, files))
+        facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+        (self.out / "train.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        plot_loss(self.log, self.out / "loss.png")
+        return report
+
+    def _report(self, trainer: Trainer, score: EvalResult | None) -> TrainReport:
+        parameters = sum(param.numel() for param in trainer.model.parameters())
+        tokens = trainer.step_count * self.recipe.batch_size * self.recipe.seq_len
+        notes = tuple(trainer.notes)
+        return TrainReport(self.checkpoint, parameters, trainer.step_count, tokens, trainer.seconds, score, notes)
+
+    def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
+        if files.val is None or files.tokenizer is None:
+            return None
+        model.compute_dtype = torch.float32
+        tokens = read_shard(files.val)[: SCORED_TOKENS + 1]
+        counts = stream_bytes(tokens, token_bytes(files.tokenizer))
+        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len)
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second raises as ever. Only the main thread can catch signals."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        flag.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def check_memory(recipe: Recipe, ranks: int, device: torch.device) -> None:
+    """UsageError if training will not fit into the memory that is free now."""
+    windows = max(1, recipe.batch_size // (recipe.train.accumulate * ranks))
+    needed = memory_needed(recipe.model, windows * recipe.seq_len, 2 if device.type == "cuda" else 4)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    if needed > free:
+        raise UsageError(
+            f"training needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            f"raise accumulate (now {recipe.train.accumulate}), lower batch_size or seq_len"
+        )
+
+
+def memory_needed(config: GPTConfig, tokens: int, item: int) -> int:
+    """Bytes, roughly: weights, gradients, average and two moments in float32; activations of `item` bytes of `tokens`.
+
+    Kept for the backward pass, a layer and token: about 14 vectors of the model's width and 3 of the MLP's; the logits
+    are held about three times in float32.
+    """
+    with torch.device("meta"):
+        weights = sum(param.numel() for param in GPT(config).parameters())
+    layer = config.dim * (14 + 3 * config.mlp_mult) * item
+    return 4 * 5 * weights + tokens * (config.layers * layer + 3 * 4 * config.vocab_size)
+
+
+def _free_memory() -> int:
+    """Bytes that Linux could give to a process now; a huge number where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 1 << 62
+    sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return 1024 * int(sizes["MemAvailable"].split()[0])

@@ -1,0 +1,394 @@
+import json
+import re
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import brotli
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pgolf import packer
+from pgolf.errors import ArtifactError, UsageError
+from pgolf.packer import artifact
+from pgolf.packer.artifact import CODERS, Entry
+from pgolf.packer.plane import HALF, Plane, Scale
+
+RNG = np.random.default_rng(0)
+
+
+def a_plane(rows, cols, sigma=2.0):
+    codes = np.rint(RNG.normal(0, sigma, (rows, cols)) * np.exp(RNG.normal(0, 0.5, rows))[:, None]).astype(np.int32)
+    return Plane(codes, Scale.nearest(RNG.uniform(0.5, 2, rows), 8), Scale.nearest(RNG.uniform(0.5, 2, cols), HALF))
+
+
+ENTRIES = {
+    "bank": Entry("bfloat16", (3, 20, 8), planes=tuple(a_plane(20, 8) for _ in range(3)), note="auto"),
+    "embed.weight": Entry("float32", (60, 30), planes=(a_plane(60, 30, 40.0),), note="gptq int6"),
+    "head.weight": Entry("float32", (60, 30), alias="embed.weight"),
+    "gain": Entry("float32", (50,), raw=RNG.normal(size=50).astype("<f4").tobytes(), note="a vector"),
+    "half gain": Entry("float32", (5,), raw=RNG.normal(size=5).astype("<f2").tobytes(), stored="float16"),
+    "steps": Entry("int64", (), raw=(7).to_bytes(8, "little")),
+    "nothing": Entry("float32", (0, 4), raw=b""),
+    "phase": Entry("complex128", (1,), raw=bytes(16)),
+}
+META = {"config": {"layers": 11, "rope": 1e4, "name": "é"}}
+
+
+def assert_same(before, after):
+    assert list(after) == sorted(before)
+    for name, entry in before.items():
+        found = after[name]
+        assert replace(found, planes=None) == replace(entry, planes=None)
+        assert (found.planes is None) == (entry.planes is None)
+        for old, new in zip(entry.planes or (), found.planes or (), strict=True):
+            assert new.codes.shape == old.codes.shape
+            assert (new.reconstruct() == old.reconstruct()).all()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return artifact.encode(ENTRIES, META).data
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_round_trip(coder):
+    encoded = artifact.encode(ENTRIES, META, coder)
+    entries, meta = artifact.decode(encoded.data)
+    assert_same(ENTRIES, entries)
+    assert meta == META
+    assert set(encoded.tensor_bits) == set(ENTRIES)
+    assert sum(encoded.tensor_bits.values()) / 8 < len(encoded.data)
+
+
+def test_nothing_round_trips():
+    assert artifact.decode(artifact.encode({}).data) == ({}, {})
+
+
+def test_order_does_not_matter(data):
+    backwards = dict(reversed(ENTRIES.items()))
+    assert artifact.encode(backwards, META).data == data
+
+
+def test_bits_are_the_tensors_own():
+    big = {"a": Entry("float32", (400, 300), planes=(a_plane(400, 300),)), "b": ENTRIES["gain"]}
+    encoded = artifact.encode(big)
+    assert sum(encoded.tensor_bits.values()) / 8 == pytest.approx(len(encoded.data), abs=700)
+
+
+@pytest.mark.parametrize("coder", ["rans", "brotli"])
+def test_every_truncation_and_appended_byte_is_refused(coder):
+    data = artifact.encode(ENTRIES, META, coder).data
+    for size in range(0, len(data), 7):
+        with pytest.raises(ArtifactError):
+            artifact.decode(data[:size])
+    for extra in (b"\0", data):
+        with pytest.raises(ArtifactError):
+            artifact.decode(data + extra)
+
+
+def repaired(data):
+    return data[:24] + struct.pack("<I", zlib.crc32(data[28:], zlib.crc32(data[:24]))) + data[28:]
+
+
+def mutated(data, rng):
+    """One to four bytes flipped, overwritten, cut out or put in; half of the time with the file's CRC repaired."""
+    out = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        at = int(rng.integers(len(out)))
+        match rng.integers(4):
+            case 0:
+                out[at] ^= 1 << rng.integers(8)
+            case 1:
+                out[at] = rng.integers(256)
+            case 2:
+                del out[at : at + int(rng.integers(1, 9))]
+            case 3:
+                out[at:at] = rng.bytes(int(rng.integers(1, 9)))
+    return repaired(bytes(out)) if len(out) > 28 and rng.random() < 0.8 else bytes(out)
+
+
+@pytest.mark.parametrize("coder", ["rans", "brotli"])
+def test_mutated_artifacts_are_refused_or_the_original(coder):
+    """10,000 of them, none of which takes twice the memory of the honest one."""
+    data = artifact.encode(ENTRIES, META, coder).data
+    rng = np.random.default_rng(1)
+    tracemalloc.start()
+    artifact.decode(data)
+    honest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    accepted = 0
+    for _ in range(5000):
+        try:
+            entries, meta = artifact.decode(mutated(data, rng))
+        except ArtifactError:
+            continue
+        accepted += 1
+        assert_same(ENTRIES, entries)
+        assert meta == META
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert accepted < 50
+    assert peak < 2 * honest + 100_000
+
+
+def with_header(data, change):
+    """The artifact with a changed header and every checksum right: what only an enemy writes."""
+    size = struct.unpack_from("<I", data, 12)[0]
+    head = json.loads((brotli.decompress if data[10] else bytes)(data[28 : 28 + size]))
+    change(head)
+    return rebuilt(head, data[28 + size :])
+
+
+def rebuilt(head, body):
+    from pgolf.packer import container, general
+
+    raw = container.canonical(head)
+    content, at = zlib.crc32(raw), 0
+    try:
+        for _, codec, shuffle, full, stored in head["sections"]:
+            part = general.Compressed(body[at : at + stored], general.BY_NUMBER[codec], shuffle, full)
+            content, at = zlib.crc32(general.decompress(part), content), at + stored
+    except (ArtifactError, KeyError, ValueError, TypeError, ZeroDivisionError):
+        pass
+    start = b"\x89PGOLF\r\n\x01\x00\x00\x00" + struct.pack("<III", len(raw), len(raw), content & 0xFFFFFFFF)
+    return repaired(start + bytes(4) + raw + body)
+
+
+def _tensor(head, name):
+    return next(t for t in head["tensors"] if t[0] == name)
+
+
+def _section(head, name):
+    return next(s for s in head["sections"] if s[0] == name)
+
+
+HOSTILE = {
+    "a tensor of another shape": lambda h: _tensor(h, "embed.weight").__setitem__(2, [60, 31]),
+    "tensor and plane much larger": lambda h: (
+        _tensor(h, "embed.weight").__setitem__(2, [1 << 20, 1 << 10]),
+        h["planes"][-1].__setitem__(0, 1 << 20),
+        h["planes"][-1].__setitem__(1, 1 << 10),
+    ),
+    "kept tensor much larger": lambda h: _tensor(h, "gain").__setitem__(2, [1 << 30]),
+    "kept tensor and section much larger": lambda h: (
+        _tensor(h, "gain").__setitem__(2, [1 << 36]),
+        _section(h, "raw.4").__setitem__(3, 1 << 38),
+    ),
+    "negative": lambda h: _tensor(h, "gain").__setitem__(2, [-50, -1]),
+    "a bool": lambda h: _tensor(h, "gain").__setitem__(2, [True, 50]),
+    "dtype": lambda h: _tensor(h, "gain").__setitem__(1, "float31"),
+    "alias of nothing": lambda h: _tensor(h, "head.weight").__setitem__(3, "nobody"),
+    "alias of itself": lambda h: _tensor(h, "head.weight").__setitem__(3, "head.weight"),
+    "one plane too many": lambda h: _tensor(h, "bank").__setitem__(3, 4),
+    "negative planes": lambda h: _tensor(h, "bank").__setitem__(3, -3),
+    "planes swapped": lambda h: h["planes"].reverse(),
+    "names out of order": lambda h: h["tensors"].reverse(),
+    "a name twice": lambda h: _tensor(h, "nothing").__setitem__(0, "phase"),
+    "a field too many": lambda h: h.__setitem__("zzz", 1),
+    "a field missing": lambda h: h.pop("meta"),
+    "meta of another kind": lambda h: h.__setitem__("meta", [1]),
+    "unknown coder": lambda h: h.__setitem__("coder", "zpaq"),
+    "another coder": lambda h: h.__setitem__("coder", "brotli"),
+    "checksum": lambda h: h.__setitem__("check", "0" * 16),
+    "unknown section": lambda h: _section(h, "raw.4").__setitem__(0, "raw.4x"),
+    "no tensors": lambda h: h.__setitem__("tensors", []),
+    "tensors of another kind": lambda h: h.__setitem__("tensors", {"a": 1}),
+    "planes of another kind": lambda h: h.__setitem__("planes", 5),
+    "side stream larger": lambda h: h["lanes"].__setitem__(0, 60000),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_hostile_headers_are_refused_cheaply(data, how):
+    hostile = with_header(data, HOSTILE[how])
+    tracemalloc.start()
+    with pytest.raises(ArtifactError):
+        artifact.decode(hostile)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_an_untouched_header_passes(data):
+    """So that the tests above fail for the reason they name."""
+    assert_same(ENTRIES, artifact.decode(with_header(data, lambda head: None))[0])
+
+
+def _leaves(value, path=()):
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leaves(item, (*path, i))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    else:
+        yield path
+
+
+ODD = [0, 1, -1, 2, 3, 255, 511, 1 << 15, 1 << 20, 1 << 31, 1 << 39, 1 << 70, True, None, 1.5, "", "rans", [], {}]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(ODD), st.integers(0, 10**6), st.sampled_from(ODD))
+def test_any_two_header_fields_may_lie(which, value, other, second):
+    """Enemies with good checksums: an ArtifactError or some well-formed tensors, never another exception."""
+
+    def lie(head):
+        leaves = list(_leaves(head))
+        for path, new in ((leaves[which % len(leaves)], value), (leaves[other % len(leaves)], second)):
+            place = head
+            try:
+                for step in path[:-1]:
+                    place = place[step]
+                place[path[-1]] = new
+            except (TypeError, IndexError, KeyError):
+                pass
+
+    try:
+        entries, _ = artifact.decode(with_header(DATA, lie))
+    except ArtifactError:
+        return
+    assert isinstance(entries, dict)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_section_bytes_may_lie(seed):
+    """Stored sections changed under good checksums reach the deepest parsers."""
+    rng = np.random.default_rng(seed)
+    size = struct.unpack_from("<I", DATA, 12)[0]
+    head = json.loads((brotli.decompress if DATA[10] else bytes)(DATA[28 : 28 + size]))
+    body = bytearray(DATA[28 + size :])
+    for _ in range(rng.integers(1, 4)):
+        body[rng.integers(len(body))] = rng.integers(256)
+    with suppress(ArtifactError):
+        artifact.decode(rebuilt(head, bytes(body)))
+
+
+DATA = artifact.encode(ENTRIES, META).data
+
+BOMB = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+from pgolf.errors import ArtifactError
+from pgolf.packer import artifact
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    artifact.decode(open(sys.argv[1], "rb").read())
+except ArtifactError:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("how", ["tensor and plane much larger", "kept tensor and section much larger"])
+def test_bombs_take_no_memory(data, tmp_path, how):
+    """Measured by the operating system, because decompressors allocate behind Python's back."""
+    path = tmp_path / "bomb.pgolf"
+    path.write_bytes(with_header(data, HOSTILE[how]))
+    out = subprocess.run([sys.executable, "-c", BOMB, str(path)], capture_output=True, text=True, check=True).stdout
+    assert int(out) * (1 if sys.platform != "darwin" else 1 / 1024) < 60_000  # KiB
+
+
+def test_checksum_literal_and_order():
+    codes = [np.array([[1, -2], [3, 4]], np.int32), np.array([[5]], np.int16)]
+    assert artifact.checksum(codes) == 1 * 1 - 2 * 3 + 3 * 5 + 4 * 7 + 5 * 9
+    assert artifact.checksum([np.array([[-1]], np.int32)]) == 2**64 - 1
+
+
+def test_checksum_of_large_codes_is_exact():
+    codes = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 40_000)).astype(np.int32)
+    expected = sum(int(c) * (2 * i + 1) for i, c in enumerate(codes.ravel().tolist())) % 2**64
+    assert artifact.checksum([codes]) == expected
+
+
+SAMPLE = {
+    "gain": Entry("float32", (3,), raw=np.array([1, 2, 3], "<f4").tobytes(), note="a vector"),
+    "head": Entry("float32", (2, 3), alias="w"),
+    "w": Entry(
+        "float32",
+        (2, 3),
+        planes=(Plane(np.array([[1, 0, -1], [200, -3, 2]], np.int32), Scale(np.array([-40, -39], np.int32), 8)),),
+        note="sdclip int6",
+    ),
+}
+
+
+def test_the_annotated_dump_is_what_the_encoder_writes():
+    """docs/FORMAT.md, block ```dump: offset, bytes, meaning. The file changes only with the format."""
+    text = (Path(__file__).parents[1] / "docs" / "FORMAT.md").read_text(encoding="utf-8")
+    block = re.search(r"```dump\n(.*?)```", text, re.S)
+    assert block is not None
+    written = b""
+    for line in block[1].splitlines():
+        offset, hexadecimal, _ = (part.strip() for part in line.split("|"))
+        assert not offset or int(offset, 16) == len(written)
+        written += bytes.fromhex(hexadecimal)
+    assert artifact.encode(SAMPLE).data == written
+    header = re.search(r"```json\n(.*?)```", text, re.S)
+    assert header is not None
+    size = struct.unpack_from("<I", written, 12)[0]
+    assert brotli.decompress(written[28 : 28 + size]).decode() == header[1].replace("\n", "")
+    assert_same(SAMPLE, artifact.decode(written)[0])
+
+
+def test_write_replaces_the_file(tmp_path, data):
+    artifact.write(tmp_path / "m.pgolf", data)
+    assert (tmp_path / "m.pgolf").read_bytes() == data
+
+
+# The lossless door
+
+
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_lossless_round_trip(data):
+    arrays = {}
+    for name in data.draw(st.lists(st.text(max_size=5), max_size=3, unique=True)):
+        dtype = np.dtype(data.draw(st.sampled_from(INTEGERS)))
+        info = np.iinfo(dtype)
+        low, high = max(info.min, -(2**31)), min(info.max, 2**31 - 1)
+        shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+        arrays[name] = data.draw(hnp.arrays(dtype, shape, elements=st.integers(low, high)))
+    found = packer.decode(packer.encode(arrays))
+    assert list(found) == sorted(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert (found[name] == array).all()
+
+
+def test_lossless_takes_any_memory_layout():
+    base = np.arange(-60, 60, dtype=">i4").reshape(4, 5, 6)
+    found = packer.decode(packer.encode({"t": base.transpose(2, 0, 1), "s": base[::2, ::-1]}))
+    assert (found["t"] == base.transpose(2, 0, 1)).all()
+    assert (found["s"] == base[::2, ::-1]).all()
+
+
+def test_lossless_refuses_what_it_would_change():
+    with pytest.raises(UsageError, match="'w' has dtype float32"):
+        packer.encode({"w": np.zeros(3, np.float32)})
+    with pytest.raises(UsageError, match="'w' reaches from"):
+        packer.encode({"w": np.array([2**31])})
+
+
+def test_weights_are_not_codes(data):
+    with pytest.raises(ArtifactError, match=r"pgolf\.load"):
+        packer.decode(data)
+
+
+def test_a_dtype_too_narrow_for_its_codes_is_damage():
+    codes = packer.encode({"w": np.array([[300, 1]], np.int16)})
+    with pytest.raises(ArtifactError, match="do not fit"):
+        packer.decode(with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8")))

@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+from pgolf.errors import DataError, UsageError
+from pgolf.packer import code
+
+SCRIPT = '''
+"""A script with things that a careless packer breaks."""
+import sys
+
+GREETING = "naïve – \\\\ ' \\" \\0 \\r\\n ✓"
+
+
+def main(argument: str) -> None:
+    # a comment
+    print(ascii(GREETING), argument, __name__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+'''
+
+
+def run(path, *arguments):
+    return subprocess.run([sys.executable, str(path), *arguments], capture_output=True, check=True, text=True).stdout
+
+
+def test_the_self_extracting_file_does_what_the_script_does(tmp_path):
+    plain, packed = tmp_path / "plain.py", tmp_path / "packed.py"
+    plain.write_text(SCRIPT, encoding="utf-8")
+    packed.write_bytes(code.self_extracting(SCRIPT.encode()))
+    assert run(packed, "word") == run(plain, "word") != ""
+
+
+@pytest.mark.parametrize("unpacker", ["zlib", "lzma", "brotli"])
+def test_every_codec_runs(tmp_path, unpacker):
+    """Over 200 random literals, so that every byte value and every pair around an escape occurs in the payload."""
+    compress, unpack = code._UNPACKERS[unpacker]
+    source = ("x=" + repr([hash((i, "seed")) for i in range(200)]) + "\nprint(x)").encode()
+    path = tmp_path / "packed.py"
+    path.write_bytes(code._wrapped(compress(source), unpack))
+    assert run(path) == repr([hash((i, "seed")) for i in range(200)]) + "\n"
+
+
+def test_every_byte_pair_survives_the_wrapping():
+    data = bytes(range(256)) + b"".join(bytes([a, b]) for a in (0, 10, 13, 39, 92, 200) for b in range(256))
+    scope = {}
+    wrapped = code._wrapped(data, b"pass")
+    exec(compile(wrapped, "wrapped", "exec"), scope)
+    assert scope["D"] == data
+
+
+def test_a_script_counts_as_its_smaller_form(tmp_path):
+    long, short, other = tmp_path / "long.py", tmp_path / "short.py", tmp_path / "tokenizer.model"
+    long.write_text(SCRIPT * 20)
+    short.write_text("x=1")
+    other.write_bytes(bytes(1000))
+    assert code.counted_bytes(long) == len(code.self_extracting(long.read_bytes())) < 1000
+    assert code.counted_bytes(short) == 3
+    assert code.counted_bytes(str(other)) == 1000
+
+
+def test_mistakes_are_named(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def (:")
+    with pytest.raises(DataError, match=r"broken\.py: not a Python script"):
+        code.counted_bytes(broken)
+    with pytest.raises(UsageError, match="no such file"):
+        code.counted_bytes(tmp_path / "missing.py")

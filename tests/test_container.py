@@ -1,0 +1,169 @@
+import json
+import os
+import stat
+import struct
+import zlib
+
+import brotli
+import pytest
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import container, general
+
+
+def an_artifact(head=None, **sections):
+    raw = {"a": b"first", "b": bytes(5000), **sections}
+    return container.dump(head or {"x": 1}, raw, {name: general.compress(data) for name, data in raw.items()})
+
+
+def repaired(data):
+    """With the CRC of the file that these bytes need."""
+    return data[:24] + struct.pack("<I", zlib.crc32(data[28:], zlib.crc32(data[:24]))) + data[28:]
+
+
+def with_header(data, raw, stored=None):
+    """The artifact under another header (bytes), both checksums right."""
+    codec, old_size = data[10], struct.unpack_from("<I", data, 12)[0]
+    stored = raw if stored is None else stored
+    sections = container.parse(data).sections()
+    content = zlib.crc32(b"".join(sections[n] for n in sorted(sections)), zlib.crc32(raw))
+    start = data[:10] + bytes([0 if stored == raw else codec, 0]) + struct.pack("<III", len(stored), len(raw), content)
+    return repaired(start + bytes(4) + stored + data[28 + old_size :])
+
+
+def header(data):
+    size, codec = struct.unpack_from("<I", data, 12)[0], data[10]
+    return (brotli.decompress if codec == 1 else bytes)(data[28 : 28 + size])
+
+
+def test_round_trip():
+    parsed = container.parse(an_artifact({"x": [1, "é", None]}))
+    assert parsed.head == {"x": [1, "é", None]}
+    assert parsed.sections() == {"a": b"first", "b": bytes(5000)}
+
+
+def test_preamble_literal():
+    data = container.dump({}, {}, {})
+    assert data.hex(" ") == (
+        "89 50 47 4f 4c 46 0d 0a 01 00 00 00 0f 00 00 00 0f 00 00 00 1e 5b c1 68 d2 18 0f 45"
+        " 7b 22 73 65 63 74 69 6f 6e 73 22 3a 5b 5d 7d"
+    )
+
+
+def test_order_of_names_does_not_matter():
+    sections = {n: general.compress(n.encode()) for n in "cab"}
+    raw = {n: n.encode() for n in "cab"}
+    again = {n: sections[n] for n in "abc"}
+    assert container.dump({"p": 1, "q": 2}, raw, sections) == container.dump({"q": 2, "p": 1}, raw, again)
+
+
+def test_every_truncation_is_refused():
+    data = an_artifact()
+    for size in range(len(data)):
+        with pytest.raises(ArtifactError):
+            container.parse(data[:size])
+
+
+def test_every_flipped_bit_is_refused():
+    data = an_artifact()
+    for at in range(len(data)):
+        damaged = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+        with pytest.raises(ArtifactError):
+            container.parse(damaged)
+
+
+def test_appended_bytes_are_refused():
+    with pytest.raises(ArtifactError, match="checksum"):
+        container.parse(an_artifact() + b"\0")
+    with pytest.raises(ArtifactError, match="left over"):
+        container.parse(repaired(an_artifact() + b"\0"))
+
+
+def test_foreign_and_future_files_are_named():
+    with pytest.raises(ArtifactError, match="not a pgolf artifact"):
+        container.parse(b"PK\x03\x04" + bytes(50))
+    with pytest.raises(ArtifactError, match="not a pgolf artifact"):
+        container.parse(b"")
+    data = an_artifact()
+    with pytest.raises(ArtifactError, match="version 2"):
+        container.parse(data[:8] + b"\x02\x00" + data[10:])
+
+
+def test_content_checksum_holds_the_decompressors_to_account():
+    data = bytearray(an_artifact())
+    data[data.index(b"first")] ^= 1  # the section is stored as it is
+    with pytest.raises(ArtifactError, match="content"):
+        container.parse(repaired(bytes(data))).sections()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b",", b", "),  # not canonical
+        lambda raw: b'{"y":0,' + raw[1:],  # keys out of order
+        lambda raw: raw[:-1],
+        lambda raw: b"[]",
+        lambda raw: b"[" * 100_000,
+        lambda raw: b"\xff",
+        lambda raw: raw.replace(b'"sections"', b'"sectionz"'),
+        lambda raw: raw.replace(b'["a",0,', b'["a",9,'),  # codec
+        lambda raw: raw.replace(b'["a",0,1,', b'["a",0,3,'),  # shuffle
+        lambda raw: raw.replace(b'["a",0,1,5,5]', b'["a",0,1,5,-5]'),
+        lambda raw: raw.replace(b'["a",0,1,5,5]', b'["a",0,1,5,5000]'),
+        lambda raw: raw.replace(b'["a",0,1,5,5]', b'["a",0,true,5,5]'),
+        lambda raw: raw.replace(b'["a",0,1,5,5]', b'["a",0,1,5]'),
+        lambda raw: raw.replace(b'["a"', b'["b"'),  # twice
+        lambda raw: raw.replace(b'["a"', b'["c"'),  # out of order
+        lambda raw: raw.replace(b'["a",0,1,5,5],', b""),  # a gap
+    ],
+)
+def test_hostile_headers_are_refused(change):
+    data = an_artifact()
+    raw = change(header(data))
+    assert raw != header(data)
+    with pytest.raises(ArtifactError):
+        container.parse(with_header(data, raw)).sections()
+
+
+def test_a_header_bomb_stops_at_its_declared_size():
+    data = an_artifact()
+    bomb = brotli.compress(b"[" * 10_000_000)
+    with pytest.raises(ArtifactError):
+        container.parse(with_header(data, b"[" * 100, bomb))
+
+
+def test_canonical_json():
+    assert container.canonical({"b": [1.5, "é"], "a": None}) == '{"a":null,"b":[1.5,"é"]}'.encode()
+    assert json.loads(container.canonical({"x": 0.1})) == {"x": 0.1}
+
+
+def test_replacing_writes_whole_files(tmp_path):
+    target = tmp_path / "model.pgolf"
+    target.write_bytes(b"old")
+    with container.replacing(target) as file:
+        file.write(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["model.pgolf"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_replacing_leaves_nothing_behind(tmp_path, error):
+    def fail():
+        with container.replacing(tmp_path / "model.pgolf") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_replacing_a_directory_leaves_it_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError, match="model"), container.replacing(tmp_path / "model") as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == ["model"]
