@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/pgolf demo -o demo-out
 
 test: .venv/.installed lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -176,7 +176,7 @@ def test_a_run_by_minutes_warms_down(folder: Path, tmp_path: Path):
     rows = read_metrics(tmp_path / "train.jsonl")
     assert report.seconds >= 0.6
     assert rows[-1]["progress"] == 1.0
-    assert rows[-1]["lr_scale"] < 0.2 < max(row["lr_scale"] for row in rows)
+    assert rows[-1]["lr_scale"] < 0.5 < max(row["lr_scale"] for row in rows)
 
 
 def test_log_forgets_what_a_resumed_run_repeats(tmp_path: Path):

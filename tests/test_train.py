@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgolf.errors import DataError, PgolfError
+from pgolf.errors import DataError, PgolfError, UsageError
 from pgolf.train import demo
 from pgolf.train.bpb import evaluate, stream_bytes, token_bytes
 from pgolf.train.corpus import BOS
@@ -122,6 +123,58 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step():
     model.blocks[0].attn_scale.data[0] = math.nan
     with pytest.raises(PgolfError, match="the loss is nan at step 2"):
         trainer.run()
+
+
+def test_a_batch_in_two_passes_is_the_batch():
+    """Tolerance: float32 sums in another order."""
+    one, whole = run(steps=3, accumulate=1)
+    two, halves = run(steps=3, accumulate=2)
+    assert [info.loss for info in halves] == pytest.approx([info.loss for info in whole], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    with pytest.raises(UsageError, match="does not divide"):
+        run(accumulate=3)
+
+
+def test_without_a_compiler_the_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    def compiled(model: nn.Module, **options: bool):
+        def fail(*args: torch.Tensor):
+            raise RuntimeError("no compiler\nanywhere")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    models = [GPT(CONFIG), GPT(CONFIG)]
+    for model, compile in zip(models, (False, True), strict=True):
+        sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
+        trainer = Trainer(model, sampler, TrainSettings(steps=3), compile=compile)
+        trainer.run()
+    assert trainer.notes == ["torch.compile fails here, training without (RuntimeError: no compiler)"]
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_state_of_a_trainer_continues_it():
+    def fresh() -> Trainer:
+        return Trainer(GPT(CONFIG), WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0), TrainSettings(steps=6))
+
+    whole, first, second = fresh(), fresh(), fresh()
+    whole.run()
+    for _ in range(3):
+        first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.run()
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_cuda_compiled_in_bfloat16_learns_as_on_the_cpu():
+    """Tolerance: bfloat16 activations and orthogonalisation; the task is learnt either way."""
+    model = GPT(CONFIG, compute_dtype=torch.bfloat16).cuda()
+    sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
+    trainer = Trainer(model, sampler, TrainSettings(steps=100), compile=True)
+    trainer.run()
+    assert trainer.notes == []
+    assert evaluate(model.forward_logits, CYCLE, np.ones(len(CYCLE)), seq_len=16).loss < 0.3
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def gaussian_rates(states: int) -> Rates:
 
     from pgolf.quant.trellis import Rates
 
-    first, tables, classes, size = -24, 36, 100, 64
+    first, tables, classes, size = -24, 29, 100, 64
     sigma = np.exp2(np.arange(first, first + classes) / SPREAD_STEPS)
     k = np.arange(-size, size + 1)
     half = 1.0 if states else 0.5

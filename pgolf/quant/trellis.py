@@ -133,19 +133,46 @@ def _viterbi(u, lam, kind, frozen, rates, before, state, commit, codes):  # type
 
 
 @njit(cache=True, nogil=True)
-def _branches(u, lam, kind, frozen, rates, odd, codes, cost):  # type: ignore[no-untyped-def]
-    """The best code [2] on each branch from a state of parity `odd`, and its cost; a frozen entry has but one."""
-    drawn = u / (np.float32(1) + lam * rates.parabola[kind])
-    if frozen:
-        near = np.float32(_round_one(float(u), lam, kind, rates, 2.0))
-        other = near
-    else:
-        near = np.float32(2) * np.rint((drawn - odd) * np.float32(0.5)) + odd
-        other = near + np.float32(2 if drawn > near else -2)
-    branch = (int(near) >> 1) & 1
-    codes[branch], codes[1 - branch] = near, other
-    for b in range(2):
-        cost[b] = (u - codes[b]) * (u - codes[b]) + lam * np.float32(_bits(codes[b], kind, rates))
+def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+    """For every state, the best code on branches 0 and 1 into option [2, S] and its cost into cost [2, S].
+
+    fed: float32 [S], what each survivor's errors add to the target u. Of the codes of a state's parity, the nearest
+    one is on one branch and its neighbour on the other side of the target on the other.
+    """
+    slope = lam * rates.parabola[kind]
+    draw = np.float32(1) / (np.float32(1) + slope)
+    two, half = np.float32(2), np.float32(0.5)
+    for s in range(len(fed)):
+        target, odd = u + fed[s], np.float32(s & 1)
+        drawn = target * draw
+        near = two * np.rint((drawn - odd) * half) + odd
+        other = near + two if drawn > near else near - two
+        swap = np.int32(near) & 2 != 0
+        first, second = other if swap else near, near if swap else other
+        option[0, s], option[1, s] = first, second
+        cost[0, s] = (target - first) * (target - first) + slope * first * first
+        cost[1, s] = (target - second) * (target - second) + slope * second * second
+    if kind < rates.bits.shape[0]:
+        for branch in range(2):
+            for s in range(len(fed)):
+                k, e = option[branch, s], u + fed[s] - option[branch, s]
+                cost[branch, s] = e * e + lam * np.float32(_bits(k, kind, rates))
+
+
+@njit(cache=True, nogil=True)
+def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+    """The same for an entry that leaves the state alone: one even code, on branch 0."""
+    for s in range(len(fed)):
+        k = np.float32(_round_one(float(u + fed[s]), lam, kind, rates, 2.0))
+        e = u + fed[s] - k
+        option[0, s], cost[0, s] = k, e * e + lam * np.float32(_bits(k, kind, rates))
+
+
+@njit(cache=True, nogil=True)
+def _feed(source, error, push, out):  # type: ignore[no-untyped-def]
+    """out = source + error·push; whole slices, so that the compiler sees no index that could be negative."""
+    for x in range(len(out)):
+        out[x] = source[x] + error * push[x]
 
 
 @njit(cache=True, nogil=True)
@@ -159,23 +186,26 @@ def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, 
     metric, fresh = np.full(states, FAR, np.float32), np.empty(states, np.float32)
     metric[state] = 0
     fed, fed_next = np.zeros((states, n), np.float32), np.zeros((states, n), np.float32)
-    cost, option = np.full((states, 2), FAR, np.float32), np.zeros((states, 2), np.float32)
+    mine = np.empty(states, np.float32)
+    cost, option = np.empty((2, states), np.float32), np.empty((2, states), np.float32)
     came, chosen = np.empty((n, states), np.uint8), np.empty((n, states), np.float32)
     for i in range(n):
         for s in range(states):
-            target, odd = u[i] + fed[s, i], np.float32(s & 1)
-            _branches(target, lam[i], kind[i], frozen[i], rates, odd, option[s], cost[s])
+            mine[s] = fed[s, i]
+        if frozen[i]:
+            _frozen(u[i], mine, lam[i], kind[i], rates, option, cost)
+        else:
+            _branches(u[i], mine, lam[i], kind[i], rates, option, cost)
         for s in range(states):
             source, branch = s, 0
             if not frozen[i]:
                 p0, p1 = before[s, 0], before[s, 1]
-                branch = 1 if metric[p1] + cost[p1, 1] < metric[p0] + cost[p0, 0] else 0
+                branch = 1 if metric[p1] + cost[1, p1] < metric[p0] + cost[0, p0] else 0
                 source = p1 if branch else p0
-            came[i, s], chosen[i, s] = source, option[source, branch]
-            fresh[s] = metric[source] + cost[source, branch]
-            error = base[i] + fed[source, i] - chosen[i, s] * level[i]
-            for later in range(i + 1, n):
-                fed_next[s, later] = fed[source, later] + error * push[i, later]
+            came[i, s], chosen[i, s] = source, option[branch, source]
+            fresh[s] = metric[source] + cost[branch, source]
+            error = base[i] + mine[source] - chosen[i, s] * level[i]
+            _feed(fed[source, i + 1 :], error, push[i, i + 1 :], fed_next[s, i + 1 :])
         fed, fed_next = fed_next, fed
         low = fresh.min()
         for s in range(states):
@@ -198,8 +228,7 @@ def _round_fed(u, base, level, push, lam, kind, rates, codes):  # type: ignore[n
     for i in range(n):
         codes[i] = int(_round_one(u[i] + fed[i], lam[i], kind[i], rates, 1.0))
         error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
-        for later in range(i + 1, n):
-            fed[later] += error * push[i, later]
+        _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
 
 
 @njit(cache=True, nogil=True)
@@ -208,8 +237,7 @@ def _feed_down(base, level, push, codes, fed):  # type: ignore[no-untyped-def]
     fed[:] = 0
     for i in range(len(base)):
         error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
-        for later in range(i + 1, len(base)):
-            fed[later] += error * push[i, later]
+        _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
 
 
 @njit(cache=True, nogil=True)

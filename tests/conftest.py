@@ -1,0 +1,11 @@
+"""Set before torch is imported: waiting OpenMP threads that spin make a shared machine several times slower."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses the cores
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("pgolf", deadline=None, derandomize=True)
+settings.load_profile("pgolf")
