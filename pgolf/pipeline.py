@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 CLOSE = 0.001  # a search ends when the artifact is this close below the budget...
 CLOSE_BYTES = 200  # ...or this close
+EXPECTATIONS = 12  # bisections of the expected size: to a hundredth of an octave
 RISE_OCTAVES = 0.02  # a target rise is met to 1.4%
 
 
@@ -138,6 +139,7 @@ class _Job:
     curvatures: dict[str, list[MatrixCurvature | None]]
     progress: Progress
     coder: str
+    prepared: dict[str, list[Any]] = field(default_factory=dict)
 
     def run(self, plans: Mapping[str, plan.TensorPlan], step: float) -> _Trial:
         """Quantize everything at one position of the knob and code it."""
@@ -164,17 +166,51 @@ class _Job:
             raw = checkpoint.to_bytes(stored)
             return Entry(dtype, shape, raw=raw, stored=cast if cast != dtype else None, note=tensor_plan.kept)
         settings = tensor_plan.at(step)
-        planes = self._quantize(name, tensor, settings)
+        planes = self._quantize(name, settings)
         return Entry(dtype, shape, planes=tuple(planes), note=describe(settings))
 
-    def _quantize(self, name: str, tensor: Tensor, settings: Settings) -> list[Plane]:
+    def _quantize(self, name: str, settings: Settings) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
+        method = METHODS[settings.method]
+        slices = self._slices(name)
+        if method.staged is None:
+            return [method.quantize(w, c, settings) for w, c in slices]
+        prepared = self._prepared(name, settings)
+        return [method.staged.finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
+
+    def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
+        tensor = self.source.tensors[name]
         shape = plan.matrix_shape(tuple(tensor.shape))
         assert shape is not None
-        method = METHODS[settings.method]
-        curvatures = self.curvatures.get(name, [None] * shape[0])
-        stack = tensor.detach().to(torch.float32).reshape(shape)
-        return [method.quantize(w, c, settings) for w, c in zip(stack, curvatures, strict=True)]
+        known = self.curvatures.get(name, [None] * shape[0])
+        return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
+
+    def _prepared(self, name: str, settings: Settings) -> list[Any]:
+        """What of the work does not depend on the knob, done once a tensor."""
+        staged = METHODS[settings.method].staged
+        assert staged is not None
+        if name not in self.prepared:
+            self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+        return self.prepared[name]
+
+    def expected_bytes(self, plans: Mapping[str, plan.TensorPlan], step: float) -> float | None:
+        """About what an artifact would take, None where the method of some tensor cannot tell."""
+
+        def bits(name: str) -> float:
+            settings = plans[name].at(step)
+            staged = METHODS[settings.method].staged
+            assert staged is not None
+            prepared = self._prepared(name, settings)
+            return sum(
+                staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
+            )
+
+        names = [name for name, p in plans.items() if p.settings is not None]
+        if any(METHODS[plans[name].at(step).method].staged is None for name in names):
+            return None
+        with _one_thread_each() as pool:
+            quantized = sum(pool.map(bits, names)) / 8
+        return quantized + sum(t.numel() * t.element_size() for n, t in self.source.tensors.items() if n not in names)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
@@ -245,7 +281,7 @@ def _fill(job: _Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: 
     outcome = search.largest_that_fits(
         run,
         room,
-        start=1.0,
+        start=_promising(job, plans, room),
         finest=max(plans[name].finest for name in searched),
         per_octave=sum(job.source.tensors[name].numel() for name in searched) / 8,
         tolerance=max(CLOSE * room, CLOSE_BYTES),
@@ -259,6 +295,18 @@ def _fill(job: _Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: 
         )
         raise _does_not_fit(outcome.last.result, room, why)
     return outcome.best.result
+
+
+def _promising(job: _Job, plans: dict[str, plan.TensorPlan], room: int) -> float:
+    """A step that should about fill `room`, from expected sizes where the method can tell, else 1."""
+    low, high = -12.0, 12.0  # log2 of the step
+    for _ in range(EXPECTATIONS):
+        middle = (low + high) / 2
+        expected = job.expected_bytes(plans, 2**middle)
+        if expected is None:
+            return 1.0
+        low, high = (middle, high) if expected > room else (low, middle)
+    return 2**high
 
 
 def _reach(job: _Job, plans: dict[str, plan.TensorPlan], target_rise: float) -> _Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,23 +17,43 @@ Quantize = Callable[[Tensor, MatrixCurvature | None, Settings], Plane]
 
 
 @dataclass(frozen=True)
+class Staged:
+    """quantize(w, c, s) == finish(w, prepare(w, c, s), s); prepare does not look at s.step.
+
+    expected_bits: (weight, prepared, settings) → about what the codes will take, without rounding anything.
+    """
+
+    prepare: Callable[[Tensor, MatrixCurvature | None, Settings], Any]
+    finish: Callable[[Tensor, Any, Settings], Plane]
+    expected_bits: Callable[[Tensor, Any, Settings], float]
+
+
+@dataclass(frozen=True)
 class Method:
     """A quantizer and what the user should know of it.
 
     quantize: (weight float32 [R, C], its curvature or None, settings) → Plane.
     needs_curvature: it is worth collecting curvature for; without any, every method still works.
+    staged: the same in stages, where much of the work does not depend on settings.step.
     """
 
     name: str
     quantize: Quantize
     needs_curvature: bool
     description: str
+    staged: Staged | None = None
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("auto", auto.quantize, True, "water-filled steps, error feedback, trellis-coded rounding; never clips"),
+        Method(
+            "auto",
+            auto.quantize,
+            True,
+            "water-filled steps, error feedback, trellis-coded rounding; never clips",
+            Staged(auto.prepare, auto.finish, auto.expected_bits),
+        ),
         Method("rtn", rtn.quantize, False, "round to nearest, row scale from absmax or a percentile"),
         Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R"),
         Method("hessian-sdclip", sdclip.quantize_hessian, True, "sdclip with wider steps for rows on strong inputs"),

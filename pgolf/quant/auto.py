@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from torch import Tensor
 
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
@@ -57,14 +58,51 @@ class Frame:
     V: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A matrix's frame and the c that settings.step = 1 stands for: all that is slow and does not depend on the step."""
+
+    frame: Frame
+    unit: float
+
+
 def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Plane:
     """Quantize weight [R, C]; settings.step scales c, settings.trellis picks the code (0 = scalar)."""
+    return finish(weight, prepare(weight, curvature, settings), settings)
+
+
+def prepare(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Prepared:
+    """Factor the curvature of weight [R, C] once for many steps."""
     if curvature is None or not informative(curvature):
         rms = float(weight.double().square().mean().sqrt()) or 1.0
-        unit, frame = RELATIVE_UNIT * rms, identity_frame(*weight.shape)
-    else:
-        unit, frame = UNIT, curvature_frame(curvature, weight.shape[0], settings)
-    return quantize_in_frame(weight, frame, unit * settings.step, settings)
+        return Prepared(identity_frame(*weight.shape), RELATIVE_UNIT * rms)
+    return Prepared(curvature_frame(curvature, weight.shape[0], settings), UNIT)
+
+
+def finish(weight: Tensor, prepared: Prepared, settings: Settings) -> Plane:
+    """Quantize weight [R, C] at settings.step."""
+    return quantize_in_frame(weight, prepared.frame, prepared.unit * settings.step, settings)
+
+
+def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> float:
+    """Bits that the codes of weight [R, C] will take, from their spreads alone: nothing is rounded."""
+    W = weight[:, prepared.frame.order].float().T.contiguous()
+    rows, cols = water_filled(W, prepared.frame, prepared.unit * settings.step, settings.trellis)
+    spread = spreads(W, rows, cols)
+    width = spread.rows[None, :] + spread.cols[:, None]
+    classes, counts = np.unique(width, return_counts=True)
+    sigma = np.exp2(classes / SPREAD_STEPS) / (2 if settings.trellis else 1)
+    return float((counts * gaussian_bits(sigma)).sum())
+
+
+def gaussian_bits(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy in bits of a Gaussian of standard deviation `sigma` rounded to integers."""
+    values = np.arange(-12, 13)
+    narrow = np.minimum(sigma, 2.0)[:, None]  # wider ones follow the formula
+    upper = ndtr((values + 0.5) / narrow)
+    p = np.maximum(upper - ndtr((values - 0.5) / narrow), 1e-300)
+    bits: NDArray[np.float64] = -(p * np.log2(p)).sum(axis=1) + np.log2(np.maximum(sigma, 2.0) / 2.0)
+    return bits
 
 
 def informative(curvature: MatrixCurvature) -> bool:

@@ -163,7 +163,7 @@ def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untype
 def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
     """The same for an entry that leaves the state alone: one even code, on branch 0."""
     for s in range(len(fed)):
-        k = np.float32(_round_one(float(u + fed[s]), lam, kind, rates, 2.0))
+        k = np.float32(_round_one(u + fed[s], lam, kind, rates, 2.0))
         e = u + fed[s] - k
         option[0, s], cost[0, s] = k, e * e + lam * np.float32(_bits(k, kind, rates))
 
