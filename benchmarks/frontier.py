@@ -44,6 +44,7 @@ LADDER: dict[str, Settings] = {
     "32-state trellis": replace(BASE, trellis=32),
     "256-state trellis": replace(BASE, trellis=256),
 }
+RECODED = "contest codes, our coder"
 DEFAULT = "+ 8-state trellis (default)"
 
 
@@ -128,7 +129,7 @@ def compare(points: list[dict[str, Any]], size: str = "bytes") -> list[dict[str,
     """For each contest point: our bytes at its BPB and our rise at its bytes, as ratios, for every variant."""
     rows = []
     for ref in (p for p in points if p["name"] == "contest"):
-        for name in [*LADDER, "contest codes, our coder"]:
+        for name in [RECODED, *LADDER]:
             mine = [p for p in points if p["name"] == name]
             same_bpb = interpolate(mine, "rise", "bytes", ref["rise"])
             same_bytes = interpolate(mine, "bytes", "rise", ref[size])
@@ -155,7 +156,10 @@ def main() -> None:
     parser.add_argument("--calib-tokens", type=int, default=65536)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--bits", type=float, nargs="*", default=BITS)
-    parser.add_argument("--variants", nargs="*", default=list(LADDER))
+    parser.add_argument(
+        "--contest-k", type=float, nargs="*", default=CONTEST_K, help="SDClip's k of the contest's points"
+    )
+    parser.add_argument("--variants", nargs="*", default=[RECODED, *LADDER])
     parser.add_argument(
         "--budgets", type=int, nargs="*", default=[], help="more budgets in bytes for the default method"
     )
@@ -169,11 +173,12 @@ def main() -> None:
         f"{weights:,} weights, {bench.before:.5f} BPB before, calibrated in {bench.calibrate_seconds:.1f} s", flush=True
     )
     points = []
-    for k in CONTEST_K:
+    for k in args.contest_k:
         rules = [f"*=int6,k={k}", f"*emb*=int8,k={k * 20 / 12.85:.4g}"]
         points.append(bench.point("contest", method="gptq", rules=rules, coder="brotli"))
-        points.append(bench.point("contest codes, our coder", method="gptq", rules=rules))
-    for name in args.variants:
+        if RECODED in args.variants:
+            points.append(bench.point(RECODED, method="gptq", rules=rules))
+    for name in (n for n in args.variants if n != RECODED):
         budgets = [int(weights * bits / 8) for bits in args.bits] + (args.budgets if name == DEFAULT else [])
         points += [bench.point(name, method="auto", settings=LADDER[name], budget=b) for b in budgets]
     comparison = compare(points)
@@ -191,7 +196,7 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(args.out, result)
-    shown = [p for p in points if p["name"] in {"contest", DEFAULT, "contest codes, our coder"}]
+    shown = [p for p in points if p["name"] in {"contest", DEFAULT, RECODED}]
     report.plot_points(shown, args.out.with_suffix(".png"), title=f"{weights:,} weights", reference=bench.before)
     for row in comparison:
         if row["variant"] == DEFAULT:
