@@ -41,7 +41,7 @@ class _Group(click.Group):
             click.echo(f"pgolf: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("pgolf: interrupted; nothing was written", err=True)
+            click.echo("pgolf: interrupted; nothing is half-written", err=True)
             ctx.exit(130)
         except (OSError, MemoryError) as error:
             click.echo(f"pgolf: {_os_message(error)}", err=True)
@@ -393,6 +393,54 @@ def calibrate(ckpt: Path, out: Path, force: bool, **options: Any) -> None:
             click.echo(f"{word}: {name}")
     traced = sum(word == "traced" for word in coverage.values())
     click.echo(f"{traced} matrices traced over {curvature.tokens:,} tokens, written to {out}")
+
+
+@main.command()
+@click.argument("files", metavar="FILES...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--vocab-size", metavar="N", type=click.IntRange(300), default=1024, show_default=True)
+def tokenize(files: tuple[Path, ...], out: Path, vocab_size: int) -> None:
+    """Train a SentencePiece tokenizer on text files and write token shards.
+
+    Example: pgolf tokenize book.txt manual.txt -o data
+    """
+    from pgolf.train import corpus
+
+    corpus.tokenize(files, out, vocab_size=vocab_size)
+    click.echo(f"tokenizer.model, train and val shards written to {out}")
+
+
+@main.command()
+@click.option("--preset", type=click.Choice(["tiny", "small", "golf"]), default="tiny", show_default=True)
+@click.option("-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--data", metavar="DIR", type=click.Path(path_type=Path), help="Token shards [tiny: Python's own library]."
+)
+@click.option(
+    "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="[default: the one beside the data]"
+)
+@click.option("--minutes", metavar="M", type=float, help="Train this long instead of the preset's steps.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the preset.")
+@click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
+@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@_json_option
+def train(preset: str, as_json: bool, **options: Any) -> None:
+    """Train a model whose checkpoint `pgolf pack` knows without being told.
+
+    Example: pgolf train --preset tiny -o run && pgolf pack run/checkpoint.pt --budget 300kB
+    """
+    from pgolf.train import run
+
+    with _progress() as progress:
+        made = run.train(preset, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options)
+    facts = made.to_json()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    score = f", {made.score.bpb:.4f} bits per byte held out" if made.score else ""
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{made.steps} steps, {made.tokens:,} tokens in {made.seconds:.0f} s{score}; {made.checkpoint}")
 
 
 @main.command()

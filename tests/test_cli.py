@@ -158,9 +158,32 @@ def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message
     ]
 
 
-@pytest.mark.parametrize("command", ["pack", "inspect", "unpack", "eval", "calibrate", "demo"])
+@pytest.mark.parametrize("command", ["pack", "inspect", "unpack", "eval", "calibrate", "tokenize", "train", "demo"])
 def test_every_help_has_an_example(command):
     assert "Example: pgolf" in run(command, "--help").stdout
+
+
+def test_a_trained_checkpoint_packs_without_being_told_its_model(folder):
+    (folder / "text.txt").write_text(
+        "\n".join(f"{i} squared is {i * i}, said the {i % 17}th clerk." for i in range(4000))
+    )
+    run("tokenize", "text.txt", "-o", "data", "--vocab-size", "320")
+    changes = ("--set", "steps=3", "--set", "batch_size=2", "--set", "seq_len=32", "--set", "vocab_size=320")
+    facts = json.loads(run("train", "--data", "data", "-o", "run", *changes, "--json").stdout)
+    assert facts["steps"] == 3
+    run("pack", "run/checkpoint.pt", "--budget", "300kB", "--tokens", "256", "--calib", "random")
+    shard = (
+        "--data",
+        "data/val_000000.bin",
+        "--tokenizer",
+        "data/tokenizer.model",
+        "--seq-len",
+        "32",
+        "--max-tokens",
+        "64",
+    )
+    assert json.loads(run("eval", "run/checkpoint.pgolf", *shard, "--json").stdout)["tokens"] == 64
+    assert "--resume" in run("train", "--data", "data", "-o", "run", *changes, code=2).stderr
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-
     for s in range(len(fed)):
         k = np.float32(_round_one(u + fed[s], lam, kind, rates, 2.0))
         e = u + fed[s] - k
-        option[0, s], cost[0, s] = k, e * e + lam * np.float32(_bits(k, kind, rates))
+        option[0, s], cost[0, s] = k, e * e + lam * np.float32(_bits(float(k), kind, rates))
 
 
 @njit(cache=True, nogil=True)
