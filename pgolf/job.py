@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pgolf.checkpoint import Checkpoint
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
+from pgolf.packer.spread import narrowed
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature import MatrixCurvature
 
@@ -83,12 +84,13 @@ class Job:
 
     def _quantize(self, name: str, settings: Settings) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
-        method = METHODS[settings.method]
-        slices = self._slices(name)
+        method, slices = METHODS[settings.method], self._slices(name)
         if method.staged is None:
-            return [method.quantize(w, c, settings) for w, c in slices]
-        prepared = self._prepared(name, settings)
-        return [method.staged.finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
+            planes = [method.quantize(w, c, settings) for w, c in slices]
+        else:
+            finish, prepared = method.staged.finish, self._prepared(name, settings)
+            planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
+        return [replace(plane, codes=narrowed(plane.codes)) for plane in planes]  # several trials are held at once
 
     def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
         tensor = self.source.tensors[name]

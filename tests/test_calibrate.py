@@ -89,8 +89,11 @@ def flat(t: Tensor) -> Tensor:
     return t.detach().flatten(0, -2).double()
 
 
-def oracle() -> dict[str, tuple[Tensor, Tensor]]:
-    """Σ x xᵀ / tokens and Σ g gᵀ / uses by tag; "qkv" is the stack of the three, "head" expects over all labels."""
+def oracle() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """By tag, ("qkv" is the stack of the three, "head" expects over all labels): Σ x xᵀ / tokens and Σ g gᵀ / uses, and
+
+    Σ |g|² x xᵀ and Σ |x|² g gᵀ, both / tokens.
+    """
     net, generator = Oracle(), torch.Generator().manual_seed(0)
     xs, gs = {}, {}
     for ids in batches():
@@ -113,10 +116,18 @@ def oracle() -> dict[str, tuple[Tensor, Tensor]]:
     uses = {tag: sum(len(x) for x in x_list) for tag, x_list in xs.items()} | {"head": tokens}
     xs["head"] = xs["emb"]
     gram = {tag: (sum(x.T @ x for x in xs[tag]), sum(g.T @ g for g in gs[tag])) for tag in gs}
-    return {tag: (H / tokens, G / uses[tag]) for tag, (H, G) in gram.items()}
+    alone = {tag: (H / tokens, G / uses[tag]) for tag, (H, G) in gram.items()}
+    xs["head"] = [x for x in xs["emb"] for _ in range(V)]
+    return alone, {tag: far(xs[tag], gs[tag], tokens) for tag in gs}
 
 
-WANTED = oracle()
+def far(xs: list[Tensor], gs: list[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+    x, g = torch.cat(xs), torch.cat(gs)
+    strong_x, strong_g = x * g.norm(dim=1, keepdim=True), g * x.norm(dim=1, keepdim=True)
+    return strong_x.T @ strong_x / tokens, strong_g.T @ strong_g / tokens
+
+
+WANTED, WEIGHTED = oracle()
 
 
 def near(got: Tensor, want: Tensor) -> None:
@@ -243,7 +254,7 @@ def test_agrees_with_the_oracle(kind: type[Net]) -> None:
     assert set(curvature.coverage.values()) == {"traced"}
     factor = 0.25 if kind is Scaled else 1.0
     for tag, (name, k) in kind.where.items():
-        found = curvature.get(name, scaled=False)[k]
+        found = curvature.get(name, weighted=False, scaled=False)[k]
         H, G = WANTED[tag]
         if name in curvature.transposed and tag == "down":
             near(found.H.trace() * found.G, G.trace() * H)
@@ -253,15 +264,36 @@ def test_agrees_with_the_oracle(kind: type[Net]) -> None:
             near(found.G, G)
 
 
+@pytest.mark.parametrize("kind", [Linears, Matmul, Einsum, Scaled, Banks, Batched, Joined])
+def test_weighted_factors_agree_with_the_oracle(kind: type[Net]) -> None:
+    net = kind()
+    curvature = calibrate(net, batches())
+    factor = 0.25 if kind is Scaled else 1.0
+    for tag, (name, k) in kind.where.items():
+        found = curvature.get(name, scaled=False)[k]
+        H, G = WEIGHTED[tag]
+        if name in curvature.transposed and tag == "down":
+            H, G = G, H
+        near(found.H, H * factor)
+        near(found.G, G / G.trace())
+
+
+def test_the_weighted_tied_table_adds_head_and_lookup() -> None:
+    found = calibrate(Banks(), batches()).get("emb.weight", scaled=False)[0]
+    (H, G), (one_hot, S) = WEIGHTED["head"], WEIGHTED["lookup"]
+    near(found.H, H + S)
+    near(found.G, (G + one_hot).diagonal() / (G + one_hot).trace())
+
+
 def test_fused_after_the_product_has_all_of_g() -> None:
-    found = calibrate(Fused(), batches()).get("w.qkv", scaled=False)[0]
+    found = calibrate(Fused(), batches()).get("w.qkv", weighted=False, scaled=False)[0]
     near(found.H, WANTED["qkv"][0])
     near(found.G, WANTED["qkv"][1])
 
 
 def test_fused_before_the_product_has_blocks_of_g() -> None:
     curvature = calibrate(Sliced(), batches())
-    found = curvature.get("w.qkv", scaled=False)[0]
+    found = curvature.get("w.qkv", weighted=False, scaled=False)[0]
     near(found.H, WANTED["q"][0])
     near(found.G, torch.block_diag(*(WANTED[tag][1] for tag in "qkv")))
     assert curvature.coverage["w.qkv"] == "traced"
@@ -277,7 +309,7 @@ def test_slice_by_columns() -> None:
             return F.linear(x[..., : D // 2], a) + x[..., D // 2 :] @ b.T
 
     curvature = calibrate(Halves(), batches())
-    found = curvature.get("w.o", scaled=False)[0]
+    found = curvature.get("w.o", weighted=False, scaled=False)[0]
     H, G = WANTED["o"]
     near(found.G, G)
     near(found.H, torch.block_diag(H[: D // 2, : D // 2], H[D // 2 :, D // 2 :]))
@@ -285,7 +317,9 @@ def test_slice_by_columns() -> None:
 
 @pytest.mark.parametrize("kind", [Matmul, Banks, Joined])
 def test_tied_table_keeps_both_partial_traces(kind: type[Net]) -> None:
-    found = calibrate(kind(), batches()).get("emb.weight" if kind is not Matmul else "w.emb", scaled=False)[0]
+    found = calibrate(kind(), batches()).get(
+        "emb.weight" if kind is not Matmul else "w.emb", weighted=False, scaled=False
+    )[0]
     (h, g), (one_hot, s) = WANTED["head"], WANTED["lookup"]
     assert found.G.dim() == 1
     near(found.G * found.H.trace(), g.diagonal() * h.trace() + one_hot.diagonal() * s.trace())
@@ -301,8 +335,8 @@ def test_without_the_output_side() -> None:
 
 def test_diagonal_output_side() -> None:
     found = calibrate(Joined(), batches(), full_output=False)
-    near(found.get("kv", scaled=False)[1].G, WANTED["v"][1].diagonal())
-    near(found.get("mlp", scaled=False)[0].G, WANTED["up"][1].diagonal())
+    near(found.get("kv", weighted=False, scaled=False)[1].G, WANTED["v"][1].diagonal())
+    near(found.get("mlp", weighted=False, scaled=False)[0].G, WANTED["up"][1].diagonal())
 
 
 def test_scale_meets_the_gradients() -> None:
@@ -398,8 +432,8 @@ def test_checkpointing_and_dropout_change_nothing(reentrant: bool) -> None:
     net.train()
     curvature = calibrate(net, batches())
     for tag in ("q", "v", "down"):
-        near(curvature.get(f"w.{tag}", scaled=False)[0].H, WANTED[tag][0])
-        near(curvature.get(f"w.{tag}", scaled=False)[0].G, WANTED[tag][1])
+        near(curvature.get(f"w.{tag}", weighted=False, scaled=False)[0].H, WANTED[tag][0])
+        near(curvature.get(f"w.{tag}", weighted=False, scaled=False)[0].G, WANTED[tag][1])
 
 
 def test_leaves_everything_as_it_was() -> None:
@@ -428,7 +462,7 @@ def test_autocast_is_near() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 return super().forward(ids).float()
 
-    found = calibrate(Autocast(), batches(), seed=0).get("kv", scaled=False)[1]
+    found = calibrate(Autocast(), batches(), seed=0).get("kv", weighted=False, scaled=False)[1]
     assert found.H.dtype == found.G.dtype == torch.float32
     assert (found.H - WANTED["v"][0]).abs().max() < 0.02 * WANTED["v"][0].abs().max()
 
@@ -442,7 +476,7 @@ def test_compiled_model_is_unwrapped() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             raise AssertionError("the compiled module was run")
 
-    near(calibrate(Compiled(), batches()).get("w.q")[0].H, WANTED["q"][0])
+    near(calibrate(Compiled(), batches()).get("w.q", weighted=False)[0].H, WANTED["q"][0])
 
 
 def test_tokens_limit_and_progress() -> None:

@@ -30,7 +30,9 @@ def test_wrong_weights_are_named(model_file):
     state = toy_state()
     state["extra"] = state.pop("gain")
     state["up.weight"] = torch.zeros(2, 2)
-    with pytest.raises(ModelError, match=r"missing gain; unexpected extra; up\.weight is \[2, 2\] and should be \[96, 48\]"):
+    with pytest.raises(
+        ModelError, match=r"missing gain; unexpected extra; up\.weight is \[2, 2\] and should be \[96, 48\]"
+    ):
         usermodel.load(f"{model_file}:Toy", state)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import CurvatureError
-from pgolf.quant.curvature import Curvature, Key, Sums
+from pgolf.quant.curvature import SIDES, Curvature, Key, Sums
 from pgolf.quant.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.trace import Block, Tracer
 
@@ -86,6 +86,7 @@ class Last(NamedTuple):
     """The product executed last: see Sink.product. version: of y, when it was made."""
 
     blocks: Sequence[Block]
+    x: Tensor
     y: Tensor
     version: int
     flat: Callable[[Tensor], Tensor]
@@ -160,11 +161,13 @@ class Collector:
                 self.unknown(block.name, "a product under no_grad")
             return
 
+        x = x.detach()
+
         def hook(g: Tensor) -> None:
             if self._listening:
-                self._outputs(blocks, flat(g.detach()))
+                self._outputs(blocks, x, flat(g.detach()))
 
-        self._last = Last(blocks, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
+        self._last = Last(blocks, x, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def lookup(self, block: Block, ids: Tensor, y: Tensor) -> None:
         """See trace.Sink."""
@@ -177,7 +180,13 @@ class Collector:
         if self._output_side and y.requires_grad:
 
             def hook(g: Tensor) -> None:
-                self._add(sums, "cols", block, block.cols, _gram(g.detach().reshape(-1, g.shape[-1])))
+                flat = g.detach().reshape(-1, g.shape[-1])
+                gram = _gram(flat)
+                self._add(sums, "cols", block, block.cols, gram)
+                self._add(sums, "far_cols", block, block.cols, gram)  # the other side is one-hot: of length 1
+                energy = flat.float().square().sum(1)
+                strong = torch.bincount(ids.flatten() % height, weights=energy, minlength=height).float()
+                self._add(sums, "far_rows", block, block.rows, strong)
 
             y.register_hook(hook)  # type: ignore[no-untyped-call]
 
@@ -185,15 +194,29 @@ class Collector:
         """See trace.Sink."""
         self.curvature.unknown.setdefault(name, set()).add(function)
 
-    def _outputs(self, blocks: Sequence[Block], g: Tensor) -> None:
-        """Gradients g [N, O] at a product's outputs."""
+    def _outputs(self, blocks: Sequence[Block], x: Tensor, g: Tensor) -> None:
+        """Gradients g [N, O] at the outputs of a product with x [N, I]."""
         full = any(self._full(block) for block in blocks)
         self._add_outputs(blocks, _gram(g) if full else g.float().square().sum(0))
+        for block in blocks:
+            inputs, outputs = x[:, block.inputs].float() * block.scale, g[:, block.outputs].float()
+            lengths = inputs.square().sum(1, keepdim=True)
+            weighted = outputs * lengths.sqrt()
+            self._add_outputs([block], _gram(weighted) if self._full(block) else weighted.square().sum(0), far=True)
+            self._add_inputs(block, inputs, outputs.square().sum(1))
 
-    def _add_outputs(self, blocks: Sequence[Block], G: Tensor) -> None:
-        """Add Σ g gᵀ [O, O], or its diagonal [O], to the outputs' side of the blocks."""
+    def _add_inputs(self, block: Block, inputs: Tensor, energy: Tensor) -> None:
+        """Add Σ |g|² x xᵀ to the inputs' side of a block; energy [N]: |g|² of every use."""
+        side, where = ("far_rows", block.rows) if block.transposed else ("far_cols", block.cols)
+        self._add(self._sums(block), side, block, where, _gram(inputs * energy.sqrt()[:, None]))
+
+    def _add_outputs(self, blocks: Sequence[Block], G: Tensor, *, far: bool = False) -> None:
+        """Add Σ g gᵀ [O, O], or its diagonal [O], to the outputs' side of the blocks; far: G is of the one block's own."""
         for block in blocks:
             side, where = ("cols", block.cols) if block.transposed else ("rows", block.rows)
+            if far:
+                self._add(self._sums(block), f"far_{side}", block, where, G)
+                continue
             part = G[block.outputs] if G.dim() == 1 else G[block.outputs, block.outputs]
             part = part.diagonal() if part.dim() == 2 and not self._full(block) else part
             self._add(self._sums(block), side, block, where, part)
@@ -211,12 +234,25 @@ class Collector:
         last.hook.remove()
         with torch.no_grad():
             p = logits.detach().float().softmax(-1).flatten(0, -2)
-            c = last.flat(slope).float()
-            squares = (c.square() * p).sum(0)
-            if any(self._full(block) for block in last.blocks):
-                self._add_outputs(last.blocks, torch.diag(squares) - _gram(c * p))
+            self._add_head(last, p, last.flat(slope).float())
+
+    def _add_head(self, last: Last, p: Tensor, c: Tensor) -> None:
+        """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
+        variance = c.square() * p * (1 - p)
+        if any(self._full(block) for block in last.blocks):
+            self._add_outputs(last.blocks, torch.diag((c.square() * p).sum(0)) - _gram(c * p))
+        else:
+            self._add_outputs(last.blocks, variance.sum(0))
+        for block in last.blocks:
+            inputs, outputs = last.x[:, block.inputs].float() * block.scale, variance[:, block.outputs]
+            lengths = inputs.square().sum(1, keepdim=True)
+            if self._full(block):
+                cp = (c * p)[:, block.outputs] * lengths.sqrt()
+                spread = (c.square() * p)[:, block.outputs] * lengths
+                self._add_outputs([block], torch.diag(spread.sum(0)) - _gram(cp), far=True)
             else:
-                self._add_outputs(last.blocks, squares - (c * p).square().sum(0))
+                self._add_outputs([block], (outputs * lengths).sum(0), far=True)
+            self._add_inputs(block, inputs, outputs.sum(1))
 
     def _slope(self, logits: Tensor, last: Last) -> Tensor | None:
         """∂logits/∂y [as y], where the logits are an elementwise function of y; None otherwise.
@@ -252,7 +288,7 @@ class Collector:
     def _add(self, sums: Sums, side: str, block: Block, where: slice, part: Tensor) -> None:
         """Add to the stretch `where` of one side."""
         have = getattr(sums, side)
-        size = self.curvature.shapes[block.name][-2 if side == "rows" else -1]
+        size = self.curvature.shapes[block.name][-2 if side.endswith("rows") else -1]
         if have is None:
             have = torch.zeros([size] * part.dim(), device=part.device)
             setattr(sums, side, have)
@@ -279,9 +315,10 @@ class Collector:
     def result(self) -> Curvature:
         """The sums, on the CPU; CurvatureError where a gradient overflowed."""
         for key, sums in self.curvature.sums.items():
-            sums.rows, sums.cols = (None if m is None else m.cpu() for m in (sums.rows, sums.cols))
-            for side in (sums.rows, sums.cols):
-                if side is not None and not side.isfinite().all():
+            for side in SIDES:
+                found = getattr(sums, side)
+                setattr(sums, side, None if found is None else found.cpu())
+                if found is not None and not found.isfinite().all():
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
