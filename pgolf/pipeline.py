@@ -94,7 +94,7 @@ def _curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, li
             continue
         if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
             raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
-        found[name] = [m and MatrixCurvature(m.H.cpu(), None if m.G is None else m.G.cpu()) for m in mine]
+        found[name] = mine
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +44,18 @@ FORMAT = 1  # of the file that `save` writes
 class MatrixCurvature:
     """½·tr(G E H Eᵀ) is the rise of the loss, in nats per token, that a weight error E [R, C] makes.
 
-    H: float32 [C, C], E[x xᵀ] of the inputs. G: float32 [R] (a diagonal), [R, R] or None (= 1): E[g gᵀ] of the
-    gradients at the outputs, with labels drawn from the model's own softmax.
+    H: float32 [C, C], of the inputs x. G: float32 [R] (a diagonal), [R, R] or None (= 1): of the gradients g at the
+    outputs, with labels drawn from the model's own softmax. plain: E[x xᵀ] alone, where H is weighted by |g|².
     """
 
     H: Tensor
     G: Tensor | None = None
+    plain: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """E[x xᵀ] [C, C], as the contest's GPTQ knows it."""
+        return self.H if self.plain is None else self.plain
 
 
 class Key(NamedTuple):
@@ -133,14 +139,15 @@ class Curvature:
         terms = [sums for key, sums in sorted(self.sums.items()) if key[:2] == (name, k)]
         if not terms:
             return None
-        found = _weighted(terms, self.tokens) if weighted else None
-        found = found or _kronecker(terms, self.tokens, self.shapes[name][-1])
+        found = _kronecker(terms, self.tokens, self.shapes[name][-1])
+        if weighted and (better := _weighted(terms, self.tokens)):
+            found = replace(better, plain=found.H)
         if not scaled or name not in self.squares or found.G is None:
             return found
         product, whole = _trace(found.G) * _trace(found.H), self.squares[name][k] / self.tokens
         if product <= 0 or whole <= 0:
             return found
-        return MatrixCurvature(found.H, found.G * (whole / product) ** (self.batches / (self.batches + 1)))
+        return replace(found, G=found.G * (whole / product) ** (self.batches / (self.batches + 1)))
 
     @property
     def transposed(self) -> list[str]:

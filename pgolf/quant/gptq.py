@@ -24,7 +24,7 @@ def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settin
     """Round weight [R, C] column by column, later columns absorbing the error that H [C, C] says they can."""
     if curvature is None:
         return quantize_sdclip(weight, curvature, settings)
-    H, _ = damped(curvature.H.to(weight.device), settings.damp)
+    H, _ = damped(curvature.inputs.to(weight.device), settings.damp)
     order = column_order(H, settings.act_order)
     U = inverse_upper(H[order][:, order]).float()
     scale = row_scale(sdclip_steps(weight, settings), settings)

@@ -32,7 +32,7 @@ def hessian_sdclip_steps(weight: Tensor, curvature: MatrixCurvature | None, sett
     steps = sdclip_steps(weight, settings)
     w = weight.double().abs()
     if curvature is not None:
-        w = w * curvature.H.diagonal().double().to(w.device)
+        w = w * curvature.inputs.diagonal().double().to(w.device)
     importance = w.mean(dim=1)
     mean = importance.mean()
     relative = importance / mean if mean > 0 else torch.ones_like(importance)
