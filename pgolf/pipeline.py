@@ -70,7 +70,8 @@ def pack(
         trial = budgets.reach(job, plans, target_rise)
     else:
         trial = job.run(plans, 1.0)
-    report = _report(job, plans, trial, limit, code_bytes, began)
+    notes = [*source.notes, *_blind_spots(plans, job.curvatures)]
+    report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
     if path is not None:
         artifact.write(Path(path), trial.encoded.data)
     return report
@@ -100,13 +101,23 @@ def _curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, li
     return found
 
 
+def _blind_spots(plans: Mapping[str, plan.TensorPlan], known: Mapping[str, Any]) -> list[str]:
+    """A note that names the quantized tensors whose curvature is not known, where that of others is."""
+    names = [name for name, p in plans.items() if p.settings is not None and name not in known]
+    if not known or not names:
+        return []
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return [f"packed without curvature, the model's use of them was not seen: {', '.join(names[:8])}{more}"]
+
+
 def _report(
     job: Job,
     plans: Mapping[str, plan.TensorPlan],
     trial: Trial,
     limit: int | None,
     code_bytes: dict[str, int],
-    began: float,
+    notes: list[str],
+    seconds: float,
 ) -> Report:
     return Report(
         rows=[_row(job, name, trial) for name in sorted(trial.entries)],
@@ -115,8 +126,8 @@ def _report(
         budget=limit,
         step=trial.step if any(p.searched for p in plans.values()) else None,
         coder=job.coder,
-        notes=list(job.source.notes),
-        seconds=time.perf_counter() - began,
+        notes=notes,
+        seconds=seconds,
     )
 
 

@@ -165,6 +165,12 @@ def test_curvature_lowers_the_predicted_rise(tmp_path):
     assert 0 < rise("gptq") < 0.9 * rise("sdclip")
 
 
+def test_tensors_without_curvature_are_named():
+    report = pgolf.pack(toy_state(), None, curvature=FakeCurvature())
+    assert any("without curvature" in n and "tok_emb.weight, up.weight" in n for n in report.notes)
+    assert pgolf.pack(toy_state(), None).notes == []
+
+
 def test_a_target_rise_is_met_by_the_smallest_artifact():
     made = [
         pgolf.pack(toy_state(), None, curvature=FakeCurvature(), target_rise=rise, rules=["tok_emb*=keep", "up*=keep"])
