@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses the cores
 
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings
 
 settings.register_profile("pgolf", deadline=None, derandomize=True)
 settings.load_profile("pgolf")
