@@ -111,7 +111,7 @@ def test_missing_files_and_folders(tmp_path):
 def test_tensors_that_cannot_be_packed_are_named():
     with pytest.raises(CheckpointError, match=r"'s'.*dense"):
         checkpoint.from_mapping({"s": torch.eye(3).to_sparse()})
-    with pytest.raises(CheckpointError, match="'m'.*meta"):
+    with pytest.raises(CheckpointError, match=r"'m'.*meta"):
         checkpoint.from_mapping({"m": torch.empty(3, device="meta")})
     with pytest.raises(CheckpointError, match="no tensors"):
         checkpoint.from_mapping({"x": 3})
