@@ -16,6 +16,7 @@ from torch import nn
 
 from pgolf import checkpoint, pipeline, report, usermodel
 from pgolf.checkpoint import Checkpoint
+from pgolf.job import one_thread
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.curvature import Curvature
 from pgolf.train import bpb, data
@@ -36,9 +37,13 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
     settings = TINY_DEMO if quick else DEMO
     began = time.perf_counter()
     files = prepare_demo(out, settings)
-    ckpt = train_demo(
-        out, seed=seed, settings=settings, progress=lambda step: progress("train", step.step + 1, settings.train.steps)
-    )
+    with one_thread():  # matrices this small gain nothing from a second one, and the result cannot depend on it
+        ckpt = train_demo(
+            out,
+            seed=seed,
+            settings=settings,
+            progress=lambda step: progress("train", step.step + 1, settings.train.steps or 0),
+        )
     trained = time.perf_counter() - began
     source = checkpoint.read(ckpt)
     score = _Scorer(source, files.val, files.tokenizer, settings.seq_len, progress)

@@ -163,11 +163,20 @@ def describe(settings: Settings) -> str:
 @contextmanager
 def one_thread_each() -> Iterator[ThreadPoolExecutor]:
     """A pool over the cores, torch kept to one thread per task: results must not depend on the number of threads."""
+    with (
+        one_thread(),
+        ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on a single thread, and as many as before afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -47,7 +47,7 @@ RECIPES = {
     "tiny": Recipe(
         model=PRESETS["tiny"],
         train=TrainSettings(
-            steps=500,
+            steps=380,
             warmdown=1.0,
             ema_decay=0.9,
             optim=OptimSettings(matrix_lr=0.06, embedding_lr=0.03, vector_lr=0.02, momentum=0.85),
