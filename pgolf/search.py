@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -20,6 +20,13 @@ TRIALS = 16
 SPARE = 0.3  # aim this share of the tolerance below the target
 FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
 NEAR = 0.02  # octaves
+
+
+class Point(NamedTuple):
+    """What is remembered of a trial whose result may be let go: results are as large as the model."""
+
+    step: float
+    size: float
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ def largest_that_fits(
 
     run: size falls as the step grows. per_octave: expected fall of the size when the step doubles.
     """
-    fine: Trial[T] | None = None  # too large
-    coarse: Trial[T] | None = None  # fits
+    fine: Point | None = None  # too large
+    coarse: Point | None = None  # fits
     best: Trial[T] | None = None
     step: float | None = max(start, finest)
     trials = 0
@@ -62,10 +69,10 @@ def largest_that_fits(
         trial = run(step)
         trials += 1
         if trial.size <= target:
-            coarse = trial
+            coarse = Point(step, trial.size)
             best = trial if best is None or trial.size >= best.size else best
         else:
-            fine = trial
+            fine = Point(step, trial.size)
         if best is not None and target - best.size <= tolerance:
             break
         step = _next(fine, coarse, target - SPARE * tolerance, finest, per_octave, trials)
@@ -73,7 +80,7 @@ def largest_that_fits(
 
 
 def _next(
-    fine: Trial[T] | None, coarse: Trial[T] | None, aim: float, finest: float, per_octave: float, trials: int
+    fine: Point | None, coarse: Point | None, aim: float, finest: float, per_octave: float, trials: int
 ) -> float | None:
     """The next step to try; None when nothing is left to gain."""
     if fine is not None and coarse is not None:
@@ -91,7 +98,7 @@ def _next(
     return min(step, COARSEST) if known.step < COARSEST else None
 
 
-def _between(fine: Trial[T], coarse: Trial[T], aim: float, *, bisect: bool) -> float | None:
+def _between(fine: Point, coarse: Point, aim: float, *, bisect: bool) -> float | None:
     """By the chord of size over log step; now and then by bisection, because a chord creeps along a bent curve."""
     width = math.log(coarse.step / fine.step)
     if width < 2e-5 or fine.size <= coarse.size:
