@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pgolf.quant.curvature import Curvature
 
 
+LOST = 0.7  # relative error beyond which a tensor is more noise than weights
+
+
 def pack(
     model: nn.Module | Mapping[str, Tensor] | Checkpoint,
     path: str | Path | None,
@@ -119,8 +122,15 @@ def _report(
     notes: list[str],
     seconds: float,
 ) -> Report:
+    rows = [_row(job, name, trial) for name in sorted(trial.entries)]
+    lost = [row.name for row in rows if row.error is not None and row.error > LOST]
+    if lost:
+        notes = [
+            *notes,
+            f"too few bytes for this model: of {len(lost)} tensors hardly anything is left ({lost[0]}, ...)",
+        ]
     return Report(
-        rows=[_row(job, name, trial) for name in sorted(trial.entries)],
+        rows=rows,
         data=trial.encoded.data,
         code_bytes=code_bytes,
         budget=limit,

@@ -165,6 +165,11 @@ def test_curvature_lowers_the_predicted_rise(tmp_path):
     assert 0 < rise("gptq") < 0.9 * rise("sdclip")
 
 
+def test_a_budget_that_destroys_the_model_is_said_so():
+    report = pgolf.pack(toy_state(width=128), None, budget=1500)
+    assert any("too few bytes for this model: of 3 tensors" in note for note in report.notes)
+
+
 def test_tensors_without_curvature_are_named():
     report = pgolf.pack(toy_state(), None, curvature=FakeCurvature())
     assert any("without curvature" in n and "tok_emb.weight, up.weight" in n for n in report.notes)
