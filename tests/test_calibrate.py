@@ -581,7 +581,7 @@ def test_foresees_the_measured_rise_on_golf3m() -> None:
         for name, p in net.named_parameters():
             if p.dim() == 2:
                 E = torch.randn(p.shape, generator=generator) * 0.03 * p.std()
-                m = curvature.get(name)[0]
+                m = curvature.get(name, weighted=False)[0]  # the weighted ones: .86 to 1.503, median 1.02
                 GE = m.G[:, None] * E if m.G.dim() == 1 else m.G @ E
                 kept = p.clone()
                 p += E

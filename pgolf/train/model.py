@@ -75,6 +75,7 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension."""
     return F.rms_norm(x, (x.size(-1),))
 
 
