@@ -8,7 +8,6 @@ What will surprise you:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
 from pgolf.packer.spread import narrowed
+from pgolf.packer.threads import workers
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature import MatrixCurvature
 
@@ -165,7 +165,7 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
     """A pool over the cores, torch kept to one thread per task: results must not depend on the number of threads."""
     with (
         one_thread(),
-        ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         yield pool
 

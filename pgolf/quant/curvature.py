@@ -25,7 +25,6 @@ What will surprise you:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor
 
 from pgolf.errors import CurvatureError
+from pgolf.packer.container import replacing
 
 FORMAT = 1  # of the file that `save` writes
 
@@ -197,12 +197,10 @@ class Curvature:
                     tensors[f"{i:06d}.{side}"] = value.detach().cpu().contiguous()
         data = to_bytes(tensors, {"pgolf.curvature": json.dumps(self._header(), sort_keys=True)})
         path = Path(path)
-        sibling = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            sibling.write_bytes(data)
-            sibling.replace(path)
+            with replacing(path) as file:
+                file.write(data)
         except OSError as error:
-            sibling.unlink(missing_ok=True)
             raise CurvatureError(f"cannot write {path}: {error.strerror}") from error
 
     def _header(self) -> dict[str, Any]:

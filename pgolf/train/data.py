@@ -8,7 +8,6 @@ What will surprise you:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.errors import DataError
+from pgolf.packer.container import replacing
 
 MAGIC = 20240520
 VERSION = 1
@@ -65,14 +65,9 @@ def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
         raise DataError(f"{path}: a shard holds tokens 0..65535, not {tokens.min()}..{tokens.max()}")
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:3] = MAGIC, VERSION, tokens.size
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(header.tobytes())
-            file.write(tokens.astype("<u2").tobytes())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(header.tobytes())
+        file.write(tokens.astype("<u2").tobytes())
 
 
 def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str = "model") -> None:

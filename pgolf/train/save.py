@@ -7,7 +7,6 @@ What will surprise you:
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pgolf.errors import CheckpointError, UsageError
+from pgolf.packer.container import replacing
 
 SHOWN = 3  # differences that a refusal names
 
@@ -60,9 +60,5 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
 
 
 def _save(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(value, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(value, file)
