@@ -1,0 +1,41 @@
+"""`pgolf calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgolf.commands.models import calibrate_model
+from pgolf.commands.shared import force_option, model_options, progress_bars, refuse_overwrite
+
+
+@click.command()
+@click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
+@model_options
+@click.option("--calib", metavar="TOKENS.bin|self|random", default="self", show_default=True, help="Text to run on.")
+@click.option("-o", "--out", required=True, metavar="CURV.safetensors", type=click.Path(path_type=Path))
+@click.option(
+    "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Tokens to run on."
+)
+@click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
+@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@force_option
+def calibrate(ckpt: Path, out: Path, force: bool, **options: Any) -> None:
+    """Measure what each weight's error costs, for `pack --curvature`.
+
+    Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
+    """
+    from pgolf import checkpoint
+
+    refuse_overwrite(out, force)
+    with progress_bars() as progress:
+        curvature = calibrate_model(checkpoint.read(ckpt), options["calib"], progress, options)
+    curvature.save(out)
+    coverage = curvature.coverage
+    for name, word in coverage.items():
+        if word not in {"traced", "not a matrix"}:
+            click.echo(f"{word}: {name}")
+    traced = sum(word == "traced" for word in coverage.values())
+    click.echo(f"{traced} matrices traced over {curvature.tokens:,} tokens, written to {out}")

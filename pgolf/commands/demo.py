@@ -1,0 +1,29 @@
+"""`pgolf demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pgolf.commands.shared import print_table, progress_bars
+
+
+@click.command()
+@click.option(
+    "-o", "--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True
+)
+@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="A toy of seconds instead of a minute: shows the path, not the quality.")
+def demo(out: Path, seed: int, quick: bool) -> None:
+    """Train a small model on Python's own library, pack it, load it, score it: two minutes, no network.
+
+    Example: pgolf demo -o demo-out
+    """
+    from pgolf import demo as story
+    from pgolf import report
+
+    with progress_bars() as progress:
+        result = story.run(out, seed=seed, quick=quick, progress=progress)
+    print_table(report.demo_table(result))
+    click.echo(f"results, artifacts and plot in {out}")

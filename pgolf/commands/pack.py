@@ -1,0 +1,138 @@
+"""`pgolf pack`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgolf.commands.models import calibrate_model
+from pgolf.commands.shared import (
+    Progress,
+    force_option,
+    json_option,
+    model_options,
+    print_table,
+    progress_bars,
+    refuse_overwrite,
+)
+from pgolf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pgolf.checkpoint import Checkpoint
+    from pgolf.quant.curvature import Curvature
+
+TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
+
+
+@click.command()
+@click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
+@click.option("--budget", metavar="SIZE", help="16MB and 500kB are decimal, 15MiB binary, plain digits bytes.")
+@click.option(
+    "--target-bpb-rise",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Instead of a budget: predicted cost.",
+)
+@click.option(
+    "--bytes-per-token",
+    metavar="B",
+    type=click.FloatRange(0, min_open=True),
+    help="Of your text; a target rise needs it.",
+)
+@click.option("-o", "--out", metavar="OUT.pgolf", type=click.Path(path_type=Path), help="[default: CKPT's name]")
+@model_options
+@click.option(
+    "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
+)
+@click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
+@click.option("--method", metavar="M", help="auto, gptq, sdclip, hessian-sdclip, gptq-lite, rtn [default: the best].")
+@click.option(
+    "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
+)
+@click.option("--trellis", type=click.Choice(TRELLISES), help="States of auto's trellis code, 0 = scalar rounding.")
+@click.option(
+    "--coder", type=click.Choice(["rans", "brotli", "zstd", "lzma", "zlib"]), default="rans", show_default=True
+)
+@click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@click.option(
+    "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
+)
+@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option(
+    "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."
+)
+@json_option
+@force_option
+def pack(
+    ckpt: Path,
+    budget: str | None,
+    target_bpb_rise: float | None,
+    bytes_per_token: float | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Pack a checkpoint into the best artifact that fits.
+
+    Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
+    """
+    from pgolf import checkpoint, pipeline, report
+    from pgolf.quant import Settings
+
+    out = out or ckpt.with_suffix(".pgolf")
+    refuse_overwrite(out, options["force"])
+    source = checkpoint.read(ckpt)
+    with progress_bars() as progress:
+        curvature = _curvature_for(source, progress, options)
+        made = pipeline.pack(
+            source,
+            out,
+            budget=budget,
+            target_rise=_target_rise(target_bpb_rise, bytes_per_token),
+            curvature=curvature,
+            method=options["method"],
+            rules=options["rules"],
+            settings=None if options["trellis"] is None else Settings(trellis=int(options["trellis"])),
+            code=options["code"],
+            coder=options["coder"],
+            progress=progress,
+        )
+    facts = made.to_json() | {"path": str(out)}
+    if options["report_file"]:
+        report.write_json(options["report_file"], facts)
+    if options["as_json"]:
+        click.echo(json.dumps(facts))
+        return
+    print_table(report.pack_table(facts))
+    click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
+
+
+def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float | None:
+    """Nats per token of a rise in bits per byte. Raises UsageError where the bytes of a token are not known."""
+    if bpb_rise is None:
+        return None
+    if bytes_per_token is None:
+        raise UsageError(
+            "--target-bpb-rise needs --bytes-per-token B: `pgolf eval` prints bytes and tokens of your text"
+        )
+    return bpb_rise * math.log(2) * bytes_per_token
+
+
+def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, Any]) -> Curvature | None:
+    """The curvature that --curvature, --model and --calib ask for; None where the method has no use for any."""
+    from pgolf.quant import METHODS
+    from pgolf.quant.curvature import Curvature
+
+    if options["curvature_file"]:
+        return Curvature.load(options["curvature_file"])
+    calib, method = options["calib"], options["method"]
+    wanted = method is None or (method in METHODS and METHODS[method].needs_curvature)
+    known = options["model"] is not None or source.config is not None
+    if calib == "none" or (not known and calib is None) or not (wanted or calib):
+        return None
+    if not known:
+        raise UsageError(f"--calib {calib} needs the model's code: add --model FILE.py:NAME")
+    return calibrate_model(source, calib or "self", progress, options)

@@ -1,0 +1,69 @@
+"""What the commands share: options that mean the same everywhere, bars, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgolf.errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+
+
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+model_options = _options(
+    click.option("--model", metavar="FILE.py:NAME", help="Your model: a class or function. Its code is run."),
+    click.option(
+        "--logits", metavar="ATTR", help="Method that returns logits [default: forward_logits, logits, call]."
+    ),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
+force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, soft_wrap=False).print(table)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Bars on stderr; nothing where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            task = tasks.setdefault(what, bars.add_task(what, total=total) if what not in tasks else None)
+            bars.update(task, completed=done, total=total)
+
+        yield update

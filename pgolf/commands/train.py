@@ -1,0 +1,44 @@
+"""`pgolf train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgolf.commands.shared import json_option, progress_bars
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["tiny", "small", "golf"]), default="tiny", show_default=True)
+@click.option("-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--data", metavar="DIR", type=click.Path(path_type=Path), help="Token shards [tiny: Python's own library]."
+)
+@click.option(
+    "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="[default: the one beside the data]"
+)
+@click.option("--minutes", metavar="M", type=float, help="Train this long instead of the preset's steps.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the preset.")
+@click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
+@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@json_option
+def train(preset: str, as_json: bool, **options: Any) -> None:
+    """Train a model whose checkpoint `pgolf pack` knows without being told.
+
+    Example: pgolf train --preset tiny -o run && pgolf pack run/checkpoint.pt --budget 300kB
+    """
+    from pgolf.train import run
+
+    with progress_bars() as progress:
+        made = run.train(preset, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options)
+    facts = made.to_json()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    score = f", {made.score.bpb:.4f} bits per byte held out" if made.score else ""
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{made.steps} steps, {made.tokens:,} tokens in {made.seconds:.0f} s{score}; {made.checkpoint}")
