@@ -49,7 +49,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
-@click.option("--method", metavar="M", help="auto, gptq, sdclip, hessian-sdclip, gptq-lite, rtn [default: the best].")
+@click.option("--method", metavar="M", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
@@ -58,6 +58,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--coder", type=click.Choice(["rans", "brotli", "zstd", "lzma", "zlib"]), default="rans", show_default=True
 )
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@click.option("--deadline", metavar="SECONDS", type=float, help="Best artifact by then, calibration not counted.")
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
 )
@@ -98,6 +99,7 @@ def pack(
             settings=None if options["trellis"] is None else Settings(trellis=int(options["trellis"])),
             code=options["code"],
             coder=options["coder"],
+            deadline=options["deadline"],
             progress=progress,
         )
     facts = made.to_json() | {"path": str(out)}
