@@ -1,5 +1,8 @@
 """A short run of every fuzz target, all inputs that ever broke a promise, and proof that broken promises are seen."""
 
+import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -58,3 +61,11 @@ def test_broken_promises_are_seen_and_kept(fault, monkeypatch, tmp_path):
     verdict = run.hammer("planted", inputs=5, seconds=60, seed=0)
     assert said in verdict["broken"]
     assert [p.read_bytes() for p in (tmp_path / "planted").iterdir()] == [b"bad"]
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing():
+    """A dozen; `make fuzz` does two hundred."""
+    done = subprocess.run([sys.executable, "-m", "fuzz.kills", "--kills", "12"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(json.loads(line)["killed"] > 0 for line in done.stdout.splitlines())
