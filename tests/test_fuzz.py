@@ -66,6 +66,8 @@ def test_broken_promises_are_seen_and_kept(fault, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_kills_lose_nothing():
     """A dozen; `make fuzz` does two hundred."""
-    done = subprocess.run([sys.executable, "-m", "fuzz.kills", "--kills", "12"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz.kills", "--kills", "12"], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(json.loads(line)["killed"] > 0 for line in done.stdout.splitlines())
