@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from pgolf import huggingface
 from pgolf.errors import CheckpointError
 from pgolf.packer.artifact import DTYPE_SIZES
 
@@ -44,14 +45,17 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path` (.safetensors, or anything torch.save wrote). Raises CheckpointError."""
+    """The checkpoint at `path`: .safetensors, a Hugging Face folder, or anything torch.save wrote.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
+    if path.is_dir():
+        return from_mapping(*huggingface.read(path))
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file" if not path.exists() else f"{path}: is a folder, not a checkpoint"
-        )
+        raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return from_mapping(_read_safetensors(path))
+        return from_mapping(huggingface.read_safetensors(path))
     loaded = _torch_load(path)
     if isinstance(loaded, Tensor):
         raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
@@ -59,16 +63,6 @@ def read(path: str | Path) -> Checkpoint:
     notes = (f"state dict found under {where!r}",) if where else ()
     config = loaded.get("config") if isinstance(loaded, Mapping) and where else None
     return from_mapping(state, config=_jsonable(config), notes=notes)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); is it truncated?") from None
 
 
 def _torch_load(path: Path) -> Any:
@@ -178,6 +172,8 @@ def from_mapping(
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
+    if hasattr(tensor, "full_tensor"):  # a DTensor: FSDP or tensor parallelism
+        raise CheckpointError(f"tensor {name!r} is sharded over ranks: gather it first, with tensor.full_tensor()")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise CheckpointError(f"tensor {name!r} is {tensor.layout}: convert it to a dense tensor first")
     if tensor.is_meta:

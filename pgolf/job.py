@@ -74,6 +74,7 @@ class Job:
         entries |= {
             name: Entry(entries[target].dtype, entries[target].shape, alias=target)
             for name, target in self.source.aliases.items()
+            if target in entries
         }
         meta = {"config": self.source.config} if self.source.config else {}
         began = time.perf_counter()
@@ -134,10 +135,10 @@ class Job:
         """About what an artifact would take, without side information, where `foresees`."""
         names = [name for name, p in plans.items() if p.settings is not None]
         kept = sum(t.numel() * t.element_size() for name, t in self.source.tensors.items() if name not in names)
-        return self.expected_bits(plans, step) / 8 + kept
+        return sum(self.expected_bits(plans, step).values()) / 8 + kept
 
-    def expected_bits(self, plans: Mapping[str, plan.TensorPlan], step: float) -> float:
-        """About what the codes of all quantized tensors would take, where `foresees`."""
+    def expected_bits(self, plans: Mapping[str, plan.TensorPlan], step: float) -> dict[str, float]:
+        """About what the codes of each quantized tensor would take, where `foresees`."""
 
         def bits(name: str) -> float:
             self.hurry(0)
@@ -149,8 +150,9 @@ class Job:
                 staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
             )
 
+        names = [name for name, p in plans.items() if p.settings is not None]
         with one_thread_each() as pool:
-            return sum(pool.map(bits, [name for name, p in plans.items() if p.settings is not None]))
+            return dict(zip(names, pool.map(bits, names), strict=True))
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""

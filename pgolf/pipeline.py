@@ -63,7 +63,7 @@ def pack(
         raise UsageError("give a budget or a target rise, not both")
 
     def alone() -> Report:
-        job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or _silent, coder)
+        job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or silent, coder)
         limit = None if budget is None else parse_size(budget)
         code_bytes = {str(c): counted_bytes(c) for c in code}
         searched = limit is not None or target_rise is not None
@@ -88,7 +88,7 @@ def pack(
     return ranks.on_first(alone)
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     """The progress that nobody wants to see."""
 
 

@@ -37,7 +37,7 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
     """Our own trainer's model, from the configuration that its checkpoints carry. Raises ModelError."""
     from pgolf.train.model import from_config as build
 
-    if config.get("arch") != "pgolf.train.model:GPT":
+    if not is_ours(config):
         raise ModelError("the checkpoint's configuration is not of a pgolf model: add --model FILE.py:NAME")
     try:
         model = build(dict(config))
@@ -45,6 +45,11 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
         raise ModelError(f"the checkpoint's configuration does not make a model ({_line(error)})") from None
     load_state(model, state)
     return model.eval()
+
+
+def is_ours(config: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration is of our own trainer's model, rather than of somebody's run."""
+    return config is not None and config.get("arch") == "pgolf.train.model:GPT"
 
 
 def _run_file(path: Path) -> dict[str, object]:

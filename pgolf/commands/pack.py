@@ -76,14 +76,14 @@ def pack(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Pack a checkpoint into the best artifact that fits.
+    """Pack a checkpoint, or a Hugging Face folder, into the best artifact that fits.
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import checkpoint, pipeline, report
     from pgolf.quant import Settings
 
-    out = out or ckpt.with_suffix(".pgolf")
+    out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
     source = checkpoint.read(ckpt)
     with progress_bars() as progress:
@@ -112,6 +112,13 @@ def pack(
     click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
 
 
+def _default_name(ckpt: Path) -> Path:
+    if not ckpt.is_dir():
+        return ckpt.with_suffix(".pgolf")
+    folder = ckpt.resolve()
+    return folder.with_name(folder.name + ".pgolf")
+
+
 def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float | None:
     """Nats per token of a rise in bits per byte. Raises UsageError where the bytes of a token are not known."""
     if bpb_rise is None:
@@ -127,12 +134,13 @@ def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, An
     """The curvature that --curvature, --model and --calib ask for; None where the method has no use for any."""
     from pgolf.quant import METHODS
     from pgolf.quant.curvature import Curvature
+    from pgolf.usermodel import is_ours
 
     if options["curvature_file"]:
         return Curvature.load(options["curvature_file"])
     calib, method = options["calib"], options["method"]
     wanted = method is None or (method in METHODS and METHODS[method].needs_curvature)
-    known = options["model"] is not None or source.config is not None
+    known = options["model"] is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):
         return None
     if not known:
