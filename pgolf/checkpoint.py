@@ -44,10 +44,11 @@ class Checkpoint:
         return self.tensors | {name: self.tensors[target] for name, target in self.aliases.items()}
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, everything: bool = False) -> Checkpoint:
     """The checkpoint at `path`: .safetensors, a Hugging Face folder, or anything torch.save wrote.
 
-    Raises CheckpointError.
+    everything: all tensors of nested dicts under names joined by dots, as for codes that lie beside their scales,
+    instead of the likeliest state dict. Raises CheckpointError.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,6 +60,8 @@ def read(path: str | Path) -> Checkpoint:
     loaded = _torch_load(path)
     if isinstance(loaded, Tensor):
         raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
+    if everything and not _is_state_dict(loaded):
+        return _everything(loaded, path)
     state, where = _find_state_dict(loaded, str(path))
     notes = (f"state dict found under {where!r}",) if where else ()
     config = loaded.get("config") if isinstance(loaded, Mapping) and where else None
@@ -138,6 +141,31 @@ def _find_state_dict(loaded: Any, path: str) -> tuple[Mapping[str, Any], str]:
     if len(found) > 1:
         raise CheckpointError(f"{path}: several state dicts ({', '.join(found)}); save the one to pack alone")
     return next((state, where) for where, state in found.items())
+
+
+def _everything(loaded: Any, path: Path) -> Checkpoint:
+    """All tensors of a nest; the plain values beside them travel as the configuration, by name."""
+    tensors: dict[str, Tensor] = {}
+    beside: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        members = value.items() if isinstance(value, Mapping) else ()
+        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping)) for v in value):
+            members = enumerate(value)
+        for key, inner in members:
+            walk(inner, f"{name}.{key}" if name else str(key))
+        if members:
+            return
+        if name in tensors or name in beside:
+            raise CheckpointError(f"{path}: two values would be named {name!r}: rename one")
+        (tensors if isinstance(value, Tensor) else beside)[name] = value
+
+    walk(loaded, "")
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors in it")
+    config = _jsonable(beside)
+    lost = (f"beside the tensors, left out: {', '.join(sorted(beside)[:8])}",) if beside and config is None else ()
+    return from_mapping(tensors, config=config or None, notes=("every tensor of the file, names joined by dots", *lost))
 
 
 def _jsonable(config: Any) -> dict[str, Any] | None:

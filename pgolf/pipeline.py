@@ -182,6 +182,8 @@ def _row(job: Job, name: str, trial: Trial) -> TensorRow:
         method, kept = f"shared with {entry.alias}", ""
     elif entry.planes is None:
         method, kept = f"kept as {entry.stored or entry.dtype}", entry.note
+    elif not getattr(torch, entry.dtype).is_floating_point:
+        method, kept = f"kept as {entry.dtype} codes", entry.note
     else:
         method, kept = entry.note, ""
     return TensorRow(

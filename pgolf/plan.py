@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pgolf.checkpoint import to_bytes
 from pgolf.errors import UsageError
+from pgolf.packer.general import shuffled
 from pgolf.quant import METHODS, Settings
 
 KEEP = "keep"  # the method that changes no value
@@ -172,7 +173,9 @@ def coded_better(tensor: Tensor) -> bool:
     counts = torch.bincount((tensor.reshape(-1).long() - low), minlength=1).double()
     share = counts[counts > 0] / tensor.numel()
     entropy_bytes = -float((share * share.log2()).sum()) * tensor.numel() / 8
-    return entropy_bytes < DICTIONARY_GAIN * len(zlib.compress(to_bytes(tensor), ZLIB_LEVEL))
+    raw = to_bytes(tensor)
+    forms = (raw, shuffled(raw, tensor.element_size()))
+    return entropy_bytes < DICTIONARY_GAIN * min(len(zlib.compress(form, ZLIB_LEVEL)) for form in forms)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

@@ -81,11 +81,12 @@ def pack(
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import checkpoint, pipeline, report
+    from pgolf.plan import KEEP
     from pgolf.quant import Settings
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
-    source = checkpoint.read(ckpt)
+    source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)
         made = pipeline.pack(
