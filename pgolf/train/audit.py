@@ -7,7 +7,7 @@ What will surprise you:
 * "probabilities" puts every piece of the vocabulary in the place of one token and adds up what the scorer gives each.
   A sum of 1 means a proper code. It is above 1 not only for probabilities that are not normalised: whoever has seen the
   token itself, by peeking or by learning before scoring, gives each of them too much.
-* The token stands in the midst of a text: at its end a scorer that peeks would find nothing to see.
+* The token stands in the midst of a text and of a window: at an end a scorer that peeks would find nothing to see.
 * "future" changes what comes later; scores up to there must stay as they are. "documents" changes what comes earlier:
   with contexts that may cross documents, only what lies further back than a context.
 """
@@ -83,7 +83,9 @@ def sample(tokens: NDArray[np.integer], bos: int, *, prefix: int, crosses: int) 
     return Sample(text, starts_of(text, bos), prefix, crosses)
 
 
-def scorer_checks(score: Score, text: Sample, vocab_size: int, progress: Callable[[int, int], None]) -> list[Check]:
+def scorer_checks(
+    score: Score, text: Sample, vocab_size: int, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Check]:
     """The experiments that need nothing but the scorer. progress: called with (scored substitutes, of all)."""
     honest = score(text.tokens)
     return [

@@ -18,7 +18,7 @@ from pgolf.quant.logits import logits_of
 from pgolf.train import bpb, ttt
 from pgolf.train.documents import starts_of
 
-AUDIT_PREFIX = 32  # tokens before the one that the audit substitutes: enough context, little to compute
+AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute, and no window ends there
 INTO_CHUNK = 2  # with test-time training the substituted token is one of the first that profit from a step
 
 
