@@ -7,13 +7,15 @@ What will surprise you:
 * "probabilities" puts every piece of the vocabulary in the place of one token and adds up what the scorer gives each.
   A sum of 1 means a proper code. It is above 1 not only for probabilities that are not normalised: whoever has seen the
   token itself, by peeking or by learning before scoring, gives each of them too much.
-* The token stands in the midst of a text and of a window: at an end a scorer that peeks would find nothing to see.
+* The token stands in the midst of a text, where there is something to peek at, and where the scorer is undecided: who
+  is sure gives nearly all to one piece, and what others get too much is lost in rounding.
 * "future" changes what comes later; scores up to there must stay as they are. "documents" changes what comes earlier:
   with contexts that may cross documents, only what lies further back than a context.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ Score = Callable[[NDArray[np.integer]], NDArray[np.floating]]  # tokens [N] -> n
 
 SUM_TOLERANCE = 1e-3  # float32 log-probabilities of 10,000 pieces err by 1e-5
 NATS_TOLERANCE = 1e-3  # a GPU's sums in changing order move a score by 1e-4
+PLACES = 8  # of which the most telling is taken
 TAIL = 8  # tokens after the one that is substituted
 FIRST_DOCUMENTS, HEADS = 64, 3  # the audit's text is made of the longest HEADS among the FIRST_DOCUMENTS
 CUTS = (0.23, 0.52, 0.81)  # of the sample: where the future begins
@@ -54,8 +57,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the experiments change: `tokens` [N], in which documents start at `starts`. The token after `prefix` others is
-    the one that is substituted.
+    """What the experiments change: `tokens` [N], in which documents start at `starts`. The token that is substituted
+    stands behind at least `prefix` others.
 
     crosses: targets after a document's end that may still see it; 0 where documents must not see each other.
     """
@@ -72,7 +75,7 @@ class Sample:
 
 def sample(tokens: NDArray[np.integer], bos: int, *, prefix: int, crosses: int) -> Sample:
     """A short text for the experiments: three contexts of the stream where contexts cross documents, else the heads of
-    the longest of its first documents. prefix: tokens before the substituted one; for crosses see `Sample`."""
+    the longest of its first documents. For prefix and crosses see `Sample`."""
     prefix = max(1, min(prefix, len(tokens) - 1 - TAIL))
     if crosses:
         text = np.array(tokens[: 3 * crosses + 2 * TAIL])
@@ -89,7 +92,7 @@ def scorer_checks(
     """The experiments that need nothing but the scorer. progress: called with (scored substitutes, of all)."""
     honest = score(text.tokens)
     return [
-        probabilities(score, text, vocab_size, progress),
+        probabilities(score, text, honest, vocab_size, progress),
         future(score, text, honest),
         repeated(score, text, honest),
         documents(score, text, honest),
@@ -97,10 +100,14 @@ def scorer_checks(
 
 
 def probabilities(
-    score: Score, text: Sample, vocab_size: int, progress: Callable[[int, int], None] = lambda *_: None
+    score: Score,
+    text: Sample,
+    honest: NDArray[np.floating],
+    vocab_size: int,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Check:
     """The probabilities of all `vocab_size` pieces in one place must sum to 1."""
-    place, total = text.prefix, 0.0
+    place, total = _telling(text, honest, vocab_size), 0.0
     for piece in range(vocab_size):
         changed = np.array(text.tokens[: place + 1 + TAIL])
         changed[place] = piece
@@ -108,6 +115,16 @@ def probabilities(
         progress(piece + 1, vocab_size)
     passed = abs(total - 1) <= SUM_TOLERANCE
     return Check("probabilities", passed, total, f"sum over all {vocab_size} pieces as token {place} of a text")
+
+
+def _telling(text: Sample, honest: NDArray[np.floating], vocab_size: int) -> int:
+    """The place after a token that came before, for caches to know it, whose own token is neither foreseen nor a great
+    surprise: half the nats of blind guessing."""
+    seen = [text.tokens[place - 1] in text.tokens[: place - 1] for place in range(len(text.tokens))]
+    stop = min([text.prefix + 2 * PLACES, len(text.tokens) - TAIL, *text.starts[text.starts > text.prefix]])
+    places = range(text.prefix, max(stop, text.prefix + 1), 2)
+    doubt = math.log(vocab_size) / 2
+    return min(places, key=lambda place: (not seen[place], abs(float(honest[place - 1]) - doubt)))
 
 
 def future(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:

@@ -18,8 +18,8 @@ from pgolf.quant.logits import logits_of
 from pgolf.train import bpb, ttt
 from pgolf.train.documents import starts_of
 
-AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute, and no window ends there
-INTO_CHUNK = 2  # with test-time training the substituted token is one of the first that profit from a step
+AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
+INTO_CHUNK = 3  # with test-time training the substituted token is one of the first that profit from a step
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Reading:
 
     @property
     def audit_prefix(self) -> int:
-        return self.ttt.chunk + INTO_CHUNK if self.ttt else AUDIT_PREFIX
+        """Odd, like the places tried after it: windows of an even number of tokens do not end there."""
+        return (self.ttt.chunk + INTO_CHUNK) | 1 if self.ttt else AUDIT_PREFIX
 
     def __str__(self) -> str:
         if self.ttt:

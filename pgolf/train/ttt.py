@@ -80,10 +80,13 @@ def score(
 
 
 def chunk_windows(first: int, end: int, seq_len: int, chunk: int) -> Iterator[Window]:
-    """Windows that score inputs [first, end) `chunk` at a time, each with the longest context there is."""
+    """Windows that score inputs [first, end) `chunk` at a time, each with the longest context there is.
+
+    A document's last chunk has the context of a whole one: would it depend on where the document ends, the start of the
+    next document were predicted by who knows that it comes, and the probabilities would not sum to 1.
+    """
     for scored in range(first, end, chunk):
-        stop = min(scored + chunk, end)
-        yield Window(max(first, stop - seq_len), scored, stop)
+        yield Window(max(first, scored + chunk - seq_len), scored, min(scored + chunk, end))
 
 
 class _Runner(nn.Module):
