@@ -7,7 +7,8 @@
     ├── DataError             3   token shards, tokenizers, byte sidecars
     ├── CurvatureError        3   calibration went wrong, or does not belong to this model
     ├── ArtifactError         3   truncated, foreign or damaged artifact
-    └── BudgetError           4   cannot be made to fit
+    ├── BudgetError           4   cannot be made to fit
+    └── AuditError            4   the audit found that a score is not honest
 
 A message is one line, names the thing and the mend. Anything that is not a PgolfError is a bug in pgolf.
 """
@@ -47,5 +48,11 @@ class ArtifactError(PgolfError):
 
 class BudgetError(PgolfError):
     """The model cannot be made to fit the byte budget."""
+
+    exit_code = 4
+
+
+class AuditError(PgolfError):
+    """A score is not what it claims to be."""
 
     exit_code = 4

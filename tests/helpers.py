@@ -55,3 +55,15 @@ def toy_module(state: dict[str, Tensor]) -> nn.Module:
     module = names["Toy"]()  # type: ignore[operator]
     module.load_state_dict(state)
     return module
+
+
+class Counting(nn.Module):
+    """A language model of `vocab` pieces whose logits depend on the whole context: a running sum of embeddings."""
+
+    def __init__(self, vocab: int = 13) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(vocab, vocab, generator=generator()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
+        return self.table[ids].cumsum(1) / position.sqrt()
