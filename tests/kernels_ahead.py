@@ -77,7 +77,7 @@ def _asynchronous(ptx: str) -> set[int]:
 
 def cases() -> dict[str, Any]:
     """Name -> compiled kernel, on the shapes that the benchmark times."""
-    from pgolf.kernels import dequant, packed, quant_linear, softcap_nll
+    from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
 
     f32, bf16, i8, i16 = torch.float32, torch.bfloat16, torch.int8, torch.int16
     i32, i64 = torch.int32, torch.int64
@@ -94,6 +94,13 @@ def cases() -> dict[str, Any]:
         out[f"softcap_nll {name}"] = compiled(
             softcap_nll.kernel, logits=bf16, targets=i64, out=f32, stride=8192, softcap=30.0, VOCAB=8192, CAPPED=capped,
             BLOCK=8192, num_warps=softcap_nll.WARPS,
+        )  # fmt: skip
+    int64 = {n: i64 for n in ("first_word", "bounds", "first_strip", "starts", "base", "first_row", "final", "ends")}
+    int16 = {n: i16 for n in ("words", "rows", "lookup", "codes")}
+    for block in (8, 32):
+        out[f"rans_decode {block}"] = compiled(
+            rans_decode.kernel, states=i32, pages=i32, entries=i32, symbols=torch.uint8, lanes=2625, last_word=1 << 23,
+            feedback=5, branch=2, BLOCK=block, num_warps=1, **int64, **int16,
         )  # fmt: skip
     for bits, high in zip(packed.WIDTHS, (None, i8, i16, i32), strict=True):
         shared = {"low": i32, "high": high, "row_scale": f32, "col_scale": f32, "BITS": bits}

@@ -81,11 +81,12 @@ def high_shift(bits: int, field: int) -> int:
     return 4 * place + group * (16 if bits == 8 else bits - LOW)
 
 
-def pack(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Packed:
-    """Codes [R, C] of any integer type, 8 bits or less, in words. ValueError for wider ones."""
-    bits = width_of(int(codes.min()), int(codes.max())) if codes.numel() else LOW
-    if bits is None:
-        raise ValueError("codes of more than 8 bits are not packed")
+def pack(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, bits: int | None = None) -> Packed:
+    """Codes [R, C] of any integer type in words, `bits` a code (None: as few as hold them). ValueError above 8 bits."""
+    needed = width_of(int(codes.min()), int(codes.max())) if codes.numel() else LOW
+    bits = bits or needed
+    if bits is None or needed is None or needed > bits:
+        raise ValueError("the codes need more bits than a packed matrix has")
     words = unit_words(codes.shape[1])
     padding = -codes.shape[1] % (FIELDS * words)
     fields = torch.nn.functional.pad(codes.int(), (0, padding)) + (1 << (bits - 1))
