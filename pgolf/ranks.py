@@ -104,7 +104,10 @@ def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
 def _all_reduced(value: Tensor) -> Tensor:
     """The sum over the ranks, on the CPU."""
     on_gpu = distributed.get_backend() == "nccl"
-    shared = value.contiguous().to(torch.device("cuda", torch.cuda.current_device())) if on_gpu else value.clone(memory_format=torch.contiguous_format)
+    shared = (
+        value.contiguous().to(torch.device("cuda", torch.cuda.current_device()))
+        if on_gpu
+        else value.clone(memory_format=torch.contiguous_format)
+    )
     distributed.all_reduce(shared)
     return shared.cpu()
-
