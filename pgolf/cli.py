@@ -18,6 +18,7 @@ from pgolf.errors import PgolfError
 
 COMMANDS = {  # what the user types: module of pgolf.commands "." function, in the order of --help
     "pack": "pack.pack",
+    "sweep": "sweep.sweep",
     "inspect": "inspect.inspect",
     "unpack": "unpack.unpack",
     "eval": "evaluate.evaluate",

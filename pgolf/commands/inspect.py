@@ -18,11 +18,12 @@ def inspect(art: Path, as_json: bool) -> None:
 
     Example: pgolf inspect model.pgolf
     """
-    from pgolf import pipeline, report
+    from pgolf import pipeline
+    from pgolf.report import tables
 
     facts = pipeline.inspect(art)
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(report.inspect_table(facts))
+    print_table(tables.inspect_table(facts))
     click.echo(f"{facts['bytes']:,} B, {len(facts['tensors'])} tensors")

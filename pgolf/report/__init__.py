@@ -1,0 +1,9 @@
+"""Results as JSON; every table, plot and page is drawn here, and only from that JSON.
+
+packing.py: one pack. tables.py: the terminal. plots.py: PNG. svg.py: pictures by hand, in both themes. page.py: HTML.
+"""
+
+from pgolf.report.files import write_json, write_text
+from pgolf.report.packing import Report, TensorRow, pack_summary, pack_table
+
+__all__ = ["Report", "TensorRow", "pack_summary", "pack_table", "write_json", "write_text"]
