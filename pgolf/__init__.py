@@ -10,16 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgolf.pipeline import inspect, load, load_into, pack
+    from pgolf.anatomy import diff, inspect
+    from pgolf.pipeline import load, load_into, pack
     from pgolf.quant.calibrate import calibrate
     from pgolf.quant.curvature import Curvature
     from pgolf.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["Curvature", "Report", "calibrate", "inspect", "load", "load_into", "pack"]
+__all__ = ["Curvature", "Report", "calibrate", "diff", "inspect", "load", "load_into", "pack"]
 
 _HOMES = {
-    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "inspect": "pipeline",
+    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "diff": "anatomy", "inspect": "anatomy",
     "calibrate": "quant.calibrate", "Curvature": "quant.curvature", "Report": "report",
 }  # fmt: skip
 

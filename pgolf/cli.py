@@ -20,6 +20,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "pack": "pack.pack",
     "sweep": "sweep.sweep",
     "inspect": "inspect.inspect",
+    "diff": "diff.diff",
     "unpack": "unpack.unpack",
     "eval": "evaluate.evaluate",
     "calibrate": "calibrate.calibrate",

@@ -23,7 +23,7 @@ _AVERAGED = ("bytes", "bits_per_weight", "bpb", "rise", "loss", "loss_rise", "pa
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]], names: Sequence[str], out: str | Path) -> dict[str, Any]:
-    """One result for many sweeps of the same plan: mean figures, "bpb_spread" (standard deviation), "gains".
+    """One result for many sweeps of the same plan: mean figures, "bpb_spread" and "rise_spread" (standard deviations), "gains".
 
     found: results of `run.sweep`; names: of their checkpoints; out: the folder whose results.json is written.
     Raises UsageError where the models differ in size.
@@ -56,7 +56,14 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     means = {name: fmean(r[name] for r in rows) for name in _AVERAGED if name in rows[0]}
     if "bytes" in means:
         means["bytes"] = round(means["bytes"])
-    return {**rows[0], **means, "bpb_spread": stdev(r["bpb"] for r in rows), "each": [_figures(r) for r in rows]}
+    spread = {"rise_spread": stdev(r["rise"] for r in rows)} if "rise" in rows[0] else {}
+    return {
+        **rows[0],
+        **means,
+        "bpb_spread": stdev(r["bpb"] for r in rows),
+        **spread,
+        "each": [_figures(r) for r in rows],
+    }
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:

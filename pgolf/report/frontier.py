@@ -22,11 +22,12 @@ def write(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """One sentence: the best that any method does against the baseline, at figures that are not extrapolated."""
+    """One sentence: the best method against the middle one of the baseline's points that need no extrapolation."""
     known = [r for r in results["comparison"] if r["bytes_ratio"] is not None and not r["bytes_extrapolated"]]
     if not known:
         return f"Bits per byte against bytes: {results['before']['weights']:,} weights"
-    best = min(known, key=lambda r: r["bytes_ratio"])
+    sizes = sorted({r["baseline_bytes"] for r in known})
+    best = min((r for r in known if r["baseline_bytes"] == sizes[len(sizes) // 2]), key=lambda r: r["bytes_ratio"])
     return (
         f"{best['series']} needs {best['bytes_ratio']:.2f} times the bytes of {results['baseline']} "
         f"({best['baseline']}) at equal bits per byte"

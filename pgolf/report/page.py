@@ -102,7 +102,7 @@ def frontier_page(results: Mapping[str, Any], title: str) -> str:
 {_points(results)}
 <p class="note">Sizes are whole artifacts. Rise: bits per byte above the unquantized model on the same text. Pareto: no other
 point has both fewer bytes and fewer bits per byte.</p>"""
-    shown = ("key", "series", "label", "bytes", "bits_per_weight", "bpb", "rise", "pack_seconds", "bpb_spread")
+    shown = ("key", "series", "label", "bytes", "bits_per_weight", "bpb", "rise", "pack_seconds", "rise_spread")
     points = {p["key"]: {k: p[k] for k in shown if k in p} for p in results["points"] if "bpb" in p}
     return page(title, body, {"points": points}, THEME_SCRIPT + FRONTIER_SCRIPT)
 
@@ -186,7 +186,7 @@ function show(mark) {
   say("b", p.series + ", " + p.label);
   say("div", p.bytes.toLocaleString("en") + " bytes, " + p.bits_per_weight.toFixed(3) + " bits a weight");
   say("div", p.bpb.toFixed(5) + " bits per byte, rise " + p.rise.toFixed(5));
-  if (p.bpb_spread !== undefined) say("div", "spread over seeds " + p.bpb_spread.toFixed(5));
+  if (p.rise_spread !== undefined) say("div", "spread over seeds " + p.rise_spread.toFixed(5));
   tip.style.display = "block";
   const width = tip.offsetWidth, left = at.right + scrollX + 10;
   tip.style.left = Math.max(4, left + width > root.clientWidth ? at.left + scrollX - width - 10 : left) + "px";

@@ -43,6 +43,6 @@ def _draw(axes: Any, curve: Curve) -> None:
     x, y = [p["bytes"] for p in curve.points], [height(p) for p in curve.points]
     style = {"color": LIGHT[curve.index], "marker": MARKS[curve.index], "markersize": 5, "linewidth": 1.6}
     axes.plot(x, y, linestyle="--" if curve.baseline else "-", label=curve.name, **style)
-    spread = [p.get("bpb_spread") or 0.0 for p in curve.points]
+    spread = [p.get("rise_spread") or 0.0 for p in curve.points]
     if any(spread):
         axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=LIGHT[curve.index], capsize=3)

@@ -107,8 +107,8 @@ def _series(curve: Curve, place: _Place, name_y: float) -> str:
 def _mark(curve: Curve, point: Mapping[str, Any], x: float, y: float) -> str:
     says = f"{curve.name}, {point['label']}: {point['bytes']:,} bytes, {point['bpb']:.5f} bits per byte"
     bar = ""
-    if point.get("bpb_spread"):
-        bar = f"<title>spread {point['bpb_spread']:.5f}</title>"
+    if point.get("rise_spread"):
+        bar = f"<title>spread {point['rise_spread']:.5f}</title>"
     return (
         f'<path class="mark f{curve.index}" data-key="{escape(str(point["key"]), quote=True)}" tabindex="0" '
         f'aria-label="{escape(says, quote=True)}" transform="translate({x:.1f} {y:.1f})" d="{SHAPES[curve.index]}">{bar}</path>'

@@ -12,21 +12,94 @@ COMPACT = {"box": None, "header_style": "bold", "pad_edge": False}
 
 
 def inspect_table(facts: Mapping[str, Any]) -> Table:
-    """The table of `pgolf inspect`."""
+    """Every tensor of an artifact, with a picture of its codes around zero."""
     from rich.table import Table
 
     table = Table(**COMPACT)
-    for name in ("tensor", "shape", "dtype", "how", "codes"):
+    for name in ("tensor", "shape", "dtype", "how"):
         table.add_column(name, overflow="fold")
+    for name in ("bytes", "bits/weight", "curvature", "codes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for t in facts["tensors"]:
-        how = t["note"]
-        if "shared_with" in t:
-            how = f"shared with {t['shared_with']}"
-        elif "kept_as" in t:
-            how = f"kept as {t['kept_as']} ({t['note']})"
         codes = "{}..{}".format(*t["code_range"]) if "code_range" in t else ""
-        table.add_row(t["name"], "×".join(map(str, t["shape"])) or "scalar", t["dtype"], how, codes)
+        picture = sparkline(t["histogram"]["counts"]) if "histogram" in t else ""
+        table.add_row(
+            t["name"], "×".join(map(str, t["shape"])) or "scalar", t["dtype"], _how(t), f"{t['bytes']:,.0f}",
+            f"{t['bits_per_weight']:.2f}", _percent(t.get("curvature_share")), codes, picture,
+        )  # fmt: skip
     return table
+
+
+def _how(t: Mapping[str, Any]) -> str:
+    if "shared_with" in t:
+        return f"shared with {t['shared_with']}"
+    return f"kept as {t['kept_as']} ({t['note']})" if "kept_as" in t else str(t["note"])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """One of eight bars for each count, the highest full; a blank for none."""
+    top = max(counts, default=0)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * n // top)] for n in counts) if top else ""
+
+
+def layers_table(facts: Mapping[str, Any]) -> Table:
+    """Where the bytes go: a bar for each layer."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("layer", overflow="fold")
+    for name in ("weights", "bytes", "share", "bits/weight", "curvature"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    top = max(row["bytes"] for row in facts["layers"]) or 1
+    for row in facts["layers"]:
+        table.add_row(
+            row["layer"], f"{row['weights']:,}", f"{row['bytes']:,.0f}", f"{100 * row['bytes'] / facts['bytes']:.1f}%",
+            f"{row['bits_per_weight']:.2f}", _percent(row["curvature_share"]), "█" * round(32 * row["bytes"] / top),
+        )  # fmt: skip
+    return table
+
+
+def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
+    """The closing lines of `pgolf inspect`."""
+    bits = 8 * facts["bytes"] / max(facts["weights"], 1)
+    return [
+        f"shared             {facts['shared_bytes']:,.0f} B of header and tables that belong to no single tensor",
+        f"artifact           {facts['bytes']:,} B, {len(facts['tensors'])} tensors, {bits:.3f} bits a weight",
+    ]
+
+
+def diff_table(facts: Mapping[str, Any]) -> Table:
+    """The table of `pgolf diff`."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("tensor", overflow="fold")
+    for name in ("how in A", "how in B"):
+        table.add_column(name, overflow="fold")
+    for name in ("bytes A", "bytes B", "B - A", "bits A", "bits B", "distance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in facts["tensors"]:
+        a, b = row["a"], row["b"]
+        more = f"{b['bytes'] - a['bytes']:+,.0f}" if a and b else ""
+        table.add_row(
+            row["name"], *(side["how"] if side else "absent" for side in (a, b)),
+            *(f"{side['bytes']:,.0f}" if side else "" for side in (a, b)), more,
+            *(f"{side['bits_per_weight']:.2f}" if side else "" for side in (a, b)),
+            "" if row["distance"] is None else f"{row['distance']:.4f}",
+        )  # fmt: skip
+    return table
+
+
+def diff_summary(facts: Mapping[str, Any]) -> str:
+    """The closing line of `pgolf diff`."""
+    a, b = facts["bytes"]
+    return f"A {a:,} B, B {b:,} B ({b - a:+,} B, {b / a:.3f}x); distance is ‖A − B‖ / ‖A‖"
 
 
 def demo_table(result: Mapping[str, Any]) -> Table:
