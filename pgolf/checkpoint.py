@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -75,12 +75,29 @@ def _torch_load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if zipfile.is_zipfile(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # torch.load raises nearly anything on foreign bytes
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+class _Bounded:
+    """A file that never reads beyond its end: Python's own allocates first whatever length a hostile pickle asks for."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, length: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if length < 0 else min(length, left))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _refused(path: Path, reason: str) -> CheckpointError:
