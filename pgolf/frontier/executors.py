@@ -66,7 +66,7 @@ def dask(address: str) -> Iterator[Executor]:
     except ImportError:
         raise UsageError("--dask needs the package distributed: pip install 'pgolf[dask]'") from None
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UsageError(f"--dask {address}: no Dask scheduler answers there ({reason})") from None

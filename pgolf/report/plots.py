@@ -27,6 +27,7 @@ def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) ->
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend(frameon=False)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.4g}")
     axes.xaxis.set_major_formatter(lambda x, _: show_bytes(x))
     axes.set_xlabel("artifact")
@@ -34,7 +35,6 @@ def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) ->
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     with replacing(Path(path)) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 
