@@ -126,3 +126,19 @@ def pack_summary(report: Mapping[str, Any]) -> list[str]:
         )
     lines.append(f"time               {report['seconds']:.1f} s")
     return lines
+
+
+def estimate_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `pgolf estimate` says, from Estimate.to_json()."""
+    bar = f" ± {show_size(facts['error_bytes'])}" if facts["error_bytes"] else " (packed whole: exact)"
+    lines = [f"note: {note}" for note in facts["notes"]]
+    lines.append(f"artifact           {show_size(facts['num_bytes'])}{bar}")
+    lines += [f"code               {show_size(size)}  {name}" for name, size in facts["code_bytes"].items()]
+    if facts["budget"] is not None:
+        lines.append(f"budget             {show_size(facts['budget'])}, foreseen {show_size(facts['total_bytes'])}")
+    lines.append(f"quantized weights  {facts['bits_per_weight']:.3f} bits each, {facts['sampled']:.0%} of them tried")
+    lines.append(f"relative error     {facts['relative_error']:.4f}")
+    if facts["loss_rise"] is not None:
+        lines.append(f"predicted rise     {facts['loss_rise']:.5f} nats per token")
+    lines.append(f"time               {facts['seconds']:.1f} s")
+    return lines
