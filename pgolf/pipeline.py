@@ -253,22 +253,3 @@ def load_into(path: str | Path, module: nn.Module) -> nn.Module:
 
     load_state(module, load(path))
     return module
-
-
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What is in an artifact, as JSON-able facts: tensors (shape, dtype, method, codes' range), total bytes, meta."""
-    entries, meta = read(path)
-    tensors = []
-    for name, entry in entries.items():
-        facts: dict[str, Any] = {"name": name, "shape": list(entry.shape), "dtype": entry.dtype, "note": entry.note}
-        if entry.alias is not None:
-            facts["shared_with"] = entry.alias
-        elif entry.planes is None:
-            facts["kept_as"] = entry.stored or entry.dtype
-        else:
-            codes = [p.codes for p in entry.planes]
-            facts["planes"] = len(codes)
-            facts["trellis"] = max(p.trellis for p in entry.planes)
-            facts["code_range"] = [min(int(c.min()) for c in codes), max(int(c.max()) for c in codes)]
-        tensors.append(facts)
-    return {"bytes": Path(path).stat().st_size, "tensors": tensors, "meta": meta}
