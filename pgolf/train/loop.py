@@ -84,8 +84,8 @@ class StepInfo:
 class Trainer:
     """One training run: `model(ids, targets)` returns the mean loss, `sampler.batch(step)` its windows.
 
-    The model's device decides where it trains. qat: hooks of this model, told of the progress before each update. compile: use torch.compile; where that fails the run goes on without,
-    and `notes` says why.
+    The model's device decides where it trains. compile: use torch.compile; where that fails the run goes on without,
+    and `notes` says why. qat: hooks of this model; they are told of the progress before each update.
     """
 
     def __init__(

@@ -50,10 +50,14 @@ class QATReport:
     weights: int
     total: int
 
+    @property
+    def headline(self) -> str:
+        """How many tensors and weights are touched."""
+        return f"QAT touches {len(self.touched)} tensors, {self.weights:,} of {self.total:,} weights"
+
     def __str__(self) -> str:
-        head = f"QAT touches {len(self.touched)} tensors, {self.weights:,} of {self.total:,} weights"
         rows = [f"  {name} {list(shape)}: {how}" for name, (shape, how) in self.touched.items()]
-        return "\n".join([head, *rows, *(f"  {name}: left alone, {why}" for name, why in self.kept.items())])
+        return "\n".join([self.headline, *rows, *(f"  {name}: left alone, {why}" for name, why in self.kept.items())])
 
 
 @dataclass

@@ -51,13 +51,15 @@ def soft(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
 
 
 def noise(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
-    """Noise like the quantizer's errors, uniform where they arise and spread as its feedback spreads them.
+    """Noise like the quantizer's errors, uniform where they arise and spread as its feedback spreads them; clips too.
 
     Needs the lattice's spread.
     """
     uniform = torch.rand(weight.shape, generator=moment.generator, device=weight.device) - 0.5
     width = torch.clamp(math.sqrt(12) * lattice.sigma(), max=1.0)
-    return weight + lattice.spilled(lattice.weights(uniform * width)), None
+    codes = lattice.codes(weight)
+    clipped = codes.clamp(-lattice.top, lattice.top) - codes
+    return weight + lattice.spilled(lattice.weights(clipped + uniform * width)), None
 
 
 ROUNDINGS: dict[str, Callable[[Tensor, Lattice, Moment], Rounded]] = {
