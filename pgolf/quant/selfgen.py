@@ -20,8 +20,9 @@ from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.quant.incremental import CannotIncrement, Incremental, odd_length
 from pgolf.quant.logits import Logits, device_of, logits_of, original, undisturbed
 
-KEPT_BYTES = 1 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
+KEPT_BYTES = 3 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
 WHOLE_TOKENS = 8192  # of a group where nothing can be kept
+SHORTEST = 16  # tokens of a context: a model that fails on so few fails for another reason
 
 Progress = Callable[[int, int], None]
 NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
@@ -76,6 +77,33 @@ def self_generate(
             if progress:
                 progress(sum(group.numel() for group in done), sequences * length)
     return torch.cat(done)
+
+
+def usable_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
+    """The longest odd length up to `wanted` tokens that `model` takes, halved until it does: learned positions end.
+
+    Odd, because `self_generate` runs even lengths one token longer (see incremental.py). Raises as `logits_of`.
+    """
+    model = original(model)
+    run = logits_of(model, logits)
+    length = (wanted - 1) | 1
+    with undisturbed(model, gradients=False):
+        while True:
+            try:
+                run(torch.zeros(1, length, dtype=torch.int64, device=device_of(model)))
+            except CurvatureError:
+                if length < SHORTEST:
+                    raise
+                length = (length // 2 - 1) | 1
+            else:
+                return length
+
+
+def vocabulary(model: nn.Module, *, logits: Callable[..., Any] | str | None = None) -> int:
+    """How many tokens `model` gives logits of. Raises as `logits_of`."""
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        return _vocabulary(logits_of(model, logits), device_of(model), None, None)
 
 
 def random_tokens(vocab: int, *, sequences: int = 80, length: int = 256, seed: int = 0) -> Tensor:
