@@ -508,6 +508,18 @@ def test_same_seed_same_bits() -> None:
     assert not torch.equal(a, c)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Linears, Matmul, Banks])
+def test_on_a_gpu(kind: type[Net]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    curvature = calibrate(kind().cuda(), batches())
+    assert set(curvature.coverage.values()) == {"traced"}
+    assert not any(t.is_cuda for sums in curvature.sums.values() for t in (sums.rows, sums.cols) if t is not None)
+    name, k = kind.where["up"]
+    near(curvature.get(name)[k].inputs, WANTED["up"][0])  # the labels of the output side are drawn by another generator
+
+
 class Loss(Matmul):
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(super().forward(ids).flatten(0, 1), targets.flatten())

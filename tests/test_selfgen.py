@@ -124,3 +124,17 @@ def test_a_model_that_fails_on_any_length_says_so() -> None:
     model.forward = lambda ids: 1 / 0
     with pytest.raises(CurvatureError, match="ZeroDivisionError"):
         selfgen.usable_length(model, 1024)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = Pairs().cuda()
+    ids = self_generate(model, sequences=200, length=51, temperature=0.8)
+    assert ids.device.type == "cpu"
+    counts = torch.zeros(4, 4).index_put_(
+        (ids[:, :-1].flatten(), ids[:, 1:].flatten()), torch.ones(10_000), accumulate=True
+    )
+    wanted = (model.table.weight.detach().cpu() / 0.8).softmax(-1)
+    assert torch.allclose(counts / counts.sum(1, keepdim=True), wanted, atol=0.04)
