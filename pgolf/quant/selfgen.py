@@ -5,6 +5,8 @@ What will surprise you:
   incremental.py), after a comparison with whole passes. A model that does not stand this comparison is run on the whole
   prefix for every token, which costs `length` / 2 times as much.
 * Long sequences calibrate better than short ones: a layer's inputs after ten tokens are not those after five hundred.
+  On golf3m at 3.5 bits, 6,000 tokens each, KL over that with real text of 1,024: 1,023 tokens at temperature 1 1.13x,
+  255 tokens 1.21x, and at temperature 0.8 1.24x (one seed).
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits,
 def self_generate(
     model: nn.Module,
     *,
-    sequences: int = 80,
-    length: int = 256,
-    temperature: float = 0.8,
+    sequences: int = 32,
+    length: int = 1023,
+    temperature: float = 1.0,
     bos: int | None = None,
     vocab: int | None = None,
     seed: int = 0,
     logits: Callable[..., Any] | str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """int64 [sequences, length] on the CPU: text sampled from `model` at `temperature`.
+    """int64 [sequences, length] on the CPU: text sampled from `model` at `temperature`. Choose an odd length.
 
     bos: the first token of every sequence; None draws it evenly from the vocabulary. vocab: draw only the first so many
     tokens (of a padded vocabulary). progress(tokens done, total). Costs `length` passes over one new position of each
