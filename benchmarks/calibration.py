@@ -27,6 +27,7 @@ from pgolf.quant.logits import logits_of
 from pgolf.train import bpb, data
 
 CONTEST: dict[str, Any] = {"method": "gptq", "rules": ["*=int6,k=12.85", "tok_emb.*=int8,k=20"], "coder": "brotli"}
+LENGTH = 1023  # of invented sequences: real ones have 1024 tokens, generation prefers an odd number
 AUTO: dict[str, Any] = {"budget": int(3.0 * 3_213_844 / 8)}
 
 
@@ -53,8 +54,8 @@ def main() -> None:
         if kind == "real":
             return data.WindowSampler([train], 1024, args.tokens // 1024, seed).batch(0)[:, :-1]
         if kind == "self":
-            return selfgen.self_generate(model, sequences=args.tokens // 256, length=256, seed=seed)
-        return selfgen.random_tokens(1024, sequences=args.tokens // 256, length=256, seed=seed)
+            return selfgen.self_generate(model, sequences=args.tokens // LENGTH, length=LENGTH, seed=seed)
+        return selfgen.random_tokens(1024, sequences=args.tokens // LENGTH, length=LENGTH, seed=seed)
 
     before = score(source.state_dict())
     rows = []

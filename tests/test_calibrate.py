@@ -250,7 +250,7 @@ class Joined(Banks):
 )
 def test_agrees_with_the_oracle(kind: type[Net]) -> None:
     net = kind()
-    curvature = calibrate(net, batches())
+    curvature = calibrate(net, batches(), plain=True)
     assert set(curvature.coverage.values()) == {"traced"}
     factor = 0.25 if kind is Scaled else 1.0
     for tag, (name, k) in kind.where.items():
@@ -286,13 +286,13 @@ def test_the_weighted_tied_table_adds_head_and_lookup() -> None:
 
 
 def test_fused_after_the_product_has_all_of_g() -> None:
-    found = calibrate(Fused(), batches()).get("w.qkv", weighted=False, scaled=False)[0]
+    found = calibrate(Fused(), batches(), plain=True).get("w.qkv", weighted=False, scaled=False)[0]
     near(found.H, WANTED["qkv"][0])
     near(found.G, WANTED["qkv"][1])
 
 
 def test_fused_before_the_product_has_blocks_of_g() -> None:
-    curvature = calibrate(Sliced(), batches())
+    curvature = calibrate(Sliced(), batches(), plain=True)
     found = curvature.get("w.qkv", weighted=False, scaled=False)[0]
     near(found.H, WANTED["q"][0])
     near(found.G, torch.block_diag(*(WANTED[tag][1] for tag in "qkv")))
@@ -308,7 +308,7 @@ def test_slice_by_columns() -> None:
             a, b = w.chunk(2, dim=1)
             return F.linear(x[..., : D // 2], a) + x[..., D // 2 :] @ b.T
 
-    curvature = calibrate(Halves(), batches())
+    curvature = calibrate(Halves(), batches(), plain=True)
     found = curvature.get("w.o", weighted=False, scaled=False)[0]
     H, G = WANTED["o"]
     near(found.G, G)
@@ -317,7 +317,7 @@ def test_slice_by_columns() -> None:
 
 @pytest.mark.parametrize("kind", [Matmul, Banks, Joined])
 def test_tied_table_keeps_both_partial_traces(kind: type[Net]) -> None:
-    found = calibrate(kind(), batches()).get(
+    found = calibrate(kind(), batches(), plain=True).get(
         "emb.weight" if kind is not Matmul else "w.emb", weighted=False, scaled=False
     )[0]
     (h, g), (one_hot, s) = WANTED["head"], WANTED["lookup"]
@@ -337,6 +337,20 @@ def test_diagonal_output_side() -> None:
     found = calibrate(Joined(), batches(), full_output=False)
     near(found.get("kv", weighted=False, scaled=False)[1].G, WANTED["v"][1].diagonal())
     near(found.get("mlp", weighted=False, scaled=False)[0].G, WANTED["up"][1].diagonal())
+
+
+def test_only_the_diagonal_of_the_plain_output_side_is_kept_by_default() -> None:
+    curvature = calibrate(Banks(), batches())
+    near(curvature.get("kv", weighted=False, scaled=False)[1].G, WANTED["v"][1].diagonal())
+    outputs = curvature.get("mlp", weighted=False)[1].H  # x @ w: its columns are the outputs, and gptq uses all of H
+    near(outputs / outputs.trace(), WANTED["down"][1] / WANTED["down"][1].trace())
+
+
+def test_gram_matrices_wider_than_a_stripe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgolf.quant.calibrate.STRIPE", 5)
+    found = calibrate(Banks(), batches()).get("qo", scaled=False)[0]
+    near(found.H, WEIGHTED["q"][0])
+    near(found.G, WEIGHTED["q"][1] / WEIGHTED["q"][1].trace())
 
 
 def test_scale_meets_the_gradients() -> None:
@@ -430,7 +444,7 @@ def test_checkpointing_and_dropout_change_nothing(reentrant: bool) -> None:
     net = Messy()
     net.reentrant = reentrant
     net.train()
-    curvature = calibrate(net, batches())
+    curvature = calibrate(net, batches(), plain=True)
     for tag in ("q", "v", "down"):
         near(curvature.get(f"w.{tag}", weighted=False, scaled=False)[0].H, WANTED[tag][0])
         near(curvature.get(f"w.{tag}", weighted=False, scaled=False)[0].G, WANTED[tag][1])
@@ -492,6 +506,18 @@ def test_same_seed_same_bits() -> None:
     a, b, c = (calibrate(Banks(), batches(), seed=seed).get("kv")[0].G for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Linears, Matmul, Banks])
+def test_on_a_gpu(kind: type[Net]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    curvature = calibrate(kind().cuda(), batches())
+    assert set(curvature.coverage.values()) == {"traced"}
+    assert not any(t.is_cuda for sums in curvature.sums.values() for t in (sums.rows, sums.cols) if t is not None)
+    name, k = kind.where["up"]
+    near(curvature.get(name)[k].inputs, WANTED["up"][0])  # the labels of the output side are drawn by another generator
 
 
 class Loss(Matmul):
@@ -573,7 +599,7 @@ def test_foresees_the_measured_rise_on_golf3m() -> None:
     net = golf3m()
     shard = np.memmap(SHARED / "text_train_000000.bin", np.uint16, "r", offset=1024)
     ids = torch.stack([torch.from_numpy(shard[i * 900_000 :][:512].astype(np.int64)) for i in range(16)])
-    curvature = calibrate(net, list(ids.split(1)))
+    curvature = calibrate(net, list(ids.split(1)), plain=True)
     generator = torch.Generator().manual_seed(0)
     ratios = []
     with torch.no_grad():

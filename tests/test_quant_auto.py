@@ -277,3 +277,15 @@ def test_frame_can_be_shared() -> None:
     shared = quantize_in_frame(weight, frame, UNIT * 0.3, Settings())
     direct = METHODS["auto"].quantize(weight, curvature, Settings(step=0.3))
     np.testing.assert_array_equal(shared.codes, direct.codes)
+
+
+@pytest.mark.gpu
+def test_matrices_and_curvature_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    weight, curvature = random_matrix(96, 64)
+    for known in (curvature, correlated(curvature)):
+        near = METHODS["auto"].quantize(weight, known, Settings())
+        far = METHODS["auto"].quantize(weight.cuda(), MatrixCurvature(known.H.cuda(), known.G.cuda()), Settings())
+        assert rise(weight, far, known) == pytest.approx(rise(weight, near, known), rel=0.02)
+        assert (far.codes == near.codes).mean() > 0.9  # the same but for rounding of the factors

@@ -99,3 +99,42 @@ def test_random_tokens() -> None:
     assert (ids.shape, ids.dtype) == ((20, 30), torch.int64)
     assert set(ids.flatten().tolist()) == set(range(10))
     assert torch.equal(ids, random_tokens(10, sequences=20, length=30))
+
+
+class Positions(Model):
+    """Takes at most 100 positions."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > 100:
+            raise IndexError("index out of range in self")
+        return super().forward(ids)
+
+
+def test_the_context_that_a_model_takes() -> None:
+    assert selfgen.usable_length(Model(), 1024) == 1023
+    assert selfgen.usable_length(Positions(), 1024) == 63
+    assert selfgen.usable_length(Positions(), 100) == 99
+    ids = self_generate(Positions(), sequences=2, length=selfgen.usable_length(Positions(), 1024))
+    assert ids.shape == (2, 63)
+    assert selfgen.vocabulary(Model()) == V
+
+
+def test_a_model_that_fails_on_any_length_says_so() -> None:
+    model = Model()
+    model.forward = lambda ids: 1 / 0
+    with pytest.raises(CurvatureError, match="ZeroDivisionError"):
+        selfgen.usable_length(model, 1024)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = Pairs().cuda()
+    ids = self_generate(model, sequences=200, length=51, temperature=0.8)
+    assert ids.device.type == "cpu"
+    counts = torch.zeros(4, 4).index_put_(
+        (ids[:, :-1].flatten(), ids[:, 1:].flatten()), torch.ones(10_000), accumulate=True
+    )
+    wanted = (model.table.weight.detach().cpu() / 0.8).softmax(-1)
+    assert torch.allclose(counts / counts.sum(1, keepdim=True), wanted, atol=0.04)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pgolf.checkpoint import Checkpoint
     from pgolf.quant.curvature import Curvature
 
-SELF_LENGTH = 256  # tokens of a self-generated sequence: longer ones cost more and calibrate no better
+CONTEXT = 1024  # tokens of a calibration sequence unless --seq-len says otherwise
 
 
 def model_with(source: Path, spec: str | None) -> nn.Module:
@@ -66,27 +66,34 @@ def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options:
     )
 
 
-def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]) -> Any:
-    """int64 [N, T] token ids: from a shard, or sampled from the model itself."""
-    import torch
-
-    from pgolf.quant import selfgen
-    from pgolf.quant.logits import logits_of
+def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]) -> Tensor:
+    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random."""
     from pgolf.train.data import WindowSampler, read_shard
 
-    seed, num_tokens = options["seed"], options["tokens"]
-    if calib == "self":
-        return selfgen.self_generate(
-            model,
-            sequences=max(1, num_tokens // SELF_LENGTH),
-            length=SELF_LENGTH,
-            seed=seed,
-            logits=options["logits"],
-            progress=lambda done, total: progress("generate", done, total),
-        )
-    if calib == "random":
-        vocab = logits_of(model, options["logits"])(torch.zeros(1, 2, dtype=torch.int64)).shape[-1]
-        return selfgen.random_tokens(vocab, sequences=max(1, num_tokens // SELF_LENGTH), length=SELF_LENGTH, seed=seed)
+    num_tokens, context = options["tokens"], options.get("seq_len") or CONTEXT
+    if calib in {"self", "random"}:
+        return _invented_tokens(model, calib, min(context, max(num_tokens, 2)), progress, options)
     tokens = read_shard(calib)
-    length = min(options.get("seq_len") or 1024, len(tokens) - 1)
-    return WindowSampler([tokens], length, max(1, num_tokens // length), seed).batch(0)[:, :-1]
+    length = min(context, len(tokens) - 1)
+    return WindowSampler([tokens], length, max(1, num_tokens // length), options["seed"]).batch(0)[:, :-1]
+
+
+def _invented_tokens(model: nn.Module, calib: str, context: int, progress: Progress, options: dict[str, Any]) -> Tensor:
+    """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
+    from pgolf.quant import selfgen
+
+    seed, logits = options["seed"], options["logits"]
+    length = selfgen.usable_length(model, context, logits=logits)
+    sequences = max(1, options["tokens"] // length)
+    if calib == "random":
+        return selfgen.random_tokens(
+            selfgen.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
+        )
+    return selfgen.self_generate(
+        model,
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        logits=logits,
+        progress=lambda done, total: progress("generate", done, total),
+    )

@@ -12,6 +12,8 @@ What will surprise you:
   factor sees; halfway to unbiased levels won 0.07 bits a weight at 3.1 bits and 0.1 at 2.5 in measured KL.
 * Columns go in ascending order of H's diagonal: what matters most comes last and absorbs what the others left.
 * Without curvature H = G = I and c is relative to the rms of the matrix: an equal relative error for every tensor.
+* Curvature on a GPU is factored there, which is the work that grows with the cube of the width. Rounding is always on the
+  CPU: the compiled loops run there. That costs one copy of the matrix and its two factors a tensor.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ LEVELS_CODED = ((-2, 0, 2, 4, 6, 8, 12), (0.83, 0.871, 0.958, 0.989, 0.997, 0.99
 
 @dataclass(frozen=True)
 class Frame:
-    """What rounding needs of the curvature: independent of the weights and of the searched step.
+    """What rounding needs of the curvature, on the CPU: independent of the weights and of the searched step.
 
     order: int64 [C], the order of the columns. U: float32 [C, C], H⁻¹ = UᵀU in that order. g: float64 [R], what an
     error of the row costs after later rows absorbed their part. V: float32 [R, R], G⁻¹ = VᵀV, or None: G is diagonal.
@@ -86,7 +88,7 @@ def finish(weight: Tensor, prepared: Prepared, settings: Settings) -> Plane:
 
 def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> float:
     """Bits that the codes of weight [R, C] will take, from their spreads alone: nothing is rounded."""
-    W = weight[:, prepared.frame.order].float().T.contiguous()
+    W = weight.cpu()[:, prepared.frame.order].float().T.contiguous()
     rows, cols = water_filled(W, prepared.frame, prepared.unit * settings.step, settings.trellis)
     spread = spreads(W, rows, cols)
     width = spread.rows[None, :] + spread.cols[:, None]
@@ -121,15 +123,15 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     """Damped and factored curvature; the unit that damping takes out of H goes into the row weights."""
     H, mean = damped(curvature.H, settings.damp_inputs)
     order = H.diagonal().argsort(stable=True)
-    U = inverse_upper(H[order][:, order]).float()
+    U = inverse_upper(H[order][:, order]).float().cpu()
     G = torch.ones(rows) if curvature.G is None else curvature.G
     G = G.double() * mean
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
         V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
-        return Frame(order, U, V.diagonal().pow(-2).cpu().numpy(), V.float())
+        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu())
     g = G.diagonal() if G.dim() == 2 else G
-    return Frame(order, U, (g + damp * g.mean()).cpu().numpy())
+    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy())
 
 
 def distortion(states: int) -> float:
@@ -140,7 +142,7 @@ def distortion(states: int) -> float:
 
 def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings) -> Plane:
     """Round weight [R, C] at water level c, in √(nats per token)."""
-    W = weight[:, frame.order].float().T.contiguous()  # [C, R]
+    W = weight.cpu()[:, frame.order].float().T.contiguous()  # [C, R]
     rows, cols = water_filled(W, frame, c, settings.trellis)
     spread = spreads(W, rows, cols)
     row_level, col_level = level_factors(spread, settings)

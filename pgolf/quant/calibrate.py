@@ -6,6 +6,8 @@ What will surprise you:
   (a softcap, a temperature), so the covariance of its gradients is known, diag(p) - p pᵀ. Drawn labels would give rare
   pieces of the vocabulary either nothing or far too much. Whether the function is elementwise is tested, not assumed.
 * q, k and v multiply the same tensor: its Gram matrix is computed once.
+* Gram matrices are most of the work beside the passes, so of E[g gᵀ] only the diagonal is summed unless it is asked for:
+  the factors that the quantizers use by default weight every vector by the length of the one on the other side.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pgolf.quant.logits import Logits, device_of, first_bad_module, logits_of, o
 from pgolf.quant.trace import Block, Tracer
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
+STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
 PASS_TOKENS = 4096  # tokens a pass when the batches come as one tensor of sequences
 
 Progress = Callable[[int, int | None], None]
@@ -34,6 +37,7 @@ def calibrate(
     *,
     output_side: bool = True,
     full_output: bool = True,
+    plain: bool = False,
     tokens: int | None = None,
     seed: int = 0,
     logits: Callable[..., Any] | str | None = None,
@@ -43,6 +47,7 @@ def calibrate(
 
     batches: int64 [B, T] token ids, or one tensor [sequences, T]; many small ones make the scale of G more exact.
     tokens: use at most so many. output_side=False skips the backward pass: no G. full_output=False keeps its diagonal.
+    plain=True also keeps all of E[g gᵀ], not its diagonal alone, for `Curvature.get(weighted=False)`.
     logits: a callable or method name that takes ids to logits [B, T, V]; by default `forward_logits`, `logits` or the
     model. progress(tokens done, total or None). The model is left as it was: modes, gradients, hooks, RNG states,
     weights. In a process group every rank gives batches of its own (`tokens` counts for each) and all get the same
@@ -52,7 +57,7 @@ def calibrate(
 
     def collect() -> Curvature:
         run = logits_of(model, logits)
-        collector = Collector(model, output_side=output_side, full_output=full_output)
+        collector = Collector(model, output_side=output_side, full_output=full_output, plain=plain)
         generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
         total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
         with undisturbed(model, gradients=output_side):
@@ -103,10 +108,12 @@ class Last(NamedTuple):
 class Collector:
     """The tracer's sink: adds every use's vectors to the sums of the matrix they met."""
 
-    def __init__(self, model: nn.Module, *, output_side: bool, full_output: bool) -> None:
+    def __init__(self, model: nn.Module, *, output_side: bool, full_output: bool, plain: bool) -> None:
         self._model = model
         self._output_side = output_side
         self._full_output = full_output
+        self._plain = plain
+        self._has_full: dict[str, bool] = {}  # by parameter, settled at its first product
         self._named = dict(model.named_parameters())
         every = dict(model.named_parameters(remove_duplicate=False))
         first = {id(p): name for name, p in self._named.items()}
@@ -203,8 +210,8 @@ class Collector:
 
     def _outputs(self, blocks: Sequence[Block], x: Tensor, g: Tensor) -> None:
         """Gradients g [N, O] at the outputs of a product with x [N, I]."""
-        full = any(self._full(block) for block in blocks)
-        self._add_outputs(blocks, _gram(g) if full else g.float().square().sum(0))
+        whole = any(self._keeps_plain(block) for block in blocks)
+        self._add_outputs(blocks, _gram(g) if whole else g.float().square().sum(0))
         for block in blocks:
             inputs, outputs = x[:, block.inputs].float() * block.scale, g[:, block.outputs].float()
             lengths = inputs.square().sum(1, keepdim=True)
@@ -225,7 +232,7 @@ class Collector:
                 self._add(self._sums(block), f"far_{side}", block, where, G)
                 continue
             part = G[block.outputs] if G.dim() == 1 else G[block.outputs, block.outputs]
-            part = part.diagonal() if part.dim() == 2 and not self._full(block) else part
+            part = part.diagonal() if part.dim() == 2 and not self._keeps_plain(block) else part
             self._add(self._sums(block), side, block, where, part)
 
     def _exact_head(self, logits: Tensor) -> None:
@@ -246,7 +253,7 @@ class Collector:
     def _add_head(self, last: Last, p: Tensor, c: Tensor) -> None:
         """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
         variance = c.square() * p * (1 - p)
-        if any(self._full(block) for block in last.blocks):
+        if any(self._keeps_plain(block) for block in last.blocks):
             self._add_outputs(last.blocks, torch.diag((c.square() * p).sum(0)) - _gram(c * p))
         else:
             self._add_outputs(last.blocks, variance.sum(0))
@@ -278,9 +285,15 @@ class Collector:
         return slope if self._elementwise else None
 
     def _full(self, block: Block) -> bool:
-        """Whether all of G is kept of a block's outputs."""
+        """Whether all of G is kept of a block's outputs: a table that is looked up too can use its diagonal only."""
         shape = self.curvature.shapes[block.name]
-        return self._full_output and shape[-1 if block.transposed else -2] <= MAX_FULL_OUTPUTS
+        looked_up = Key(block.name, block.index, "lookup") in self.curvature.sums
+        low = shape[-1 if block.transposed else -2] <= MAX_FULL_OUTPUTS
+        return self._has_full.setdefault(block.name, self._full_output and low and not looked_up)
+
+    def _keeps_plain(self, block: Block) -> bool:
+        """Whether all of the unweighted G is kept: where rows are inputs, gptq feeds errors along the outputs."""
+        return self._full(block) and (self._plain or block.transposed)
 
     def _share(self, block: Block) -> float:
         """How many of the matrix's outputs the block has: parts that share them out make up one use together."""
@@ -332,10 +345,15 @@ class Collector:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """Σ x xᵀ over the rows of x [N, I]: float32 [I, I]."""
+    """Σ x xᵀ over the rows of x [N, I]: float32 [I, I]. Only the lower half is multiplied out."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.float()
-        return x.mT @ x
+        out = x.new_empty(x.shape[1], x.shape[1])
+        for start in range(0, len(out), STRIPE):
+            stripe = slice(start, start + STRIPE)
+            out[stripe, : stripe.stop] = x[:, stripe].mT @ x[:, : stripe.stop]
+            out[:start, stripe] = out[stripe, :start].mT
+        return out
 
 
 def _pulled(logits: Tensor, y: Tensor, v: Tensor) -> Tensor:

@@ -240,9 +240,9 @@ def _attended(args: Any, kwargs: Any, span: slice) -> Tensor:
     mask, causal = given.pop("attn_mask", None), given.pop("is_causal", False)
     if mask is not None:
         mask = mask[..., span, : span.stop] if mask.shape[-2] > 1 else mask[..., : span.stop]
-    elif causal:
+    elif causal and span.stop - span.start > 1:  # a single query sees all keys, and fast attention takes no mask
         seen = torch.arange(span.stop, device=q.device)
         mask = seen[None, :] <= seen[span, None]
-    else:
+    elif not causal:
         raise ValueError("attention that looks ahead")
     return scaled_dot_product_attention(q[..., span, :], k[..., : span.stop, :], v[..., : span.stop, :], mask, **given)

@@ -5,6 +5,8 @@ What will surprise you:
   incremental.py), after a comparison with whole passes. A model that does not stand this comparison is run on the whole
   prefix for every token, which costs `length` / 2 times as much.
 * Long sequences calibrate better than short ones: a layer's inputs after ten tokens are not those after five hundred.
+  On golf3m at 3.5 bits, 6,000 tokens each, KL over that with real text of 1,024: 1,023 tokens at temperature 1 1.13x,
+  255 tokens 1.21x, and at temperature 0.8 1.24x (one seed).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.quant.incremental import CannotIncrement, Incremental, odd_length
 from pgolf.quant.logits import Logits, device_of, logits_of, original, undisturbed
 
-KEPT_BYTES = 1 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
+KEPT_BYTES = 3 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
 WHOLE_TOKENS = 8192  # of a group where nothing can be kept
+SHORTEST = 16  # tokens of a context: a model that fails on so few fails for another reason
 
 Progress = Callable[[int, int], None]
 NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
@@ -30,16 +33,16 @@ NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits,
 def self_generate(
     model: nn.Module,
     *,
-    sequences: int = 80,
-    length: int = 256,
-    temperature: float = 0.8,
+    sequences: int = 32,
+    length: int = 1023,
+    temperature: float = 1.0,
     bos: int | None = None,
     vocab: int | None = None,
     seed: int = 0,
     logits: Callable[..., Any] | str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """int64 [sequences, length] on the CPU: text sampled from `model` at `temperature`.
+    """int64 [sequences, length] on the CPU: text sampled from `model` at `temperature`. Choose an odd length.
 
     bos: the first token of every sequence; None draws it evenly from the vocabulary. vocab: draw only the first so many
     tokens (of a padded vocabulary). progress(tokens done, total). Costs `length` passes over one new position of each
@@ -76,6 +79,33 @@ def self_generate(
             if progress:
                 progress(sum(group.numel() for group in done), sequences * length)
     return torch.cat(done)
+
+
+def usable_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
+    """The longest odd length up to `wanted` tokens that `model` takes, halved until it does: learned positions end.
+
+    Odd, because `self_generate` runs even lengths one token longer (see incremental.py). Raises as `logits_of`.
+    """
+    model = original(model)
+    run = logits_of(model, logits)
+    length = (wanted - 1) | 1
+    with undisturbed(model, gradients=False):
+        while True:
+            try:
+                run(torch.zeros(1, length, dtype=torch.int64, device=device_of(model)))
+            except CurvatureError:
+                if length < SHORTEST:
+                    raise
+                length = (length // 2 - 1) | 1
+            else:
+                return length
+
+
+def vocabulary(model: nn.Module, *, logits: Callable[..., Any] | str | None = None) -> int:
+    """How many tokens `model` gives logits of. Raises as `logits_of`."""
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        return _vocabulary(logits_of(model, logits), device_of(model), None, None)
 
 
 def random_tokens(vocab: int, *, sequences: int = 80, length: int = 256, seed: int = 0) -> Tensor:
