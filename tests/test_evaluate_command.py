@@ -61,8 +61,9 @@ def run(*arguments: object, code: int = 0):
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == code, (result.output, result.stderr, result.exception)
     if code:
-        assert result.stderr.startswith("pgolf: ")
-        assert len(result.stderr.strip().splitlines()) == 1
+        *notes, error = result.stderr.splitlines()
+        assert error.startswith("pgolf: ")
+        assert all(note.startswith("note: ") for note in notes)
     return result
 
 
@@ -92,6 +93,22 @@ def test_two_models_are_compared_over_documents(folder: Path):
     text = run("eval", "a.json", "b.json").stdout
     assert "difference B - A" in text
     assert "10 documents" in text
+
+
+def test_a_context_that_harms_is_noted(folder: Path):
+    """A model that is lost beyond 16 tokens."""
+    (folder / "lost.py").write_text(
+        "from toy import Toy\n"
+        "class Lost(Toy):\n"
+        "    def forward_logits(self, ids):\n"
+        "        x = super().forward_logits(ids) / 48\n"
+        "        x[:, 16:] += 3 * self.tok_emb.weight[:, 0]\n"
+        "        return x\n"
+    )
+    note = "try --seq-len 16"
+    assert note in run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA).stderr
+    assert note in json.loads(run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA, "--json").stdout)["note"]
+    assert "note" not in run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA, "--seq-len", "16").stderr
 
 
 def test_contexts_within_documents(folder: Path):
@@ -137,7 +154,7 @@ def test_the_audit_fails_with_exit_code_4(folder: Path, more: tuple[str, ...], f
     result = run("eval", "ckpt.pgolf", *DATA, *more, "--audit", code=4 if failing else 0)
     assert ("FAIL" in result.stdout) is bool(failing)
     if failing:
-        assert result.stderr == f"pgolf: the audit fails: {failing}\n"
+        assert result.stderr.endswith(f"pgolf: the audit fails: {failing}\n")
         assert f"FAIL  {failing}" in result.stdout
 
 

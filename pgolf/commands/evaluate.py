@@ -81,6 +81,8 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(_facts([result.summary() for result in results], change, checks)))
     else:
+        for note in filter(None, (result.note for result in results)):
+            click.echo(f"note: {note}", err=True)
         click.echo("\n".join(_lines(results, change, checks)))
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
@@ -102,7 +104,7 @@ class _Text:
 
 def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
     """A saved result, or the score of a model and, if asked for, its audit."""
-    from pgolf.train import documents, results
+    from pgolf.train import bpb, documents, results
 
     if results.is_result(source):
         if options["audit"]:
@@ -116,7 +118,9 @@ def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[
     nats = scorer(text.scored, progress=lambda done, total: progress(f"score {source.name}", done, total))
     seconds = time.perf_counter() - began
     how = f"{options['scorer']}, {reading}" if options["scorer"] else str(reading)
-    result = results.make(str(source), how, nats, text.byte_counts, starts, seconds)
+    score = bpb.result_of(nats, text.byte_counts, seconds)
+    by_document = documents.per_document(nats, text.byte_counts, starts)
+    result = results.Result(str(source), how, score, by_document, reading.note(nats, starts))
     return result, _audit(source, model, scorer, text, reading, options, progress) if options["audit"] else []
 
 
