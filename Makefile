@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 demo: .venv/.installed
 	$(BIN)/pgolf demo -o demo-out
@@ -15,6 +15,14 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Damaged inputs by the hundred thousand, then 200 kills; MINUTES is the most that one target takes. GUIDED=1 follows coverage instead.
+INPUTS ?= 10000
+MINUTES ?= 20
+fuzz: .venv/.installed
+	$(if $(GUIDED),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]')
+	$(BIN)/python -m fuzz.run --inputs $(INPUTS) --minutes $(MINUTES) $(if $(GUIDED),--guided)
+	$(BIN)/python -m fuzz.kills
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgolf needs Python 3.11 or newer: make PYTHON=python3.11")'

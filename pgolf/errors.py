@@ -7,6 +7,7 @@
     ├── DataError             3   token shards, tokenizers, byte sidecars
     ├── CurvatureError        3   calibration went wrong, or does not belong to this model
     ├── ArtifactError         3   truncated, foreign or damaged artifact
+    ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
     ├── BudgetError           4   cannot be made to fit
     └── AuditError            4   the audit found that a score is not honest
 
@@ -44,6 +45,10 @@ class CurvatureError(PgolfError):
 
 class ArtifactError(PgolfError):
     """The artifact is truncated, foreign or damaged."""
+
+
+class DeviceError(PgolfError):
+    """A device was asked for that is not here, or lacks what its kernels need."""
 
 
 class BudgetError(PgolfError):

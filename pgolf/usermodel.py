@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
 
-_PREFIXES = ("module.", "_orig_mod.")
+_PARALLEL, _COMPILED = "module.", "_orig_mod"  # what DDP and AveragedModel, and torch.compile, put into names
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
 
 def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -50,7 +51,7 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
     """Our own trainer's model, from the configuration that its checkpoints carry. Raises ModelError."""
     from pgolf.train.model import from_config as build
 
-    if config.get("arch") != "pgolf.train.model:GPT":
+    if not is_ours(config):
         raise ModelError("the checkpoint's configuration is not of a pgolf model: add --model FILE.py:NAME")
     try:
         model = build(dict(config))
@@ -58,6 +59,11 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
         raise ModelError(f"the checkpoint's configuration does not make a model ({_line(error)})") from None
     load_state(model, state)
     return model.eval()
+
+
+def is_ours(config: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration is of our own trainer's model, rather than of somebody's run."""
+    return config is not None and config.get("arch") == "pgolf.train.model:GPT"
 
 
 def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
@@ -106,20 +112,26 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def strip_prefix(names: list[str]) -> str:
-    """The wrapper prefix (DDP's "module.", torch.compile's "_orig_mod.") that all names share, "" if none."""
-    prefix = ""
-    while hit := next((p for p in _PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
-        prefix += hit
-    return prefix
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name without what wrappers put in: "module." where all have it, "_orig_mod." of any compiled part.
+
+    AveragedModel's counter, the only name without "module.", does not count.
+    """
+    bare = {name: ".".join(part for part in name.split(".") if part != _COMPILED) for name in names}
+    inner = [name for name in bare.values() if name != _COUNTER]
+    while inner and all(name.startswith(_PARALLEL) for name in inner):
+        bare = {name: short.removeprefix(_PARALLEL) for name, short in bare.items()}
+        inner = [name for name in bare.values() if name != _COUNTER]
+    return bare
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights strictly, wrapper prefixes aside. Raises ModelError naming missing, unexpected and misshapen keys."""
     theirs = model.state_dict()
-    cut = len(strip_prefix(list(state)))
-    prefix = strip_prefix(list(theirs))
-    given = {prefix + name[cut:]: tensor for name, tensor in state.items()}
+    full = {bare: name for name, bare in unwrapped(theirs).items()}
+    given = {full.get(bare, bare): state[name] for name, bare in unwrapped(state).items()}
+    if _COUNTER not in theirs:
+        given.pop(_COUNTER, None)
     missing, unexpected = sorted(theirs.keys() - given.keys()), sorted(given.keys() - theirs.keys())
     shapes = [
         f"{n} is {list(given[n].shape)} and should be {list(theirs[n].shape)}"

@@ -2,7 +2,10 @@ import json
 import os
 import stat
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import brotli
 import pytest
@@ -167,3 +170,58 @@ def test_replacing_a_directory_leaves_it_alone(tmp_path):
     with pytest.raises(OSError, match="model"), container.replacing(tmp_path / "model") as file:
         file.write(b"x")
     assert os.listdir(tmp_path) == ["model"]
+
+
+WRITE_FOREVER = """
+import sys, time
+from pathlib import Path
+from pgolf.packer.container import replacing
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """And only that: the temporary file of a writer that lives is left alone."""
+    target = tmp_path / "mod[el].pgolf"
+    target.write_bytes(b"old")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(target)], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        for writer in writers:
+            assert writer.stdout.readline() == b"writing\n"
+        assert len(list(tmp_path.iterdir())) == 3
+        writers[0].kill()
+        writers[0].wait()
+        assert target.read_bytes() == b"old"
+        with container.replacing(target) as file:
+            file.write(b"new")
+        assert target.read_bytes() == b"new"
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    with container.replacing(target) as file:
+        file.write(b"newer")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"newer"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """/dev/full stands for one: every write to it fails."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+
+    def fill():
+        with container.replacing(tmp_path / "a") as file, open("/dev/full", "wb") as full:
+            os.dup2(full.fileno(), file.fileno())
+            file.write(b"x")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill()
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

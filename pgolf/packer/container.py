@@ -14,10 +14,11 @@ What will surprise you:
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import secrets
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,11 @@ from typing import Any, BinaryIO
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import general
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 MAGIC = b"\x89PGOLF\r\n"
 VERSION = 1
@@ -149,24 +155,51 @@ def _parse_sections(index: Any, body: memoryview) -> dict[str, general.Compresse
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
 
-    It is a temporary sibling, synced and then renamed, so a reader sees the old file or the whole new one.
+    It is a temporary sibling, synced and then renamed, so a reader sees the old file or the whole new one. It is locked
+    while it is written: what a killed process left behind is unlocked, and the next writer of `path` removes it.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    _remove_abandoned(path)
+    file, name = _locked_sibling(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+            if fcntl is None:
+                file.close()  # Windows renames closed files only
+            os.replace(name, path)
+    except BaseException as error:
+        name.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside `path`, with the permissions that the user's umask gives, and its name."""
+    while True:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        file = open(name, "xb")  # noqa: SIM115 - the caller closes it
+        _lock(file, wait=True)
+        if name.exists():  # else a cleaner took it between creation and lock
+            return file, name
+        file.close()
+
+
+def _remove_abandoned(path: Path) -> None:
+    for name in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), name.open("rb") as file:
+            if _lock(file):
+                name.unlink()
+
+
+def _lock(file: BinaryIO, wait: bool = False) -> bool:
+    """Whether the file is ours alone now. False too where there are no such locks: nothing is then taken for abandoned."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""Damage, from a slip of the disk to an enemy who repairs every checksum.
+
+`damaged` works on any bytes. The rest knows the artifact's preamble (docs/FORMAT.md): a file whose checksums are wrong
+never reaches the parsers behind them, so `repaired` and `forged` put them right.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pgolf.errors import ArtifactError
+from pgolf.packer import container, general
+
+ODD = (0, 1, -1, 2, 3, 255, 511, 1 << 15, 1 << 20, 1 << 31, 1 << 39, 1 << 70, True, None, 1.5, "", "rans", [], {})
+_EDGES = (b"\0", b"\xff", b"\x80", b"\x7f", b"\xff" * 4, b"\0" * 8, b"\xff\xff\xff\x7f")
+_PREAMBLE = 28
+_RAW_HEADER = struct.Struct("<I")
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """One to four bytes or short runs flipped, overwritten, cut out, put in, or copied from elsewhere in the data."""
+    out = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        at, length = int(rng.integers(len(out) + 1)), int(rng.integers(1, 9))
+        match rng.integers(6):
+            case 0 if at < len(out):
+                out[at] ^= 1 << rng.integers(8)
+            case 1:
+                edge = _EDGES[rng.integers(len(_EDGES))]
+                out[at : at + len(edge)] = edge
+            case 2:
+                del out[at : at + length]
+            case 3:
+                out[at:at] = rng.bytes(length)
+            case 4:
+                start = int(rng.integers(len(out) + 1))
+                out[at : at + length] = out[start : start + length]
+            case _:
+                del out[at if rng.random() < 0.1 else len(out) :]
+    return bytes(out)
+
+
+def repaired(artifact: bytes) -> bytes:
+    """With the file's checksum right."""
+    crc = zlib.crc32(artifact[_PREAMBLE:], zlib.crc32(artifact[:24]))
+    return artifact[:24] + struct.pack("<I", crc) + artifact[_PREAMBLE:]
+
+
+def header_and_body(artifact: bytes) -> tuple[dict[str, Any], bytes]:
+    """The parsed header and the stored sections of an honest artifact."""
+    size, raw_size = struct.unpack_from("<II", artifact, 12)
+    stored = general.Compressed(artifact[_PREAMBLE : _PREAMBLE + size], general.BY_NUMBER[artifact[10]], 1, raw_size)
+    return json.loads(general.decompress(stored)), artifact[_PREAMBLE + size :]
+
+
+def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
+    """An artifact of that header and body with every checksum right, as far as the sections still decompress."""
+    raw = container.canonical(head)
+    content, at = zlib.crc32(raw), 0
+    try:
+        for _, codec, shuffle, full, stored in head["sections"]:
+            part = general.Compressed(body[at : at + stored], general.BY_NUMBER[codec], shuffle, full)
+            content, at = zlib.crc32(general.decompress(part), content), at + stored
+    except (ArtifactError, KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError):
+        pass
+    start = container.MAGIC + struct.pack("<HBBIII", container.VERSION, 0, 0, len(raw), len(raw), content)
+    return repaired(start + bytes(4) + raw + body)
+
+
+def with_header(artifact: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The artifact with a changed header and every checksum right: what only an enemy writes."""
+    head, body = header_and_body(artifact)
+    change(head)
+    return rebuilt(head, body)
+
+
+def forged(artifact: bytes, rng: np.random.Generator) -> bytes:
+    """Header fields that lie, or sections overwritten, under good checksums: it reaches the deepest parsers."""
+    head, body = header_and_body(artifact)
+    if rng.random() < 0.5:
+        for _ in range(rng.integers(1, 3)):
+            lie(head, int(rng.integers(1 << 30)), ODD[rng.integers(len(ODD))])
+        return rebuilt(head, body)
+    changed = bytearray(body)
+    for _ in range(rng.integers(1, 4)):
+        changed[rng.integers(len(changed))] = rng.integers(256)
+    return rebuilt(head, bytes(changed))
+
+
+def lie(head: Any, which: int, value: object) -> None:
+    """Overwrite one of the header's leaves, chosen by any integer."""
+    leaves = list(_leaves(head))
+    *path, last = leaves[which % len(leaves)]
+    for step in path:
+        head = head[step]
+    head[last] = value
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else None
+    if items is None:
+        yield path
+        return
+    for key, item in items:
+        yield from _leaves(item, (*path, key))
