@@ -136,14 +136,14 @@ def test_the_audit_passes_an_honest_model(folder: Path, more: tuple[str, ...]):
     run("pack", "ckpt.pt", "--method", "rtn")
     facts = json.loads(run("eval", "ckpt.pgolf", *MODEL, *DATA, *more, "--audit", "--json").stdout)
     found = {check["name"]: check["passed"] for check in facts["audit"]}
-    passed = ("probabilities", "future", "memory", "documents", "size")
+    passed = ("probabilities", "future", "memory", "documents", "run", "size")
     assert found == {**dict.fromkeys(passed, True), "bytes": None}
 
 
 @pytest.mark.parametrize(
     ("more", "failing"),
     [
-        (("--model", "cheats.py:Peek"), "probabilities"),
+        (("--model", "cheats.py:Peek"), "probabilities, run"),
         ((*MODEL, "--scorer", "cheats.py:unnormalised"), "probabilities"),
         ((*MODEL, "--budget", "1kB"), "size"),
         ((*MODEL, "--budget", "16MB", "--code", "toy.py"), None),
@@ -155,7 +155,7 @@ def test_the_audit_fails_with_exit_code_4(folder: Path, more: tuple[str, ...], f
     assert ("FAIL" in result.stdout) is bool(failing)
     if failing:
         assert result.stderr.endswith(f"pgolf: the audit fails: {failing}\n")
-        assert f"FAIL  {failing}" in result.stdout
+        assert all(f"FAIL  {name}" in result.stdout for name in failing.split(", "))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pgolf.errors import DataError, ModelError, UsageError
 from pgolf.train import bpb, ttt
+from pgolf.train.windows import Window, segments
 from tests.helpers import Counting, generator
 
 VOCAB, BOS = 13, 0
@@ -79,7 +80,7 @@ def test_no_score_depends_on_its_own_token(place: int):
 def test_documents_know_nothing_of_each_other():
     tokens, starts = stream(30, 45, 25)
     together = learned(Banked(), tokens, starts)
-    for start, end in bpb.segments(len(tokens) - 1, starts):
+    for start, end in segments(len(tokens) - 1, starts):
         assert (together[start:end] == learned(Banked(), tokens[start : end + 1], starts[:1])).all()
 
 
@@ -138,7 +139,7 @@ def test_tied_weights_and_banks_learn():
     learner = ttt._Learner(ttt._Runner(Banked(), None), LEARN)
     tokens, _ = stream(40)
     with torch.enable_grad():
-        learner.score(tokens, bpb.Window(0, 0, 16), learn=True)
+        learner.score(tokens, Window(0, 0, 16), learn=True)
     moved = {name: up.detach().square().mean((-2, -1)).sqrt() for name, up in learner._up.items()}
     assert moved.keys() == {"model.embedding.weight", "model.bank"}
     for size in moved.values():  # each matrix of a bank by itself

@@ -121,7 +121,7 @@ def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[
     score = bpb.result_of(nats, text.byte_counts, seconds)
     by_document = documents.per_document(nats, text.byte_counts, starts)
     result = results.Result(str(source), how, score, by_document, reading.note(nats, starts))
-    return result, _audit(source, model, scorer, text, reading, options, progress) if options["audit"] else []
+    return result, _audit(source, model, scorer, nats, text, reading, options, progress) if options["audit"] else []
 
 
 def _text(options: dict[str, Any]) -> _Text:
@@ -177,11 +177,13 @@ def _audit(
     source: Path,
     model: nn.Module,
     scorer: Scorer,
+    nats: NDArray[np.floating],
     text: _Text,
     reading: Reading,
     options: dict[str, Any],
     progress: Progress,
 ) -> list[Check]:
+    """Experiments on the scorer that gave `nats`, then the text's bytes and the size."""
     import torch
 
     from pgolf.packer.code import counted_bytes
@@ -198,6 +200,7 @@ def _audit(
     code = sum(counted_bytes(path) for path in options["code"])
     return [
         *checks,
+        audit.run(scorer, text.scored, nats, len(sample.tokens)),
         audit.counted_bytes(text.tokens, text.byte_counts, text.bos, options["tokenizer"], text.total),
         audit.size(artifact, code, parse_size(options["budget"])),
     ]

@@ -16,9 +16,9 @@ from torch import nn
 from pgolf.errors import UsageError
 from pgolf.quant.logits import logits_of
 from pgolf.train import bpb, ttt
-from pgolf.train.bpb import segments
 from pgolf.train.contexts import harmless_length
 from pgolf.train.documents import starts_of
+from pgolf.train.windows import segments
 
 AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
 INTO_CHUNK = 3  # with test-time training the substituted token is one of the first that profit from a step

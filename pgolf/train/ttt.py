@@ -16,7 +16,7 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ from torch.func import functional_call
 
 from pgolf.errors import ModelError, UsageError
 from pgolf.quant.logits import device_of, logits_of, original, undisturbed
-from pgolf.train.bpb import Window, num_targets, segments
+from pgolf.train.bpb import num_targets
 from pgolf.train.data import check_vocabulary
+from pgolf.train.windows import Window, chunk_windows, segments
 
 SEED = 0  # of A
 TINY = 1e-30  # a matrix without gradient stays as it is
@@ -38,11 +39,12 @@ TINY = 1e-30  # a matrix without gradient stays as it is
 
 @dataclass(frozen=True)
 class Settings:
-    """rank: of the additions; chunk: targets between two steps; lr: Adam's learning rate."""
+    """rank: of the additions; chunk: targets between two steps, fewer learn more and take longer; lr: the share of its
+    own size by which a step moves a matrix."""
 
     rank: int = 8
-    chunk: int = 256
-    lr: float = 0.01
+    chunk: int = 128
+    lr: float = 0.001
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.chunk < 1 or not self.lr > 0:
@@ -80,16 +82,6 @@ def score(
             if progress is not None:
                 progress(end, total)
     return nats
-
-
-def chunk_windows(first: int, end: int, seq_len: int, chunk: int) -> Iterator[Window]:
-    """Windows that score inputs [first, end) `chunk` at a time, each with the longest context there is.
-
-    A document's last chunk has the context of a whole one: would it depend on where the document ends, the start of the
-    next document were predicted by who knows that it comes, and the probabilities would not sum to 1.
-    """
-    for scored in range(first, end, chunk):
-        yield Window(max(first, scored + chunk - seq_len), scored, min(scored + chunk, end))
 
 
 class _Runner(nn.Module):
