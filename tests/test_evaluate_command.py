@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pgolf.cli import main
+from pgolf.train import ttt
 from pgolf.train.data import write_shard
 from tests.helpers import TOY_MODEL, toy_state
 
@@ -129,6 +130,14 @@ def test_test_time_training_on_checkpoints_and_artifacts(folder: Path, source: s
     assert learned["tokens"] == plain["tokens"]
     assert learned["bpb"] < plain["bpb"]
     assert "rank 2, chunk 32, learning rate 0.01" in learned["how"]
+
+
+def test_help_tells_the_defaults_of_test_time_training():
+    text = " ".join(run("eval", "--help").stdout.split())
+    defaults = ttt.Settings()
+    for name in ("rank", "chunk", "lr"):
+        option = text[text.index(f"--ttt-{name}") :]
+        assert f"[default: {getattr(defaults, name)}]" in option[: option.index("]") + 1]
 
 
 @pytest.mark.parametrize("more", [(), ("--stride", "16"), ("--documents",), LEARN])

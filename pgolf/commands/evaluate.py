@@ -50,9 +50,19 @@ DEFAULT_BOS = 1  # of the contest's shards
 @click.option("--documents", is_flag=True, help="Contexts begin anew with every document.")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1))
 @click.option("--ttt", is_flag=True, help="Learn from each document what was scored of it; forget it at its end.")
-@click.option("--ttt-rank", metavar="R", type=click.IntRange(1), help="Rank of what is learned.")
-@click.option("--ttt-chunk", metavar="N", type=click.IntRange(1), help="Tokens scored between two steps.")
-@click.option("--ttt-lr", metavar="X", type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--ttt-rank", metavar="R", type=click.IntRange(1), help="Rank of what is learned [default: 8].")
+@click.option(
+    "--ttt-chunk",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Tokens scored between two steps; fewer learn more and take longer [default: 128].",
+)
+@click.option(
+    "--ttt-lr",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Share of its size by which a step moves a matrix [default: 0.001].",
+)
 @click.option("--scorer", metavar="FILE.py:NAME", help="Your own evaluator: NAME(model) gives tokens -> nats.")
 @click.option("--audit", is_flag=True, help="Check that the score is honest; exit code 4 if it is not.")
 @click.option("--budget", metavar="SIZE", default="16MB", show_default=True, help="Cap of the audit.")
@@ -69,11 +79,16 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     """
     from pgolf import report
     from pgolf.train import compare
+    from pgolf.train.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
+    text = None if all(map(is_result, sources)) else _text(options)
     with progress_bars() as progress:
-        scored = [_scored(source, options, progress) for source in sources]
+        scored = [
+            _saved(source, options) if is_result(source) else _scored(source, text, options, progress)
+            for source in sources
+        ]
     results, checks = [result for result, _ in scored], [check for _, some in scored for check in some]
     change = compare.difference(results[0].documents, results[1].documents) if len(results) == 2 else None
     if options["out"]:
@@ -102,15 +117,19 @@ class _Text:
         return self.tokens[: self.total + 1]
 
 
-def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
-    """A saved result, or the score of a model and, if asked for, its audit."""
+def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
+    from pgolf.train import results
+
+    if options["audit"]:
+        raise UsageError(f"--audit needs the model, not its saved result {path}")
+    return results.read(path), []
+
+
+def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
+    """The score of a model and, if asked for, its audit."""
     from pgolf.train import bpb, documents, results
 
-    if results.is_result(source):
-        if options["audit"]:
-            raise UsageError(f"--audit needs the model, not its saved result {source}")
-        return results.read(source), []
-    text, reading = _text(options), _reading(options)
+    reading = _reading(options)
     starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
     model = model_with(source, options["model"])
     scorer = _scorer(model, reading, text.bos, options)
