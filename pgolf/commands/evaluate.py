@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +233,8 @@ def _facts(results: Sequence[dict[str, Any]], change: Estimate | None, checks: S
 
 
 def _lines(results: Sequence[Result], change: Estimate | None, checks: Sequence[Check]) -> list[str]:
-    lines = [line for result in results for line in ([] if change is None else [result.source]) + [_line(result)]]
+    names = [] if change is None else [f"{name}  {result.source}" for name, result in zip("AB", results, strict=True)]
+    lines = [line for pair in zip_longest(names, map(_line, results)) for line in pair if line]
     if change is not None:
         lines.append(f"difference B - A  {change.value:+.5f}{_spread(change, paired=True)}")
     lines += [f"{check.verdict}  {check.name:<14}{_number(check):>12}  {check.detail}" for check in checks]
