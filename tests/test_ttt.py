@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pgolf import checkpoint, usermodel
 from pgolf.errors import DataError, ModelError, UsageError
 from pgolf.train import bpb, ttt
+from pgolf.train.data import read_shard
 from pgolf.train.windows import Window, segments
-from tests.helpers import Counting, generator
+from tests.helpers import SHARED, Counting, generator
 
 VOCAB, BOS = 13, 0
 LEARN = ttt.Settings(rank=2, chunk=8, lr=0.1)
@@ -180,3 +182,16 @@ def test_bad_input():
     broken.bank.data[0, 0, 0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
         learned(broken, tokens, starts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
+def test_a_real_model_gains():
+    """golf3m on its first documents, against windows that see the same contexts."""
+    golf = SHARED / "golf3m"
+    model = usermodel.load(f"{golf / 'model.py'}:GPT", checkpoint.read(golf / "ckpt.pt").state_dict())
+    tokens = read_shard(SHARED / "text_val_000000.bin")[:5700]
+    starts = np.flatnonzero(tokens == 1)
+    plain = bpb.score(model.forward_logits, tokens, seq_len=512, stride=128, starts=starts)
+    nats = ttt.score(model, tokens, starts, seq_len=512)
+    assert nats.mean() < plain.mean() - 0.002
