@@ -1,6 +1,6 @@
 """The command line: parse, call one function, turn errors into one line and an exit code.
 
-Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact); 4 does not fit; 130 interrupted.
+Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact); 4 does not fit, or fails the audit; 130 interrupted.
 Data go to stdout, messages and bars to stderr. torch is imported inside the commands, so that --help is quick.
 A new command is one file in `pgolf/commands/` and one line here.
 """
@@ -70,7 +70,7 @@ def _os_message(error: OSError | MemoryError) -> str:
 def main() -> None:
     """Make a trained language model small without making it worse.
 
-    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget, 130 interrupted.
+    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget or fails the audit, 130 interrupted.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin slow a shared machine threefold
 

@@ -143,7 +143,7 @@ def test_a_leak_across_documents_is_caught():
 
 
 def test_additions_that_outlive_their_document_are_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ttt._Learner, "forget", lambda self: hasattr(self, "_optimizer") or FORGET(self))
+    monkeypatch.setattr(ttt._Learner, "forget", lambda self: hasattr(self, "_up") or FORGET(self))
     found = verdicts(lambda tokens: READINGS["ttt"].score(Counting(), tokens, BOS), READINGS["ttt"])
     assert found["documents"] is False
 
@@ -155,6 +155,18 @@ def test_windows_across_documents_are_a_leak_only_where_they_must_not_be():
     score = read_by(READINGS["disjoint"], Counting())
     assert verdicts(score, READINGS["documents"])["documents"] is False
     assert verdicts(score, READINGS["disjoint"])["documents"] is True
+
+
+def test_a_figure_made_otherwise_than_the_audited_scores_is_caught():
+    """Honest on the short texts of an audit, counting the whole document on the long one."""
+
+    def score(tokens: np.ndarray) -> np.ndarray:
+        return LearnsFirst()(tokens) if len(tokens) > 300 else read_by(READINGS["documents"], Counting())(tokens)
+
+    assert all(verdicts(score, READINGS["documents"]).values())
+    assert audit.run(score, TEXT, score(TEXT), 100).passed is False
+    honest = read_by(READINGS["documents"], Counting())
+    assert audit.run(honest, TEXT, honest(TEXT), 100).passed is True
 
 
 def test_a_memory_between_runs_is_caught():

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pgolf.cli import main
+from pgolf.train import ttt
 from pgolf.train.data import write_shard
 from tests.helpers import TOY_MODEL, toy_state
 
@@ -61,8 +62,9 @@ def run(*arguments: object, code: int = 0):
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == code, (result.output, result.stderr, result.exception)
     if code:
-        assert result.stderr.startswith("pgolf: ")
-        assert len(result.stderr.strip().splitlines()) == 1
+        *notes, error = result.stderr.splitlines()
+        assert error.startswith("pgolf: ")
+        assert all(note.startswith("note: ") for note in notes)
     return result
 
 
@@ -94,6 +96,22 @@ def test_two_models_are_compared_over_documents(folder: Path):
     assert "10 documents" in text
 
 
+def test_a_context_that_harms_is_noted(folder: Path):
+    """A model that is lost beyond 16 tokens."""
+    (folder / "lost.py").write_text(
+        "from toy import Toy\n"
+        "class Lost(Toy):\n"
+        "    def forward_logits(self, ids):\n"
+        "        x = super().forward_logits(ids) / 48\n"
+        "        x[:, 16:] += 3 * self.tok_emb.weight[:, 0]\n"
+        "        return x\n"
+    )
+    note = "try --seq-len 16"
+    assert note in run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA).stderr
+    assert note in json.loads(run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA, "--json").stdout)["note"]
+    assert "note" not in run("eval", "ckpt.pt", "--model", "lost.py:Lost", *DATA, "--seq-len", "16").stderr
+
+
 def test_contexts_within_documents(folder: Path):
     """The toy sees one token at a time, so where contexts begin makes no difference to it."""
     scores = [
@@ -114,19 +132,27 @@ def test_test_time_training_on_checkpoints_and_artifacts(folder: Path, source: s
     assert "rank 2, chunk 32, learning rate 0.01" in learned["how"]
 
 
+def test_help_tells_the_defaults_of_test_time_training():
+    text = " ".join(run("eval", "--help").stdout.split())
+    defaults = ttt.Settings()
+    for name in ("rank", "chunk", "lr"):
+        option = text[text.index(f"--ttt-{name}") :]
+        assert f"[default: {getattr(defaults, name)}]" in option[: option.index("]") + 1]
+
+
 @pytest.mark.parametrize("more", [(), ("--stride", "16"), ("--documents",), LEARN])
 def test_the_audit_passes_an_honest_model(folder: Path, more: tuple[str, ...]):
     run("pack", "ckpt.pt", "--method", "rtn")
     facts = json.loads(run("eval", "ckpt.pgolf", *MODEL, *DATA, *more, "--audit", "--json").stdout)
     found = {check["name"]: check["passed"] for check in facts["audit"]}
-    passed = ("probabilities", "future", "memory", "documents", "size")
+    passed = ("probabilities", "future", "memory", "documents", "run", "size")
     assert found == {**dict.fromkeys(passed, True), "bytes": None}
 
 
 @pytest.mark.parametrize(
     ("more", "failing"),
     [
-        (("--model", "cheats.py:Peek"), "probabilities"),
+        (("--model", "cheats.py:Peek"), "probabilities, run"),
         ((*MODEL, "--scorer", "cheats.py:unnormalised"), "probabilities"),
         ((*MODEL, "--budget", "1kB"), "size"),
         ((*MODEL, "--budget", "16MB", "--code", "toy.py"), None),
@@ -137,8 +163,8 @@ def test_the_audit_fails_with_exit_code_4(folder: Path, more: tuple[str, ...], f
     result = run("eval", "ckpt.pgolf", *DATA, *more, "--audit", code=4 if failing else 0)
     assert ("FAIL" in result.stdout) is bool(failing)
     if failing:
-        assert result.stderr == f"pgolf: the audit fails: {failing}\n"
-        assert f"FAIL  {failing}" in result.stdout
+        assert result.stderr.endswith(f"pgolf: the audit fails: {failing}\n")
+        assert all(f"FAIL  {name}" in result.stdout for name in failing.split(", "))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,19 @@ DEFAULT_BOS = 1  # of the contest's shards
 @click.option("--documents", is_flag=True, help="Contexts begin anew with every document.")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1))
 @click.option("--ttt", is_flag=True, help="Learn from each document what was scored of it; forget it at its end.")
-@click.option("--ttt-rank", metavar="R", type=click.IntRange(1), help="Rank of what is learned.")
-@click.option("--ttt-chunk", metavar="N", type=click.IntRange(1), help="Tokens scored between two steps.")
-@click.option("--ttt-lr", metavar="X", type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--ttt-rank", metavar="R", type=click.IntRange(1), help="Rank of what is learned [default: 8].")
+@click.option(
+    "--ttt-chunk",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Tokens scored between two steps; fewer learn more and take longer [default: 128].",
+)
+@click.option(
+    "--ttt-lr",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Share of its size by which a step moves a matrix [default: 0.001].",
+)
 @click.option("--scorer", metavar="FILE.py:NAME", help="Your own evaluator: NAME(model) gives tokens -> nats.")
 @click.option("--audit", is_flag=True, help="Check that the score is honest; exit code 4 if it is not.")
 @click.option("--budget", metavar="SIZE", default="16MB", show_default=True, help="Cap of the audit.")
@@ -69,11 +80,16 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     """
     from pgolf import report
     from pgolf.train import compare
+    from pgolf.train.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
+    text = None if all(map(is_result, sources)) else _text(options)
     with progress_bars() as progress:
-        scored = [_scored(source, options, progress) for source in sources]
+        scored = [
+            _saved(source, options) if is_result(source) else _scored(source, text, options, progress)
+            for source in sources
+        ]
     results, checks = [result for result, _ in scored], [check for _, some in scored for check in some]
     change = compare.difference(results[0].documents, results[1].documents) if len(results) == 2 else None
     if options["out"]:
@@ -81,6 +97,8 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(_facts([result.summary() for result in results], change, checks)))
     else:
+        for note in filter(None, (result.note for result in results)):
+            click.echo(f"note: {note}", err=True)
         click.echo("\n".join(_lines(results, change, checks)))
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
@@ -100,15 +118,19 @@ class _Text:
         return self.tokens[: self.total + 1]
 
 
-def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
-    """A saved result, or the score of a model and, if asked for, its audit."""
-    from pgolf.train import documents, results
+def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
+    from pgolf.train import results
 
-    if results.is_result(source):
-        if options["audit"]:
-            raise UsageError(f"--audit needs the model, not its saved result {source}")
-        return results.read(source), []
-    text, reading = _text(options), _reading(options)
+    if options["audit"]:
+        raise UsageError(f"--audit needs the model, not its saved result {path}")
+    return results.read(path), []
+
+
+def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
+    """The score of a model and, if asked for, its audit."""
+    from pgolf.train import bpb, documents, results
+
+    reading = _reading(options)
     starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
     model = model_with(source, options["model"])
     scorer = _scorer(model, reading, text.bos, options)
@@ -116,8 +138,10 @@ def _scored(source: Path, options: dict[str, Any], progress: Progress) -> tuple[
     nats = scorer(text.scored, progress=lambda done, total: progress(f"score {source.name}", done, total))
     seconds = time.perf_counter() - began
     how = f"{options['scorer']}, {reading}" if options["scorer"] else str(reading)
-    result = results.make(str(source), how, nats, text.byte_counts, starts, seconds)
-    return result, _audit(source, model, scorer, text, reading, options, progress) if options["audit"] else []
+    score = bpb.result_of(nats, text.byte_counts, seconds)
+    by_document = documents.per_document(nats, text.byte_counts, starts)
+    result = results.Result(str(source), how, score, by_document, reading.note(nats, starts))
+    return result, _audit(source, model, scorer, nats, text, reading, options, progress) if options["audit"] else []
 
 
 def _text(options: dict[str, Any]) -> _Text:
@@ -173,11 +197,13 @@ def _audit(
     source: Path,
     model: nn.Module,
     scorer: Scorer,
+    nats: NDArray[np.floating],
     text: _Text,
     reading: Reading,
     options: dict[str, Any],
     progress: Progress,
 ) -> list[Check]:
+    """Experiments on the scorer that gave `nats`, then the text's bytes and the size."""
     import torch
 
     from pgolf.packer.code import counted_bytes
@@ -194,6 +220,7 @@ def _audit(
     code = sum(counted_bytes(path) for path in options["code"])
     return [
         *checks,
+        audit.run(scorer, text.scored, nats, len(sample.tokens)),
         audit.counted_bytes(text.tokens, text.byte_counts, text.bos, options["tokenizer"], text.total),
         audit.size(artifact, code, parse_size(options["budget"])),
     ]
@@ -206,7 +233,8 @@ def _facts(results: Sequence[dict[str, Any]], change: Estimate | None, checks: S
 
 
 def _lines(results: Sequence[Result], change: Estimate | None, checks: Sequence[Check]) -> list[str]:
-    lines = [line for result in results for line in ([] if change is None else [result.source]) + [_line(result)]]
+    names = [] if change is None else [f"{name}  {result.source}" for name, result in zip("AB", results, strict=True)]
+    lines = [line for pair in zip_longest(names, map(_line, results)) for line in pair if line]
     if change is not None:
         lines.append(f"difference B - A  {change.value:+.5f}{_spread(change, paired=True)}")
     lines += [f"{check.verdict}  {check.name:<14}{_number(check):>12}  {check.detail}" for check in checks]

@@ -11,6 +11,8 @@ What will surprise you:
   is sure gives nearly all to one piece, and what others get too much is lost in rounding.
 * "future" changes what comes later; scores up to there must stay as they are. "documents" changes what comes earlier:
   with contexts that may cross documents, only what lies further back than a context.
+* A short text is no proof: who cheats only now and then, or knows an audit when it sees one, may pass. "run" ties the
+  figure itself to the experiments: its beginning must score the same when nothing follows.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import DataError
-from pgolf.train.bpb import load_tokenizer, segments
+from pgolf.train.bpb import load_tokenizer
 from pgolf.train.documents import starts_of
+from pgolf.train.windows import segments
 
 Score = Callable[[NDArray[np.integer]], NDArray[np.floating]]  # tokens [N] -> nats of the targets [N - 1]
 
-SUM_TOLERANCE = 1e-3  # float32 log-probabilities of 10,000 pieces err by 1e-5
-NATS_TOLERANCE = 1e-3  # a GPU's sums in changing order move a score by 1e-4
+SUM_TOLERANCE = 1e-3  # far above the rounding of float32, far below what is worth cheating for
+NATS_TOLERANCE = 1e-3  # likewise: the same sums in another order are not the same to the bit
 PLACES = 8  # of which the most telling is taken
 TAIL = 8  # tokens after the one that is substituted
 FIRST_DOCUMENTS, HEADS = 64, 3  # the audit's text is made of the longest HEADS among the FIRST_DOCUMENTS
@@ -134,6 +137,15 @@ def future(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
         changed = score(_changed(text, slice(cut + 1, None)))
         worst = max(worst, _apart(honest[:cut], changed[:cut]))
     return _unmoved("future", worst, "largest change of a score, in nats, when later tokens change")
+
+
+def run(score: Score, tokens: NDArray[np.integer], nats: NDArray[np.floating], length: int) -> Check:
+    """The first `length` of the scores `nats` [N - 1] that made the figure must be those of a text that ends there."""
+    length = min(length, max(1, len(nats) // 2))
+    worst = _apart(nats[:length], score(tokens[: length + 1]))
+    return _unmoved(
+        "run", worst, f"largest change of the figure's own first {length:,} scores, in nats, if nothing follows"
+    )
 
 
 def repeated(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgolf.errors import DataError, ModelError, UsageError
+from pgolf.errors import DataError, ModelError
 from pgolf.train.data import CHUNK, check_vocabulary, read_shard
+from pgolf.train.windows import Window, batches_of_equal_shape, sliding_windows
 
 Convention = Literal["exact", "contest"]
 SPACE = "▁"
@@ -149,19 +150,6 @@ class EvalResult:
         return self.tokens / self.seconds
 
 
-@dataclass(frozen=True)
-class Window:
-    """Inputs tokens[start:stop], targets one later; the targets of inputs `scored` to `stop` count."""
-
-    start: int
-    scored: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.stop - self.start, self.scored - self.start
-
-
 def evaluate(
     logits_fn: Callable[[Tensor], Tensor],
     tokens: NDArray[np.integer],
@@ -213,12 +201,12 @@ def score(
     DataError, UsageError, or ModelError for logits that are not finite.
     """
     total, done = num_targets(tokens), 0
-    windows = _windows(total, seq_len, stride or seq_len, starts)
+    windows = sliding_windows(total, seq_len, stride or seq_len, starts)
     nats = np.empty(total, np.float32)
     with torch.no_grad(), _eval_mode(logits_fn, device) as place:
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
-        for batch in _batches(windows, batch_size):
+        for batch in batches_of_equal_shape(windows, batch_size):
             for window, row in zip(batch, _losses(logits_fn, tokens, batch, place), strict=True):
                 nats[window.scored : window.stop] = row
             done += sum(window.stop - window.scored for window in batch)
@@ -247,38 +235,6 @@ def num_targets(
         wanted = "" if max_tokens is None else f", at most {max_tokens} wanted"
         raise DataError(f"nothing to score: {len(tokens)} tokens{wanted}")
     return total
-
-
-def _windows(total: int, seq_len: int, stride: int, starts: NDArray[np.integer] | None = None) -> list[Window]:
-    """Windows over `total` targets; the last of a segment may be shorter, so that each target is scored exactly once."""
-    if not 1 <= stride <= seq_len:
-        raise UsageError(f"stride {stride} must lie between 1 and the sequence length {seq_len}")
-    windows = []
-    for first, end in segments(total, starts):
-        scored = first
-        for start in range(first, end, stride):
-            stop = min(start + seq_len, end)
-            windows.append(Window(start, scored, stop))
-            scored = stop
-            if stop == end:
-                break
-    return windows
-
-
-def segments(total: int, starts: NDArray[np.integer] | None) -> list[tuple[int, int]]:
-    """(first, end) of each run of inputs that may see each other; `starts`: ascending positions where a run begins."""
-    cuts = [] if starts is None else [int(start) for start in starts if 0 < start < total]
-    return list(zip([0, *cuts], [*cuts, total], strict=True))
-
-
-def _batches(windows: list[Window], batch_size: int) -> Iterator[list[Window]]:
-    """Windows of equal shape, at most `batch_size` together; the longest first, so that memory runs out at once."""
-    by_shape: dict[tuple[int, int], list[Window]] = {}
-    for window in windows:
-        by_shape.setdefault(window.shape, []).append(window)
-    for _, same in sorted(by_shape.items(), key=lambda item: (-item[0][0], item[0][1])):
-        for first in range(0, len(same), batch_size):
-            yield same[first : first + batch_size]
 
 
 def _losses(

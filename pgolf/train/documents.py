@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import DataError
-from pgolf.train.bpb import segments
+from pgolf.train.windows import segments
 
 
 @dataclass(frozen=True)

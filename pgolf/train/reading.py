@@ -16,7 +16,9 @@ from torch import nn
 from pgolf.errors import UsageError
 from pgolf.quant.logits import logits_of
 from pgolf.train import bpb, ttt
+from pgolf.train.contexts import harmless_length
 from pgolf.train.documents import starts_of
+from pgolf.train.windows import segments
 
 AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
 INTO_CHUNK = 3  # with test-time training the substituted token is one of the first that profit from a step
@@ -58,6 +60,15 @@ class Reading:
             return f"test-time training, context {self.seq_len}, rank {t.rank}, chunk {t.chunk}, learning rate {t.lr:g}"
         within = " within documents" if self.documents else ""
         return f"windows of {self.seq_len}, stride {self.stride or self.seq_len}{within}"
+
+    def note(self, nats: NDArray[np.floating], starts: NDArray[np.integer]) -> str | None:
+        """What a user should know of scored targets `nats` [N]: disjoint windows show whether the context is too long."""
+        if self.ttt or self.stride not in (None, self.seq_len):
+            return None
+        length = harmless_length(nats, segments(len(nats), starts if self.documents else None), self.seq_len)
+        if length is None:
+            return None
+        return f"the loss rises beyond {length} tokens of context, as if the model was trained on no more: try --seq-len {length}"
 
     def score(
         self,

@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pgolf.errors import DataError
-from pgolf.train.bpb import EvalResult, result_of
+from pgolf.train.bpb import EvalResult
 from pgolf.train.compare import Estimate, interval
-from pgolf.train.documents import Documents, per_document
+from pgolf.train.documents import Documents
 
 COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 
 
 @dataclass(frozen=True)
 class Result:
-    """source: what was scored; how: in which contexts; score: of all of it; documents: of each document."""
+    """source: what was scored; how: in which contexts; score: of all of it; documents: of each document;
+    note: what a user should know."""
 
     source: str
     how: str
     score: EvalResult
     documents: Documents
+    note: str | None = None
 
     @property
     def estimate(self) -> Estimate:
@@ -47,24 +48,12 @@ class Result:
             "documents": len(self.documents),
             "seconds": score.seconds,
             "tokens_per_second": score.tokens_per_second,
+            "note": self.note,
         }
 
     def to_json(self) -> dict[str, Any]:
         """The summary and `per_document`: columns tokens, bytes, nats, one entry a document in the order of the data."""
         return self.summary() | {"per_document": self.documents.to_json()}
-
-
-def make(
-    source: str,
-    how: str,
-    nats: NDArray[np.floating],
-    byte_counts: NDArray[np.integer],
-    starts: NDArray[np.integer],
-    seconds: float,
-) -> Result:
-    """The result of scored targets `nats` [N]; byte_counts [N + 1 or more]; documents begin at `starts`."""
-    score = result_of(nats, byte_counts, seconds)
-    return Result(source, how, score, per_document(nats, byte_counts, starts))
 
 
 def is_result(path: Path) -> bool:
@@ -81,7 +70,7 @@ def read(path: Path) -> Result:
         same_length = len({len(column) for column in columns.values()}) == 1
         if not same_length or columns["tokens"].sum() != score.tokens or columns["bytes"].sum() != score.bytes:
             raise ValueError
-        return Result(facts["source"], facts["how"], score, Documents(**columns))
+        return Result(facts["source"], facts["how"], score, Documents(**columns), facts["note"])
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
