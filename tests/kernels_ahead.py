@@ -72,7 +72,10 @@ def _bits(op: str) -> int:
 
 
 def _asynchronous(ptx: str) -> set[int]:
-    return {8 * int(size, 16) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^,]+, \[[^,]+, 0x([0-9a-f]+)", ptx)}
+    return {
+        8 * int(size, 16)
+        for size in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^,]+, \[[^,]+, 0x([0-9a-f]+)", ptx)
+    }
 
 
 def cases() -> dict[str, Any]:

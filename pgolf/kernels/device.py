@@ -43,7 +43,9 @@ def need(device: torch.device | str) -> torch.device:
 def _need_cuda(wanted: torch.device) -> None:
     if not torch.cuda.is_available():
         why = "has no CUDA in it" if torch.version.cuda is None else "finds no GPU or driver"
-        raise DeviceError(f"{wanted} was asked for, but torch {torch.__version__} {why}: use --device cpu or another torch")
+        raise DeviceError(
+            f"{wanted} was asked for, but torch {torch.__version__} {why}: use --device cpu or another torch"
+        )
     if triton is None:
         raise DeviceError(f"{wanted} was asked for, but triton is not installed: pip install triton")
     if (wanted.index or 0) >= torch.cuda.device_count():

@@ -39,9 +39,7 @@ class OnDevice(stream.Device):
 
     device: torch.device
 
-    def decode(
-        self, lanes: rans.Lanes, contexts: rans.Contexts, bounds: Array, freqs: Array, machine: Array
-    ) -> Tensor:
+    def decode(self, lanes: rans.Lanes, contexts: rans.Contexts, bounds: Array, freqs: Array, machine: Array) -> Tensor:
         return rans_decode(lanes, contexts, bounds, freqs, machine, self.device)
 
     def escaped(self, part: Tensor) -> Array:

@@ -72,7 +72,11 @@ def load_module(
     reasons = {name: _why_dense(entry) if packed else "as asked" for name, entry in _resolved(entries).items()}
     state = load.dense(entries, place)
     usermodel.load_state(module, state)
-    weights = {name: _packed(entry, state[name].dtype, place) for name, entry in entries.items() if _is_own(name, entry, reasons)}
+    weights = {
+        name: _packed(entry, state[name].dtype, place)
+        for name, entry in entries.items()
+        if _is_own(name, entry, reasons)
+    }
     names = _names_in(module, state)
     for name, entry in entries.items():
         if not reasons[name]:

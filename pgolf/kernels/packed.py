@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pgolf.kernels.device import jit, tl, triton
 from pgolf.kernels.dequant import dequant_reference, rounded
+from pgolf.kernels.device import jit, tl, triton
 
 WIDTHS = (4, 5, 6, 8)
 FIELDS = 8  # codes whose low bits share a word

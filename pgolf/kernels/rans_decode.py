@@ -24,7 +24,6 @@ from pgolf.errors import ArtifactError
 from pgolf.kernels.device import jit, tl, triton
 from pgolf.packer import rans
 from pgolf.packer.rans import Contexts, Lanes
-from pgolf.packer.tables import PRECISION
 
 Array = NDArray[Any]
 
@@ -67,10 +66,15 @@ def rans_decode(
 
     Raises ArtifactError if a lane does not end where it must.
     """
-    if device.type != "cuda":
-        return rans_decode_reference(lanes, contexts, bounds, freqs, next_states, device)
-    first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
-    if first_word[-1] != len(lanes.words):
+    decode = decode_with_kernel if device.type == "cuda" else rans_decode_reference
+    return decode(lanes, contexts, bounds, freqs, next_states, device)
+
+
+def decode_with_kernel(
+    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
+) -> Tensor:
+    """The kernel, whatever the device, and the check of every lane's end."""
+    if lanes.counts.sum() != len(lanes.words):
         raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
     stream = Stream.of(lanes, contexts, bounds, freqs, next_states, device)
     codes, states, ends = launch(stream)
@@ -154,7 +158,9 @@ def kernel(
     column = tl.zeros((BLOCK,), tl.int64)
     row = tl.zeros((BLOCK,), tl.int64)
     node = tl.zeros((BLOCK,), tl.int32)
-    context, _, strip, edge, column, row = ahead(starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row)
+    context, _, strip, edge, column, row = ahead(
+        starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row
+    )
     steps = tl.max(stop - at, 0)
     step = steps * 0
     while step < steps:
