@@ -7,6 +7,7 @@ come from the coder itself. Expected sizes only choose where to start.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pgolf import plan, search
 from pgolf.errors import BudgetError, UsageError
@@ -14,15 +15,18 @@ from pgolf.job import Job, Trial
 from pgolf.sizes import show_size
 
 CLOSE = 0.001  # a search ends when the artifact is this close below the budget...
+CLOSE_ENOUGH = 0.04  # the same in a hurry: the first trial should do
 CLOSE_BYTES = 200  # ...or this close
-EXPECTATIONS = 12  # bisections of the expected size: to a hundredth of an octave
+EXPECTED_CLOSE = 1e-4  # expected sizes are solved to this share of the budget...
+EXPECTED_BYTES = 10  # ...and this
 RISE_OCTAVES = 0.02  # a target rise is met to 1.4%
 
 
-def fill(job: Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: int) -> Trial:
-    """The finest step whose artifact is at most `limit` bytes together with the code.
+def fill(job: Job, plans: Mapping[str, plan.TensorPlan], limit: int, code_bytes: int, close: float = CLOSE) -> Trial:
+    """The finest step whose artifact is at most `limit` bytes together with the code, and at most `close` of it below.
 
-    Raises BudgetError with the smallest reachable size and what dominates it.
+    Raises BudgetError with the smallest reachable size and what dominates it, and OutOfTime where nothing fitted when
+    the job's time was up.
     """
     room = limit - code_bytes
     if room <= 0:
@@ -39,13 +43,15 @@ def fill(job: Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: in
         job.progress("fill the budget", min(trial.size, room), room)
         return search.Trial(step, trial.size, trial)
 
+    tolerance = max(close * room, CLOSE_BYTES)
+    per_octave = sum(job.source.tensors[name].numel() for name in searched) / 8
     outcome = search.largest_that_fits(
         run,
         room,
-        start=_promising(job, plans, room),
+        start=_promising(job, plans, room - search.SPARE * tolerance, per_octave),
         finest=max(plans[name].finest for name in searched),
-        per_octave=sum(job.source.tensors[name].numel() for name in searched) / 8,
-        tolerance=max(CLOSE * room, CLOSE_BYTES),
+        per_octave=per_octave,
+        tolerance=tolerance,
     )
     if outcome.best is None:
         coarsest = outcome.last.step >= search.COARSEST
@@ -58,19 +64,17 @@ def fill(job: Job, plans: dict[str, plan.TensorPlan], limit: int, code_bytes: in
     return outcome.best.result
 
 
-def _promising(job: Job, plans: dict[str, plan.TensorPlan], room: int) -> float:
-    """A step that should about fill `room`, from expected sizes where the method can tell, else 1."""
-    low, high = -12.0, 12.0  # log2 of the step
-    for _ in range(EXPECTATIONS):
-        middle = (low + high) / 2
-        expected = job.expected_bytes(plans, 2**middle)
-        if expected is None:
-            return 1.0
-        low, high = (middle, high) if expected > room else (low, middle)
-    return 2**high
+def _promising(job: Job, plans: Mapping[str, plan.TensorPlan], aim: float, per_octave: float) -> float:
+    """A step that should give about `aim` bytes, from expected sizes where the method can tell, else 1."""
+    if not job.foresees(plans):
+        return 1.0
+    octaves = search.crossing(
+        lambda x: job.expected_bytes(plans, 2**x), aim, per_octave, EXPECTED_CLOSE * aim + EXPECTED_BYTES
+    )
+    return 2.0**octaves
 
 
-def reach(job: Job, plans: dict[str, plan.TensorPlan], target_rise: float) -> Trial:
+def reach(job: Job, plans: Mapping[str, plan.TensorPlan], target_rise: float) -> Trial:
     """The coarsest step whose predicted rise of the loss is at most `target_rise`; the rise goes with its square.
 
     Raises UsageError without curvature: nothing can be predicted then.

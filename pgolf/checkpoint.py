@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from pgolf import huggingface
 from pgolf.errors import CheckpointError
 from pgolf.packer.artifact import DTYPE_SIZES
 
@@ -43,32 +44,28 @@ class Checkpoint:
         return self.tensors | {name: self.tensors[target] for name, target in self.aliases.items()}
 
 
-def read(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path` (.safetensors, or anything torch.save wrote). Raises CheckpointError."""
+def read(path: str | Path, *, everything: bool = False) -> Checkpoint:
+    """The checkpoint at `path`: .safetensors, a Hugging Face folder, or anything torch.save wrote.
+
+    everything: all tensors of nested dicts under names joined by dots, as for codes that lie beside their scales,
+    instead of the likeliest state dict. Raises CheckpointError.
+    """
     path = Path(path)
+    if path.is_dir():
+        return from_mapping(*huggingface.read(path))
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file" if not path.exists() else f"{path}: is a folder, not a checkpoint"
-        )
+        raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return from_mapping(_read_safetensors(path))
+        return from_mapping(huggingface.read_safetensors(path))
     loaded = _torch_load(path)
     if isinstance(loaded, Tensor):
         raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
+    if everything and not _is_state_dict(loaded):
+        return _everything(loaded, path)
     state, where = _find_state_dict(loaded, str(path))
     notes = (f"state dict found under {where!r}",) if where else ()
     config = loaded.get("config") if isinstance(loaded, Mapping) and where else None
     return from_mapping(state, config=_jsonable(config), notes=notes)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); is it truncated?") from None
 
 
 def _torch_load(path: Path) -> Any:
@@ -146,6 +143,31 @@ def _find_state_dict(loaded: Any, path: str) -> tuple[Mapping[str, Any], str]:
     return next((state, where) for where, state in found.items())
 
 
+def _everything(loaded: Any, path: Path) -> Checkpoint:
+    """All tensors of a nest; the plain values beside them travel as the configuration, by name."""
+    tensors: dict[str, Tensor] = {}
+    beside: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        members = value.items() if isinstance(value, Mapping) else ()
+        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping)) for v in value):
+            members = enumerate(value)
+        for key, inner in members:
+            walk(inner, f"{name}.{key}" if name else str(key))
+        if members:
+            return
+        if name in tensors or name in beside:
+            raise CheckpointError(f"{path}: two values would be named {name!r}: rename one")
+        (tensors if isinstance(value, Tensor) else beside)[name] = value
+
+    walk(loaded, "")
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors in it")
+    config = _jsonable(beside)
+    lost = (f"beside the tensors, left out: {', '.join(sorted(beside)[:8])}",) if beside and config is None else ()
+    return from_mapping(tensors, config=config or None, notes=("every tensor of the file, names joined by dots", *lost))
+
+
 def _jsonable(config: Any) -> dict[str, Any] | None:
     try:
         return json.loads(json.dumps(config, sort_keys=True)) if isinstance(config, Mapping) else None
@@ -178,6 +200,8 @@ def from_mapping(
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
+    if hasattr(tensor, "full_tensor"):  # a DTensor: FSDP or tensor parallelism
+        raise CheckpointError(f"tensor {name!r} is sharded over ranks: gather it first, with tensor.full_tensor()")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise CheckpointError(f"tensor {name!r} is {tensor.layout}: convert it to a dense tensor first")
     if tensor.is_meta:

@@ -8,7 +8,8 @@
     ├── CurvatureError        3   calibration went wrong, or does not belong to this model
     ├── ArtifactError         3   truncated, foreign or damaged artifact
     ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
-    └── BudgetError           4   cannot be made to fit
+    ├── BudgetError           4   cannot be made to fit
+    └── AuditError            4   the audit found that a score is not honest
 
 A message is one line, names the thing and the mend. Anything that is not a PgolfError is a bug in pgolf.
 """
@@ -52,5 +53,11 @@ class DeviceError(PgolfError):
 
 class BudgetError(PgolfError):
     """The model cannot be made to fit the byte budget."""
+
+    exit_code = 4
+
+
+class AuditError(PgolfError):
+    """A score is not what it claims to be."""
 
     exit_code = 4

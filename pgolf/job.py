@@ -8,6 +8,7 @@ What will surprise you:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from pgolf.packer.spread import narrowed
 from pgolf.packer.threads import workers
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature import MatrixCurvature
+from pgolf.search import OutOfTime
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -37,6 +39,7 @@ class Trial:
     step: float
     entries: dict[str, Entry]
     encoded: Encoded
+    coding_seconds: float = 0.0  # of `encoded`
 
     @property
     def size(self) -> int:
@@ -46,16 +49,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint with its curvature (name -> one for each slice), ready to be packed at any position of the knob."""
+    """A checkpoint with its curvature (name -> one for each slice), ready to be packed at any position of the knob.
+
+    until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
+    """
 
     source: Checkpoint
     curvatures: dict[str, list[MatrixCurvature | None]]
     progress: Progress
     coder: str
     prepared: dict[str, list[Any]] = field(default_factory=dict)
+    until: float = math.inf
+    seconds_per_weight: float = 0.0
 
     def run(self, plans: Mapping[str, plan.TensorPlan], step: float) -> Trial:
-        """Quantize everything at one position of the knob and code it."""
+        """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost."""
         names = sorted(plans, key=lambda n: -self.source.tensors[n].numel())  # the longest first: threads end together
         entries: dict[str, Entry] = {}
         with one_thread_each() as pool:
@@ -66,29 +74,35 @@ class Job:
         entries |= {
             name: Entry(entries[target].dtype, entries[target].shape, alias=target)
             for name, target in self.source.aliases.items()
+            if target in entries
         }
         meta = {"config": self.source.config} if self.source.config else {}
-        return Trial(step, entries, artifact.encode(entries, meta, self.coder))
+        began = time.perf_counter()
+        encoded = artifact.encode(entries, meta, self.coder)
+        return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _entry(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
         tensor = self.source.tensors[name]
+        self.hurry(tensor.numel())
         dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
+        if tensor_plan.settings is None and tensor_plan.integers:
+            return Entry(dtype, shape, planes=(integer_plane(tensor),), note=tensor_plan.kept)
         if tensor_plan.settings is None:
             stored = tensor.to(getattr(torch, tensor_plan.cast)) if tensor_plan.cast else tensor
             cast = checkpoint.dtype_name(stored.dtype)
             raw = checkpoint.to_bytes(stored)
             return Entry(dtype, shape, raw=raw, stored=cast if cast != dtype else None, note=tensor_plan.kept)
         settings = tensor_plan.at(step)
-        planes = self._quantize(name, settings)
+        planes = self.quantize(name, settings)
         return Entry(dtype, shape, planes=tuple(planes), note=describe(settings))
 
-    def _quantize(self, name: str, settings: Settings) -> list[Plane]:
+    def quantize(self, name: str, settings: Settings) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
         method, slices = METHODS[settings.method], self._slices(name)
         if method.staged is None:
             planes = [method.quantize(w, c, settings) for w, c in slices]
         else:
-            finish, prepared = method.staged.finish, self._prepared(name, settings)
+            finish, prepared = method.staged.finish, self.prepare(name, settings)
             planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
         return [replace(plane, codes=narrowed(plane.codes)) for plane in planes]  # several trials are held at once
 
@@ -99,7 +113,7 @@ class Job:
         known = self.curvatures.get(name, [None] * shape[0])
         return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
 
-    def _prepared(self, name: str, settings: Settings) -> list[Any]:
+    def prepare(self, name: str, settings: Settings) -> list[Any]:
         """What of the work does not depend on the knob, done once a tensor."""
         staged = METHODS[settings.method].staged
         assert staged is not None
@@ -107,28 +121,42 @@ class Job:
             self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
         return self.prepared[name]
 
-    def expected_bytes(self, plans: Mapping[str, plan.TensorPlan], step: float) -> float | None:
-        """About what an artifact would take, None where the method of some tensor cannot tell."""
+    def hurry(self, weights: int) -> None:
+        """Raise OutOfTime where quantizing so many weights would not end in time."""
+        if time.perf_counter() + weights * self.seconds_per_weight > self.until:
+            raise OutOfTime
+
+    def foresees(self, plans: Mapping[str, plan.TensorPlan]) -> bool:
+        """Whether every method of the plans can tell an expected size."""
+        used = {p.settings.method for p in plans.values() if p.settings is not None}
+        return all(METHODS[method].staged is not None for method in used)
+
+    def expected_bytes(self, plans: Mapping[str, plan.TensorPlan], step: float) -> float:
+        """About what an artifact would take, without side information, where `foresees`."""
+        names = [name for name, p in plans.items() if p.settings is not None]
+        kept = sum(t.numel() * t.element_size() for name, t in self.source.tensors.items() if name not in names)
+        return sum(self.expected_bits(plans, step).values()) / 8 + kept
+
+    def expected_bits(self, plans: Mapping[str, plan.TensorPlan], step: float) -> dict[str, float]:
+        """About what the codes of each quantized tensor would take, where `foresees`."""
 
         def bits(name: str) -> float:
+            self.hurry(0)
             settings = plans[name].at(step)
             staged = METHODS[settings.method].staged
             assert staged is not None
-            prepared = self._prepared(name, settings)
+            prepared = self.prepare(name, settings)
             return sum(
                 staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
             )
 
         names = [name for name, p in plans.items() if p.settings is not None]
-        if any(METHODS[plans[name].at(step).method].staged is None for name in names):
-            return None
         with one_thread_each() as pool:
-            quantized = sum(pool.map(bits, names)) / 8
-        return quantized + sum(t.numel() * t.element_size() for n, t in self.source.tensors.items() if n not in names)
+            return dict(zip(names, pool.map(bits, names), strict=True))
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
-        if entry.planes is None:
+        if entry.planes is None or not self.source.tensors[name].is_floating_point():
             return None, None
         shape = plan.matrix_shape(entry.shape)
         assert shape is not None
@@ -160,14 +188,21 @@ def describe(settings: Settings) -> str:
     return " ".join(words)
 
 
+def integer_plane(tensor: Tensor) -> Plane:
+    """The values of an integer tensor as codes without scales, one row a first index."""
+    matrix = tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
+    return Plane(narrowed(matrix.to(torch.int32).numpy()))
+
+
 @contextmanager
 def one_thread_each() -> Iterator[ThreadPoolExecutor]:
     """A pool over the cores, torch kept to one thread per task: results must not depend on the number of threads."""
-    with (
-        one_thread(),
-        ThreadPoolExecutor(workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        yield pool
+    with one_thread(), ThreadPoolExecutor(workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # after a failure nothing more is begun
+            raise
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pgolf import budget as budgets
-from pgolf import checkpoint, plan
+from pgolf import checkpoint, plan, ranks
+from pgolf import deadline as deadlines
 from pgolf.checkpoint import Checkpoint
 from pgolf.errors import ArtifactError, CurvatureError, UsageError
-from pgolf.job import Job, Progress, Trial
+from pgolf.job import Job, Progress, Trial, one_thread_each
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Entry
 from pgolf.packer.code import counted_bytes
@@ -23,6 +24,7 @@ from pgolf.quant.curvature import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
 from pgolf.report import Report, TensorRow
 from pgolf.sizes import parse_size
+from pgolf.usermodel import unwrapped
 
 if TYPE_CHECKING:
     from pgolf.packer.stream import Device
@@ -44,6 +46,7 @@ def pack(
     settings: Settings | None = None,
     code: Sequence[str | Path] = (),
     coder: str = "rans",
+    deadline: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
@@ -51,49 +54,79 @@ def pack(
     model: a module, a state dict, or `pgolf.checkpoint.read(file)`. path: None writes nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
-    method: a name in `pgolf.quant.METHODS`. rules: as `--set`; settings: for what no rule speaks of.
+    method: a name in `pgolf.quant.METHODS`, or "keep" to change no value. rules: as `--set`; settings: for what no rule
+    speaks of. deadline: seconds from this call, after which the best artifact so far is returned; with one, bytes depend
+    on the machine's speed. In a process group rank 0 packs and writes; all ranks get its report, or its error.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
     if budget is not None and target_rise is not None:
         raise UsageError("give a budget or a target rise, not both")
-    source = _as_checkpoint(model)
-    limit = None if budget is None else parse_size(budget)
-    code_bytes = {str(c): counted_bytes(c) for c in code}
-    job = Job(source, _curvatures(source, curvature), progress or (lambda *_: None), coder)
-    plans = plan.make(
+
+    def alone() -> Report:
+        job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or silent, coder)
+        limit = None if budget is None else parse_size(budget)
+        code_bytes = {str(c): counted_bytes(c) for c in code}
+        searched = limit is not None or target_rise is not None
+        plans = planned(source, method, rules, settings, coder, search=searched)
+
+        def attempt(job: Job, plans: Mapping[str, plan.TensorPlan], any_fit: bool) -> Trial:
+            if limit is not None:
+                close = budgets.CLOSE_ENOUGH if any_fit else budgets.CLOSE
+                return budgets.fill(job, plans, limit, sum(code_bytes.values()), close)
+            return job.run(plans, 1.0) if target_rise is None else budgets.reach(job, plans, target_rise)
+
+        if deadline is None:
+            trial, how = attempt(job, plans, False), ""
+        else:
+            trial, how = deadlines.pack(job, plans, began, deadline, attempt)
+        notes = [*source.notes, *_blind_spots(plans, job.curvatures), *([how] if how else [])]
+        report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
+        if path is not None:
+            artifact.write(Path(path), trial.encoded.data)
+        return report
+
+    return ranks.on_first(alone)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress that nobody wants to see."""
+
+
+def planned(
+    source: Checkpoint,
+    method: str | None,
+    rules: Sequence[str],
+    settings: Settings | None,
+    coder: str = "rans",
+    *,
+    search: bool,
+) -> dict[str, plan.TensorPlan]:
+    """The plan of every tensor, from what a user may say. Raises UsageError."""
+    return plan.make(
         source.tensors,
         method=method or "auto",
         rules=[plan.parse_rule(r) for r in rules],
-        search=limit is not None or target_rise is not None,
+        search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
-    if limit is not None:
-        trial = budgets.fill(job, plans, limit, sum(code_bytes.values()))
-    elif target_rise is not None:
-        trial = budgets.reach(job, plans, target_rise)
-    else:
-        trial = job.run(plans, 1.0)
-    notes = [*source.notes, *_blind_spots(plans, job.curvatures)]
-    report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
-    if path is not None:
-        artifact.write(Path(path), trial.encoded.data)
-    return report
 
 
-def _as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+    """The tensors of whatever `pack` takes. Raises CheckpointError."""
     if isinstance(model, Checkpoint):
         return model
     return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
 
 
-def _curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
+def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
     """Per tensor, one for each slice. Raises CurvatureError where shapes differ: it belongs to another model."""
     if curvature is None:
         return {}
     found = {}
+    bare = unwrapped(source.tensors)
     for name, tensor in source.tensors.items():
-        mine = curvature.get(name)
+        mine = curvature.get(name) or curvature.get(bare[name])
         shape = plan.matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue
@@ -123,7 +156,8 @@ def _report(
     notes: list[str],
     seconds: float,
 ) -> Report:
-    rows = [_row(job, name, trial) for name in sorted(trial.entries)]
+    with one_thread_each() as pool:
+        rows = list(pool.map(lambda name: _row(job, name, trial), sorted(trial.entries)))
     lost = [row.name for row in rows if row.error is not None and row.error > LOST]
     if lost:
         notes = [
@@ -149,6 +183,8 @@ def _row(job: Job, name: str, trial: Trial) -> TensorRow:
         method, kept = f"shared with {entry.alias}", ""
     elif entry.planes is None:
         method, kept = f"kept as {entry.stored or entry.dtype}", entry.note
+    elif not getattr(torch, entry.dtype).is_floating_point:
+        method, kept = f"kept as {entry.dtype} codes", entry.note
     else:
         method, kept = entry.note, ""
     return TensorRow(
@@ -199,7 +235,8 @@ def dense(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
 def _dense(entry: Entry) -> Tensor:
     if entry.planes is None:
         return kept(entry)
-    planes = [torch.from_numpy(plane.reconstruct()) for plane in entry.planes]
+    exact = not getattr(torch, entry.dtype).is_floating_point  # codes of integers are the values; float32 would round
+    planes = [torch.from_numpy(plane.codes if exact else plane.reconstruct()) for plane in entry.planes]
     stack = planes[0] if len(planes) == 1 else torch.stack(planes)
     return stack.reshape(entry.shape).to(getattr(torch, entry.dtype))
 
@@ -216,22 +253,3 @@ def load_into(path: str | Path, module: nn.Module) -> nn.Module:
 
     load_state(module, load(path))
     return module
-
-
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What is in an artifact, as JSON-able facts: tensors (shape, dtype, method, codes' range), total bytes, meta."""
-    entries, meta = read(path)
-    tensors = []
-    for name, entry in entries.items():
-        facts: dict[str, Any] = {"name": name, "shape": list(entry.shape), "dtype": entry.dtype, "note": entry.note}
-        if entry.alias is not None:
-            facts["shared_with"] = entry.alias
-        elif entry.planes is None:
-            facts["kept_as"] = entry.stored or entry.dtype
-        else:
-            codes = [p.codes for p in entry.planes]
-            facts["planes"] = len(codes)
-            facts["trellis"] = max(p.trellis for p in entry.planes)
-            facts["code_range"] = [min(int(c.min()) for c in codes), max(int(c.max()) for c in codes)]
-        tensors.append(facts)
-    return {"bytes": Path(path).stat().st_size, "tensors": tensors, "meta": meta}

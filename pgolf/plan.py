@@ -8,18 +8,26 @@ What will surprise you:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pgolf.checkpoint import to_bytes
 from pgolf.errors import UsageError
+from pgolf.packer.general import shuffled
 from pgolf.quant import METHODS, Settings
 
+KEEP = "keep"  # the method that changes no value
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
+CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
+ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
+DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
 NARROWEST = 8  # rows or columns of a matrix worth quantizing
 MATRIX_DEFAULT = {"bits": 6, "k": 12.85}  # the contest's usual settings (#1394)
 EMBEDDING_DEFAULT = {"bits": 8, "k": 20.0}
@@ -32,13 +40,14 @@ _CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 class TensorPlan:
     """settings: how to quantize, or None to keep. kept: why it is kept. cast: dtype its kept bytes are stored in.
 
-    searched: the budget search may change its step size.
+    searched: the budget search may change its step size. integers: kept values are entropy coded as codes are.
     """
 
     settings: Settings | None
     kept: str = ""
     cast: str | None = None
     searched: bool = False
+    integers: bool = False
 
     def at(self, step: float) -> Settings:
         """The settings at a position of the searched knob."""
@@ -49,7 +58,7 @@ class TensorPlan:
     def finest(self) -> float:
         """The smallest useful knob: below it the integer range would clip what it is meant to hold."""
         s = self.settings
-        if s is None or s.method == "auto":
+        if s is None or s.method in {"auto", "quick"}:
             return 2.0**-16
         return 1.0 if s.method in {"rtn", "gptq-lite"} else 4.0 / (s.k or 12.85)
 
@@ -107,8 +116,8 @@ def make(
 
     Raises UsageError for an unknown method and for patterns that match no tensor.
     """
-    if method not in METHODS:
-        raise UsageError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method not in METHODS and method != KEEP:
+        raise UsageError(f"unknown method {method!r}; known: {', '.join([*METHODS, KEEP])}")
     idle = [r.pattern for r in rules if not any(fnmatchcase(name, r.pattern) for name in tensors)]
     if idle:
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
@@ -123,7 +132,12 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
             fields |= rule.fields
     cast = fields.pop("cast", None)
     if fields.pop("keep", False) or cast:
-        return TensorPlan(None, "asked for with --set", cast if cast and tensor.is_floating_point() else None)
+        kept = TensorPlan(None, "asked for with --set", cast if cast and tensor.is_floating_point() else None)
+        return replace(kept, integers=coded_better(tensor))
+    if base.method == KEEP and "method" not in fields:
+        return TensorPlan(None, "asked for with --method keep", integers=coded_better(tensor))
+    if not tensor.is_floating_point():
+        return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
     if reason := reason_to_keep(tensor):
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
@@ -144,6 +158,24 @@ def reason_to_keep(tensor: Tensor) -> str:
     if tensor.numel() < SMALLEST:
         return f"small ({tensor.numel()} weights)"
     return "narrow" if min(shape[1:]) < NARROWEST else ""
+
+
+def coded_better(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are integers that cost fewer bits one by one than a dictionary coder finds.
+
+    Codes of a quantizer do; masks, position tables and permutations do not.
+    """
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() < SMALLEST:
+        return False
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < -(1 << 31) or high >= 1 << 31 or max(-low, high) >= CODE_LIKE:
+        return False
+    counts = torch.bincount((tensor.reshape(-1).long() - low), minlength=1).double()
+    share = counts[counts > 0] / tensor.numel()
+    entropy_bytes = -float((share * share.log2()).sum()) * tensor.numel() / 8
+    raw = to_bytes(tensor)
+    forms = (raw, shuffled(raw, tensor.element_size()))
+    return entropy_bytes < DICTIONARY_GAIN * min(len(zlib.compress(form, ZLIB_LEVEL)) for form in forms)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

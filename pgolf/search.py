@@ -20,6 +20,8 @@ TRIALS = 16
 SPARE = 0.3  # aim this share of the tolerance below the target
 FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
 NEAR = 0.02  # octaves
+WIDEST = 12.0  # octaves either way that foreseen sizes are looked for in
+FORESIGHTS = 12
 
 
 class Point(NamedTuple):
@@ -36,6 +38,10 @@ class Trial(Generic[T]):
     step: float
     size: float
     result: T
+
+
+class OutOfTime(Exception):
+    """No time is left for the trial that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def largest_that_fits(
 ) -> Outcome[T]:
     """Search steps from `finest` to COARSEST for a size in [target - tolerance, target].
 
-    run: size falls as the step grows. per_octave: expected fall of the size when the step doubles.
+    run: size falls as the step grows; it may raise OutOfTime, which ends the search with the best so far and is passed
+    on if nothing fitted yet. per_octave: expected fall of the size when the step doubles.
     """
     fine: Point | None = None  # too large
     coarse: Point | None = None  # fits
@@ -66,7 +73,12 @@ def largest_that_fits(
     step: float | None = max(start, finest)
     trials = 0
     while step is not None and trials < TRIALS:
-        trial = run(step)
+        try:
+            trial = run(step)
+        except OutOfTime:
+            if best is None:
+                raise
+            break
         trials += 1
         if trial.size <= target:
             coarse = Point(step, trial.size)
@@ -77,6 +89,27 @@ def largest_that_fits(
             break
         step = _next(fine, coarse, target - SPARE * tolerance, finest, per_octave, trials)
     return Outcome(best, trial, trials)
+
+
+def crossing(size: Callable[[float], float], target: float, per_octave: float, tolerance: float) -> float:
+    """log2 of about the finest step, between ±WIDEST, whose foreseen size is at most `target`; for cheap sizes.
+
+    Newton's method with the slope of the last two points, which starts as `per_octave`; the bracket keeps it safe.
+    """
+    low, high, x = -WIDEST, WIDEST, 0.0
+    slope, previous = -per_octave, None
+    for _ in range(FORESIGHTS):
+        y = size(x)
+        low, high = (x, high) if y > target else (low, x)
+        if abs(y - target) <= tolerance:
+            return x
+        if previous is not None and previous[0] != x and previous[1] != y:
+            slope = (y - previous[1]) / (x - previous[0])
+        previous = (x, y)
+        x += (target - y) / min(slope, -1e-6 * per_octave)
+        if not low < x < high:
+            x = (low + high) / 2
+    return high
 
 
 def _next(

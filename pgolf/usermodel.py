@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
 
-_PREFIXES = ("module.", "_orig_mod.")
+_PARALLEL, _COMPILED = "module.", "_orig_mod"  # what DDP and AveragedModel, and torch.compile, put into names
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
 
 def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -20,23 +21,37 @@ def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
 
     Raises UsageError for a malformed spec, ModelError for code that fails or weights that do not match.
     """
-    path_text, colon, name = spec.rpartition(":")
-    if not colon or not name or not path_text:
-        raise UsageError(f"--model {spec!r}: write FILE.py:NAME, NAME a class or function that makes the module")
-    path = Path(path_text)
-    if not path.is_file():
-        raise ModelError(f"--model {path}: no such file")
+    path, name = _split(spec, "--model", "a class or function that makes the module")
     model = _build(_run_file(path), path, name)
     if state is not None:
         load_state(model, state)
     return model.eval()
 
 
+def function(spec: str, option: str) -> Callable[..., Any]:
+    """The function NAME in FILE.py, for the command line's `option`. Raises UsageError and ModelError like `load`."""
+    path, name = _split(spec, option, "a function")
+    found = _run_file(path, option).get(name)
+    if not callable(found):
+        raise ModelError(f"{option} {path}: no function {name!r} in it")
+    return found
+
+
+def _split(spec: str, option: str, what: str) -> tuple[Path, str]:
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not name or not path_text:
+        raise UsageError(f"{option} {spec!r}: write FILE.py:NAME, NAME {what}")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ModelError(f"{option} {path}: no such file")
+    return path, name
+
+
 def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """Our own trainer's model, from the configuration that its checkpoints carry. Raises ModelError."""
     from pgolf.train.model import from_config as build
 
-    if config.get("arch") != "pgolf.train.model:GPT":
+    if not is_ours(config):
         raise ModelError("the checkpoint's configuration is not of a pgolf model: add --model FILE.py:NAME")
     try:
         model = build(dict(config))
@@ -46,10 +61,15 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
     return model.eval()
 
 
-def _run_file(path: Path) -> dict[str, object]:
+def is_ours(config: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration is of our own trainer's model, rather than of somebody's run."""
+    return config is not None and config.get("arch") == "pgolf.train.model:GPT"
+
+
+def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"--model {path}: not a Python file")
+        raise ModelError(f"{option} {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
     previous = sys.modules.get(spec.name)
@@ -57,7 +77,7 @@ def _run_file(path: Path) -> dict[str, object]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"--model {path}: importing it fails ({type(error).__name__}: {_line(error)})") from error
+        raise ModelError(f"{option} {path}: importing it fails ({type(error).__name__}: {_line(error)})") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
         if previous is not None:
@@ -92,20 +112,26 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def strip_prefix(names: list[str]) -> str:
-    """The wrapper prefix (DDP's "module.", torch.compile's "_orig_mod.") that all names share, "" if none."""
-    prefix = ""
-    while hit := next((p for p in _PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
-        prefix += hit
-    return prefix
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name without what wrappers put in: "module." where all have it, "_orig_mod." of any compiled part.
+
+    AveragedModel's counter, the only name without "module.", does not count.
+    """
+    bare = {name: ".".join(part for part in name.split(".") if part != _COMPILED) for name in names}
+    inner = [name for name in bare.values() if name != _COUNTER]
+    while inner and all(name.startswith(_PARALLEL) for name in inner):
+        bare = {name: short.removeprefix(_PARALLEL) for name, short in bare.items()}
+        inner = [name for name in bare.values() if name != _COUNTER]
+    return bare
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights strictly, wrapper prefixes aside. Raises ModelError naming missing, unexpected and misshapen keys."""
     theirs = model.state_dict()
-    cut = len(strip_prefix(list(state)))
-    prefix = strip_prefix(list(theirs))
-    given = {prefix + name[cut:]: tensor for name, tensor in state.items()}
+    full = {bare: name for name, bare in unwrapped(theirs).items()}
+    given = {full.get(bare, bare): state[name] for name, bare in unwrapped(state).items()}
+    if _COUNTER not in theirs:
+        given.pop(_COUNTER, None)
     missing, unexpected = sorted(theirs.keys() - given.keys()), sorted(given.keys() - theirs.keys())
     shapes = [
         f"{n} is {list(given[n].shape)} and should be {list(theirs[n].shape)}"

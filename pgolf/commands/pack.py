@@ -49,7 +49,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
-@click.option("--method", metavar="M", help="auto, gptq, sdclip, hessian-sdclip, gptq-lite, rtn [default: the best].")
+@click.option("--method", metavar="M", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
@@ -58,6 +58,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--coder", type=click.Choice(["rans", "brotli", "zstd", "lzma", "zlib"]), default="rans", show_default=True
 )
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@click.option("--deadline", metavar="SECONDS", type=float, help="Best artifact by then, calibration not counted.")
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
 )
@@ -75,16 +76,17 @@ def pack(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Pack a checkpoint into the best artifact that fits.
+    """Pack a checkpoint, or a Hugging Face folder, into the best artifact that fits.
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import checkpoint, pipeline, report
+    from pgolf.plan import KEEP
     from pgolf.quant import Settings
 
-    out = out or ckpt.with_suffix(".pgolf")
+    out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
-    source = checkpoint.read(ckpt)
+    source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)
         made = pipeline.pack(
@@ -98,6 +100,7 @@ def pack(
             settings=None if options["trellis"] is None else Settings(trellis=int(options["trellis"])),
             code=options["code"],
             coder=options["coder"],
+            deadline=options["deadline"],
             progress=progress,
         )
     facts = made.to_json() | {"path": str(out)}
@@ -108,6 +111,13 @@ def pack(
         return
     print_table(report.pack_table(facts))
     click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
+
+
+def _default_name(ckpt: Path) -> Path:
+    if not ckpt.is_dir():
+        return ckpt.with_suffix(".pgolf")
+    folder = ckpt.resolve()
+    return folder.with_name(folder.name + ".pgolf")
 
 
 def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float | None:
@@ -125,12 +135,13 @@ def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, An
     """The curvature that --curvature, --model and --calib ask for; None where the method has no use for any."""
     from pgolf.quant import METHODS
     from pgolf.quant.curvature import Curvature
+    from pgolf.usermodel import is_ours
 
     if options["curvature_file"]:
         return Curvature.load(options["curvature_file"])
     calib, method = options["calib"], options["method"]
     wanted = method is None or (method in METHODS and METHODS[method].needs_curvature)
-    known = options["model"] is not None or source.config is not None
+    known = options["model"] is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):
         return None
     if not known:

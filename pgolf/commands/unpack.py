@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,27 +13,40 @@ from pgolf.errors import UsageError
 
 @click.command()
 @click.argument("art", metavar="ART", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, metavar="OUT.safetensors|OUT.pt", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, metavar="OUT.safetensors|OUT.pt|DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--like", metavar="DIR", type=click.Path(path_type=Path), help="Hugging Face folder to copy the rest from."
+)
 @force_option
-def unpack(art: Path, out: Path, force: bool) -> None:
-    """Turn an artifact back into a checkpoint.
+def unpack(art: Path, out: Path, like: Path | None, force: bool) -> None:
+    """Turn an artifact back into a checkpoint, or into a Hugging Face folder.
 
     Example: pgolf unpack model.pgolf -o model.safetensors
     """
-    import torch
+    from pgolf import huggingface, pipeline
 
-    from pgolf import pipeline
+    as_folder = like is not None or out.is_dir() or not out.suffix
+    if not as_folder and out.suffix not in {".safetensors", ".pt"}:
+        raise UsageError(f"-o {out}: the name must end in .safetensors or .pt, or be a folder's")
+    refuse_overwrite(out / huggingface.WEIGHTS if out.is_dir() else out, force)
+    entries, meta = pipeline.read(art)
+    state = pipeline.dense(entries)
+    if as_folder:
+        names = huggingface.write(out, state, meta.get("config"), like)
+        click.echo(f"{len(state)} tensors and {len(names) - 1} more files written to {out}")
+        return
+    _write_file(out, state)
+    click.echo(f"{len(state)} tensors written to {out}")
+
+
+def _write_file(out: Path, state: dict[str, Any]) -> None:
+    import torch
+    from safetensors.torch import save
+
     from pgolf.packer.container import replacing
 
-    if out.suffix not in {".safetensors", ".pt"}:
-        raise UsageError(f"-o {out}: the name must end in .safetensors or .pt")
-    refuse_overwrite(out, force)
-    state = pipeline.load(art)
     with replacing(out) as file:
         if out.suffix == ".pt":
             torch.save(state, file)
         else:
-            from safetensors.torch import save
-
             file.write(save({name: tensor.clone().contiguous() for name, tensor in state.items()}))
-    click.echo(f"{len(state)} tensors written to {out}")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pgolf.packer.plane import Plane
-from pgolf.quant import auto, gptq, gptq_lite, rtn, sdclip
+from pgolf.quant import auto, gptq, gptq_lite, quick, rtn, sdclip
 from pgolf.quant.curvature import MatrixCurvature
 from pgolf.quant.settings import Settings
 
@@ -53,6 +53,13 @@ METHODS: dict[str, Method] = {
             True,
             "water-filled steps, error feedback, trellis-coded rounding; never clips",
             Staged(auto.prepare, auto.finish, auto.expected_bits),
+        ),
+        Method(
+            "quick",
+            quick.quantize,
+            True,
+            "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
+            Staged(quick.prepare, quick.finish, quick.expected_bits),
         ),
         Method("rtn", rtn.quantize, False, "round to nearest, row scale from absmax or a percentile"),
         Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R"),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pgolf import ranks
 from pgolf.errors import CurvatureError
 from pgolf.quant.curvature import SIDES, Curvature, Key, Sums
 from pgolf.quant.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
@@ -44,21 +45,27 @@ def calibrate(
     tokens: use at most so many. output_side=False skips the backward pass: no G. full_output=False keeps its diagonal.
     logits: a callable or method name that takes ids to logits [B, T, V]; by default `forward_logits`, `logits` or the
     model. progress(tokens done, total or None). The model is left as it was: modes, gradients, hooks, RNG states,
-    weights. Raises ModelError (no logits) and CurvatureError (the batches, or what the model makes of them).
+    weights. In a process group every rank gives batches of its own (`tokens` counts for each) and all get the same
+    sums. Raises ModelError (no logits) and CurvatureError (the batches, or what the model makes of them).
     """
     model = original(model)
-    run = logits_of(model, logits)
-    collector = Collector(model, output_side=output_side, full_output=full_output)
-    generator = torch.Generator(device_of(model)).manual_seed(seed)
-    total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
-    with undisturbed(model, gradients=output_side):
-        for ids in _batches(batches, tokens):
-            collector.batch(run, ids.to(device_of(model)), generator)
-            if progress:
-                progress(collector.curvature.tokens, total)
-    if not collector.curvature.tokens:
+
+    def collect() -> Curvature:
+        run = logits_of(model, logits)
+        collector = Collector(model, output_side=output_side, full_output=full_output)
+        generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
+        total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
+        with undisturbed(model, gradients=output_side):
+            for ids in _batches(batches, tokens):
+                collector.batch(run, ids.to(device_of(model)), generator)
+                if progress:
+                    progress(collector.curvature.tokens, total)
+        return collector.result()
+
+    found = ranks.summed(collect)
+    if not found.tokens:
         raise CurvatureError("there are no calibration tokens: every batch is empty")
-    return collector.result()
+    return found
 
 
 def _batches(batches: Iterable[Tensor], tokens: int | None) -> Iterator[Tensor]:

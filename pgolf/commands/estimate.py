@@ -1,0 +1,35 @@
+"""`pgolf estimate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgolf.commands.shared import json_option
+from pgolf.errors import BudgetError
+
+
+@click.command()
+@click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
+@click.option("--budget", metavar="SIZE", help="As in pack; without one, the method's settings as they are.")
+@click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
+@click.option("--method", metavar="M", help="As in pack.")
+@click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
+@click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@json_option
+def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Foresee in seconds what pack would give: bytes, and what they cost. Exit code 4 if it would not fit.
+
+    Example: pgolf estimate ckpt.pt --budget 16MB --code train.py
+    """
+    from pgolf import checkpoint, forecast, report
+    from pgolf.quant.curvature import Curvature
+
+    curvature = Curvature.load(curvature_file) if curvature_file else None
+    found = forecast.estimate(checkpoint.read(ckpt), curvature=curvature, **options)
+    click.echo(json.dumps(found.to_json()) if as_json else "\n".join(report.estimate_lines(found.to_json())))
+    if found.fits is False:
+        raise BudgetError(f"would not fit: about {found.total_bytes:,} B of at most {found.budget:,} B")
