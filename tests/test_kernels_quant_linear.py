@@ -99,8 +99,8 @@ def test_product_against_float64(device, bits):
 @everywhere
 def test_rows_split_among_programs(device, monkeypatch):
     monkeypatch.setattr(quant_linear, "plan", lambda *_: (16, 16, 2, 2))
-    _, weight = case(6, 20, 256, device)
-    x = torch.randn(2, 256, generator=generator(0)).to(device)
+    _, weight = case(6, 20, 512, device)
+    x = torch.randn(2, 512, generator=generator(0)).to(device)
     assert error(quant_linear.launch(x, weight), x, weight) < TOLERANCE[torch.float32]
 
 

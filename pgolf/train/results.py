@@ -20,12 +20,14 @@ COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 
 @dataclass(frozen=True)
 class Result:
-    """source: what was scored; how: in which contexts; score: of all of it; documents: of each document."""
+    """source: what was scored; how: in which contexts; score: of all of it; documents: of each document.
+    compile_seconds: what compiling the model took, not counted in the score's."""
 
     source: str
     how: str
     score: EvalResult
     documents: Documents
+    compile_seconds: float = 0.0
 
     @property
     def estimate(self) -> Estimate:
@@ -46,6 +48,7 @@ class Result:
             "bytes": score.bytes,
             "documents": len(self.documents),
             "seconds": score.seconds,
+            "compile_seconds": self.compile_seconds,
             "tokens_per_second": score.tokens_per_second,
         }
 
@@ -61,10 +64,11 @@ def make(
     byte_counts: NDArray[np.integer],
     starts: NDArray[np.integer],
     seconds: float,
+    compile_seconds: float = 0.0,
 ) -> Result:
     """The result of scored targets `nats` [N]; byte_counts [N + 1 or more]; documents begin at `starts`."""
     score = result_of(nats, byte_counts, seconds)
-    return Result(source, how, score, per_document(nats, byte_counts, starts))
+    return Result(source, how, score, per_document(nats, byte_counts, starts), compile_seconds)
 
 
 def is_result(path: Path) -> bool:
@@ -81,7 +85,7 @@ def read(path: Path) -> Result:
         same_length = len({len(column) for column in columns.values()}) == 1
         if not same_length or columns["tokens"].sum() != score.tokens or columns["bytes"].sum() != score.bytes:
             raise ValueError
-        return Result(facts["source"], facts["how"], score, Documents(**columns))
+        return Result(facts["source"], facts["how"], score, Documents(**columns), facts.get("compile_seconds", 0.0))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
