@@ -28,7 +28,8 @@ def bench(device: str | None, artifact: Path | None, layers: int, peak_tflops: f
     from pgolf.kernels.device import need, triton
 
     place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = measurements.run(place, artifact, layers, peak_tflops, lambda what: click.echo(f"bench: {what}", err=True))
+    sizes = measurements.Sizes(layers=layers, peak_tflops=peak_tflops)
+    facts = measurements.run(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True))
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     facts |= {"device": name, "torch": torch.__version__, "triton": getattr(triton, "__version__", None)}
     if "missing" in facts:
