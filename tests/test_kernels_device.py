@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from pgolf.cli import main
 from tests.helpers import toy_module, toy_state
 from tests.kernels_places import needs_triton
 
@@ -43,6 +45,15 @@ def test_everything_works_without_triton(tmp_path):
 
     pgolf.pack(toy_module(toy_state()), tmp_path / "t.pgolf", method="rtn")
     assert "3 tensors packed" in process("-W", "error", "-c", WITHOUT_TRITON, str(tmp_path / "t.pgolf"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("arguments", [("bench",), ("eval", "m.pt", "--data", "v.bin", "--bytes", "b.bin")])
+def test_asking_for_cuda_says_what_is_missing(arguments):
+    result = CliRunner().invoke(main, [*arguments, "--device", "cuda"])
+    assert result.exit_code == 3
+    assert result.stderr.startswith("pgolf: cuda was asked for, but torch")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_importing_pgolf_imports_no_triton():
