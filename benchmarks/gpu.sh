@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
 # Our contest-scale evidence, one command on a machine with a GPU (written for an H100, never run there yet):
 # retokenise the shared text with the contest's tokenizer, train the 36M-parameter `golf` preset for MINUTES (default 8),
-# score it, and draw bytes against BPB for the contest's packer and ours on the trained model.
-#     bash benchmarks/gpu.sh OUT_DIR        needs ../shared/data, torch with CUDA, brotli, zstandard, sentencepiece, numba
+# score it, and draw bytes against BPB for the contest's packer and ours on the trained model. Before that, the kernels:
+# their tests on the device and their benchmark; after it, the same on the trained model's artifact.
+#     bash benchmarks/gpu.sh OUT_DIR        needs ../shared/data, torch with CUDA, brotli, zstandard, sentencepiece, numba,
+#                                           triton, pytest, hypothesis
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?name a folder for results}
 shared=../shared/data
 export PYTHONPATH=. PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out"
+PGOLF_NEEDS_GPU=1 python3 -m pytest -m "gpu or not slow" tests/test_kernels_*.py tests/test_static.py tests/test_bpb.py
+python3 benchmarks/kernels.py --device cuda -o "$out/kernels.json"
 tokenizer=$shared/tokenizers/fineweb_8192_bpe.model
 [ -f "$out/train.bin" ] || python3 benchmarks/retokenize.py --shared "$shared" --tokenizer "$tokenizer" --out "$out"
 python3 benchmarks/train_golf.py --data "$out/train.bin" --val "$out/val.bin" --tokenizer "$tokenizer" \
   --minutes "${MINUTES:-8}" --preset golf --device cuda --out "$out/golf"
 python3 benchmarks/frontier.py --ckpt "$out/golf/checkpoint.pt" --model "" --train "$out/train.bin" --data "$out/val.bin" \
   --tokenizer "$tokenizer" --budgets 16000000 --out "$out/frontier_golf36m.json"
+python3 -m pgolf.cli pack "$out/golf/checkpoint.pt" --budget 16MB --calib "$out/train.bin" -o "$out/golf/golf.pgolf" --force
+python3 -m pgolf.cli eval "$out/golf/golf.pgolf" --data "$out/val.bin" --tokenizer "$tokenizer" --device cuda --json \
+  > "$out/eval_golf.json"
+python3 benchmarks/kernels.py --device cuda --artifact "$out/golf/golf.pgolf" -o "$out/kernels_golf.json"

@@ -28,6 +28,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",
     "train": "train.train",
+    "bench": "bench.bench",
     "demo": "demo.demo",
 }
 

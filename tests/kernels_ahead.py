@@ -105,21 +105,20 @@ def cases() -> dict[str, Any]:
             rans_decode.kernel, states=i32, pages=i32, entries=i32, symbols=torch.uint8, lanes=2625, last_word=1 << 23,
             feedback=5, branch=2, BLOCK=block, num_warps=1, **int64, **int16,
         )  # fmt: skip
-    for bits, high in zip(packed.WIDTHS, (None, i8, i16, i32), strict=True):
-        shared = {"low": i32, "high": high, "row_scale": f32, "col_scale": f32, "BITS": bits}
-        out[f"unpack {bits}"] = compiled(
-            packed.kernel, out=i16, rows=2048, cols=2048, row_words=256, BF16=True, WORDS=packed.unit_words(2048),
-            BLOCK_R=packed.TILE_ROWS, **shared,
+    high = dict(zip(packed.WIDTHS, (None, i8, i16, i32), strict=True))
+    for bits, inputs, size in ((4, 16, 8192), (5, 1, 512), (6, 16, 8192), (8, 64, 8192)):
+        words = packed.unit_words(size)
+        units = size // (packed.FIELDS * words)
+        block_m, block_n, split, warps = quant_linear.plan(inputs, size, units, 132)
+        shared = {"low": i32, "high": high[bits], "row_scale": f32, "col_scale": f32, "BITS": bits, "WORDS": words}
+        out[f"quant_linear {bits} {inputs} {size}"] = compiled(
+            quant_linear.kernel, x=bf16, out=bf16, inputs=inputs, outputs=size, stride_x=size, COLS=size, UNITS=units,
+            SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=quant_linear.stages(block_m), **shared,
         )  # fmt: skip
-        for inputs, size in ((1, 512), (16, 8192), (64, 8192)):
-            words = packed.unit_words(size)
-            units = size // (packed.FIELDS * words)
-            block_m, block_n, split, warps = quant_linear.plan(inputs, size, units, 132)
-            out[f"quant_linear {bits} {inputs} {size}"] = compiled(
-                quant_linear.kernel, x=bf16, out=bf16, inputs=inputs, outputs=size, stride_x=size, COLS=size,
-                WORDS=words, UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps,
-                num_stages=quant_linear.stages(block_m), **shared,
-            )  # fmt: skip
+    out["unpack 6"] = compiled(
+        packed.kernel, low=i32, high=i16, row_scale=f32, col_scale=f32, out=i16, rows=8192, cols=8192, row_words=1024,
+        BITS=6, WORDS=64, BF16=True, BLOCK_R=packed.TILE_ROWS,
+    )  # fmt: skip
     return out
 
 

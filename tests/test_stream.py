@@ -39,11 +39,11 @@ def walked(rows, cols, states, seed=0, frozen_below=-8):
     return codes.astype(np.int32), Layout(codes.shape, spread, states, frozen_below)
 
 
-def decoded(coded, layouts):
+def decoded(coded, layouts, device=None):
     known = [
         Layout(y.shape, y.spread, y.trellis, y.trellis_from, f) for y, f in zip(layouts, coded.families, strict=True)
     ]
-    return stream.decode(coded.sections, coded.lanes, known, "x")
+    return stream.decode(coded.sections, coded.lanes, known, "x", device)
 
 
 def assert_round_trip(codes, layouts, **settings):

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from pgolf.train.compare import Estimate
     from pgolf.train.reading import Reading
     from pgolf.train.results import Result
+    from pgolf.train.static import StaticLosses
 
     Scorer = Callable[..., NDArray[np.floating]]  # (tokens [N], progress=) -> nats [N - 1]
 
+CUDA_BATCH = 32  # windows: enough of them to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
 
 
@@ -50,6 +52,7 @@ DEFAULT_BOS = 1  # of the contest's shards
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--documents", is_flag=True, help="Contexts begin anew with every document.")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1))
+@click.option("--device", metavar="D", default="cpu", show_default=True, help="cpu or cuda; on cuda, compiled.")
 @click.option("--ttt", is_flag=True, help="Learn from each document what was scored of it; forget it at its end.")
 @click.option("--ttt-rank", metavar="R", type=click.IntRange(1), help="Rank of what is learned [default: 8].")
 @click.option(
@@ -128,19 +131,23 @@ def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
 
 def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
     """The score of a model and, if asked for, its audit."""
+    from pgolf.kernels.device import need
     from pgolf.train import bpb, documents, results
+    from pgolf.train.static import to_device
 
-    reading = _reading(options)
+    device, reading = need(options["device"]), _reading(options)
     starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
-    model = model_with(source, options["model"])
-    scorer = _scorer(model, reading, text.bos, options)
+    model = to_device(model_with(source, options["model"]), device)
+    losses = _fast_losses(model, reading, options) if device.type == "cuda" else None
+    scorer = _scorer(model, reading, text.bos, options, losses)
     began = time.perf_counter()
     nats = scorer(text.scored, progress=lambda done, total: progress(f"score {source.name}", done, total))
-    seconds = time.perf_counter() - began
+    compiling = losses.compile_seconds if losses else 0.0
+    seconds = time.perf_counter() - began - compiling
     how = f"{options['scorer']}, {reading}" if options["scorer"] else str(reading)
     score = bpb.result_of(nats, text.byte_counts, seconds)
     by_document = documents.per_document(nats, text.byte_counts, starts)
-    result = results.Result(str(source), how, score, by_document, reading.note(nats, starts))
+    result = results.Result(str(source), how, score, by_document, reading.note(nats, starts), compiling)
     return result, _audit(source, model, scorer, nats, text, reading, options, progress) if options["audit"] else []
 
 
@@ -174,12 +181,26 @@ def _reading(options: dict[str, Any]) -> Reading:
     return Reading(options["seq_len"], options["stride"], options["documents"], learning)
 
 
-def _scorer(model: nn.Module, reading: Reading, bos: int, options: dict[str, Any]) -> Scorer:
+def _fast_losses(model: nn.Module, reading: Reading, options: dict[str, Any]) -> StaticLosses | None:
+    """For windows; test-time training and a scorer of the user's go their own ways."""
+    from pgolf.quant.logits import logits_of
+    from pgolf.train.static import StaticLosses
+
+    if reading.ttt or options["scorer"]:
+        return None
+    logits_fn = logits_of(model, options["logits"])
+    return StaticLosses(model, logits_fn, seq_len=reading.seq_len, batch_size=CUDA_BATCH)
+
+
+def _scorer(
+    model: nn.Module, reading: Reading, bos: int, options: dict[str, Any], losses: StaticLosses | None = None
+) -> Scorer:
     """The one function that makes the figure and that the audit examines."""
     from pgolf import usermodel
 
     if not options["scorer"]:
-        return partial(reading.score, model, bos=bos, logits=options["logits"])
+        fast = {"losses": losses, "batch_size": losses.batch_size} if losses else {}
+        return partial(reading.score, model, bos=bos, logits=options["logits"], **fast)
     own = usermodel.function(options["scorer"], "--scorer")(model)
 
     def score(tokens: NDArray[np.integer], progress: object = None) -> NDArray[np.floating]:

@@ -55,7 +55,7 @@ class OnDevice(stream.Device):
         return _from_strips(part, layout.shape)
 
     def checksum(self, matrices: Sequence[Any]) -> int:
-        moved = [torch.as_tensor(matrix).to(self.device) for matrix in matrices]
+        moved = [_tensor(matrix, self.device) for matrix in matrices]
         starts = accumulate((matrix.numel() for matrix in moved), initial=0)
         sums = [_partial_checksum(matrix, start) for matrix, start in zip(moved, starts, strict=False)]
         return int(torch.stack(sums).sum()) % (1 << 64) if sums else 0
@@ -111,8 +111,14 @@ def _dense(entry: Entry, device: torch.device) -> Tensor:
 
 def parts(plane: Plane, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(codes, row scales, column scales) of a plane on `device`; its codes may be there already."""
-    codes = torch.as_tensor(plane.codes).to(device)
+    codes = _tensor(plane.codes, device)
     return codes, _values(plane.row_scale, device), _values(plane.col_scale, device)
+
+
+def _tensor(codes: Any, device: torch.device) -> Tensor:
+    """Codes of numpy (which may be a view of the file, where torch wants none) or of a device, on a device."""
+    found = codes if isinstance(codes, Tensor) else torch.from_numpy(np.require(codes, requirements="W"))
+    return found.to(device)
 
 
 def _values(scale: Scale | None, device: torch.device) -> Tensor | None:

@@ -117,9 +117,8 @@ def _packed(entry: Entry, dtype: torch.dtype, device: torch.device) -> PackedWei
 
 def _names_in(module: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     """Name in the artifact -> name in the module: wrapper prefixes may differ, as in `usermodel.load_state`."""
-    cut = len(usermodel.strip_prefix(list(state)))
-    prefix = usermodel.strip_prefix(list(module.state_dict()))
-    return {name: prefix + name[cut:] for name in state}
+    full = {bare: name for name, bare in usermodel.unwrapped(module.state_dict()).items()}
+    return {name: full.get(bare, bare) for name, bare in usermodel.unwrapped(state).items()}
 
 
 def _replace(module: nn.Module, name: str, weight: PackedWeight) -> None:

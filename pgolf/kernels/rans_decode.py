@@ -66,10 +66,15 @@ def rans_decode(
 
     Raises ArtifactError if a lane does not end where it must.
     """
-    if device.type != "cuda":
-        return rans_decode_reference(lanes, contexts, bounds, freqs, next_states, device)
-    first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
-    if first_word[-1] != len(lanes.words):
+    decode = decode_with_kernel if device.type == "cuda" else rans_decode_reference
+    return decode(lanes, contexts, bounds, freqs, next_states, device)
+
+
+def decode_with_kernel(
+    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
+) -> Tensor:
+    """The kernel, whatever the device, and the check of every lane's end."""
+    if lanes.counts.sum() != len(lanes.words):
         raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
     stream = Stream.of(lanes, contexts, bounds, freqs, next_states, device)
     codes, states, ends = launch(stream)

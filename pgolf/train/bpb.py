@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from pgolf.train.windows import Window, batches_of_equal_shape, sliding_windows
 
 Convention = Literal["exact", "contest"]
 SPACE = "▁"
+Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
 LOSS_ROWS = 4096  # targets whose float32 log-softmax exists at once
 
 
@@ -189,6 +191,7 @@ def score(
     starts: NDArray[np.integer] | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    losses: Losses | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
@@ -197,17 +200,19 @@ def score(
     seq_len: longest context. stride: windows start every `stride` tokens, the first is scored whole, each later one on
     its last `stride` targets; None: disjoint windows. starts: where windows begin anew, a document's first tokens, so
     that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's.
+    losses: computes the losses in place of logits_fn, which then only says how large the vocabulary is; None: from logits.
     progress: called with (scored, total) after every batch.
     DataError, UsageError, or ModelError for logits that are not finite.
     """
     total, done = num_targets(tokens), 0
     windows = sliding_windows(total, seq_len, stride or seq_len, starts)
     nats = np.empty(total, np.float32)
+    losses = losses or partial(_losses, logits_fn)
     with torch.no_grad(), _eval_mode(logits_fn, device) as place:
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
         for batch in batches_of_equal_shape(windows, batch_size):
-            for window, row in zip(batch, _losses(logits_fn, tokens, batch, place), strict=True):
+            for window, row in zip(batch, _scored(losses, tokens, batch, place), strict=True):
                 nats[window.scored : window.stop] = row
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
@@ -237,21 +242,27 @@ def num_targets(
     return total
 
 
-def _losses(
-    logits_fn: Callable[[Tensor], Tensor], tokens: NDArray[np.integer], batch: list[Window], device: torch.device
+def _losses(logits_fn: Callable[[Tensor], Tensor], ids: Tensor, skip: int) -> Tensor:
+    """See `Losses`."""
+    logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
+    targets = ids[:, 1 + skip :]
+    parts = zip(logits.split(LOSS_ROWS), targets.flatten().split(LOSS_ROWS), strict=True)
+    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts]).view(
+        targets.shape
+    )
+
+
+def _scored(
+    losses: Losses, tokens: NDArray[np.integer], batch: list[Window], device: torch.device
 ) -> NDArray[np.float32]:
     """float32 [B, scored]: nats of the scored targets of windows of one shape."""
     _, skip = batch[0].shape
     rows = np.stack([tokens[window.start : window.stop + 1] for window in batch]).astype(np.int64)
-    ids = torch.from_numpy(rows).to(device)
-    logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
-    targets = ids[:, 1 + skip :].flatten()
-    parts = zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-    nats = torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
+    nats = losses(torch.from_numpy(rows).to(device), skip)
     if not nats.isfinite().all():
         first, last = min(window.start for window in batch), max(window.stop for window in batch)
         raise ModelError(f"the model's logits are not finite between tokens {first} and {last}")
-    return nats.view(len(batch), -1).cpu().numpy()
+    return nats.cpu().numpy()
 
 
 @contextmanager

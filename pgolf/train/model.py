@@ -166,6 +166,12 @@ class GPT(nn.Module):
 
     def forward_logits(self, ids: Tensor) -> Tensor:
         """ids: int64 [B, T] -> logits: float32 [B, T, V]."""
+        hidden = self.forward_hidden(ids)
+        logits = F.linear(hidden, self.tok_emb.weight.to(hidden.dtype)).float()
+        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+
+    def forward_hidden(self, ids: Tensor) -> Tensor:
+        """ids: int64 [B, T] -> what the head multiplies: [B, T, dim] of compute_dtype."""
         angle = torch.arange(ids.size(1), device=ids.device)[:, None] * self.frequency
         cos = angle.cos().to(self.compute_dtype)[None, :, None]
         sin = angle.sin().to(self.compute_dtype)[None, :, None]
@@ -175,8 +181,7 @@ class GPT(nn.Module):
             if layer < self.num_skips:
                 skips.append(x)
             x = block(x, cos, sin, skips.pop() if block.skip is not None else None)
-        logits = F.linear(rms_norm(x), self.tok_emb.weight.to(x.dtype)).float()
-        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+        return rms_norm(x)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of targets int64 [B, T], in nats a token."""

@@ -77,11 +77,14 @@ class Reading:
         bos: int,
         *,
         logits: Callable[..., Any] | str | None = None,
+        losses: bpb.Losses | None = None,
+        batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
         """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
 
-        logits: as in `pgolf.quant.logits.logits_of`. Raises DataError, ModelError, UsageError.
+        logits: as in `pgolf.quant.logits.logits_of`; losses, batch_size: as in `bpb.score`.
+        Raises DataError, ModelError, UsageError.
         """
         if self.ttt:
             starts = starts_of(tokens, bos)
@@ -93,5 +96,7 @@ class Reading:
             seq_len=self.seq_len,
             stride=self.stride,
             starts=starts_of(tokens, bos) if self.documents else None,
+            batch_size=batch_size,
+            losses=losses,
             progress=progress,
         )

@@ -20,13 +20,14 @@ COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 @dataclass(frozen=True)
 class Result:
     """source: what was scored; how: in which contexts; score: of all of it; documents: of each document;
-    note: what a user should know."""
+    note: what a user should know. compile_seconds: what compiling the model took, not counted in the score's."""
 
     source: str
     how: str
     score: EvalResult
     documents: Documents
     note: str | None = None
+    compile_seconds: float = 0.0
 
     @property
     def estimate(self) -> Estimate:
@@ -47,6 +48,7 @@ class Result:
             "bytes": score.bytes,
             "documents": len(self.documents),
             "seconds": score.seconds,
+            "compile_seconds": self.compile_seconds,
             "tokens_per_second": score.tokens_per_second,
             "note": self.note,
         }
@@ -70,7 +72,8 @@ def read(path: Path) -> Result:
         same_length = len({len(column) for column in columns.values()}) == 1
         if not same_length or columns["tokens"].sum() != score.tokens or columns["bytes"].sum() != score.bytes:
             raise ValueError
-        return Result(facts["source"], facts["how"], score, Documents(**columns), facts["note"])
+        compiling = facts["compile_seconds"]
+        return Result(facts["source"], facts["how"], score, Documents(**columns), facts["note"], compiling)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):

@@ -1,0 +1,39 @@
+"""`pgolf bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--device", metavar="D", help="cpu or cuda [default: cuda where there is one].")
+@click.option("--artifact", metavar="ART", type=click.Path(path_type=Path), help="Load this one, not a synthetic one.")
+@click.option(
+    "--layers", metavar="N", type=click.IntRange(1), default=11, show_default=True, help="Of the synthetic one."
+)
+@click.option("--peak-tflops", metavar="X", type=float, default=989.0, show_default=True, help="bf16 peak, for MFU.")
+@click.option("-o", "--out", metavar="R.json", type=click.Path(path_type=Path), help="Save the result.")
+def bench(device: str | None, artifact: Path | None, layers: int, peak_tflops: float, out: Path | None) -> None:
+    """Measure the kernels, loading and evaluation; JSON on stdout.
+
+    Example: pgolf bench --device cuda -o kernels.json
+    """
+    import torch
+
+    from pgolf import report
+    from pgolf.kernels import bench as measurements
+    from pgolf.kernels.device import need, triton
+
+    place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    sizes = measurements.Sizes(layers=layers, peak_tflops=peak_tflops)
+    facts = measurements.run(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True))
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
+    facts |= {"device": name, "torch": torch.__version__, "triton": getattr(triton, "__version__", None)}
+    if "missing" in facts:
+        click.echo(f"bench: only loading was measured, there is no {facts['missing'].removeprefix('a ')}", err=True)
+    if out:
+        report.write_json(out, facts)
+    click.echo(json.dumps(facts, indent=1))
