@@ -97,9 +97,7 @@ def ways(plans: Plans) -> list[Plans]:
     """Plans from the fastest way to the one that was asked for; fewer where they are the same."""
     found: list[Plans] = []
     for level in (_fastest, _plain, _one_sided, lambda settings: settings):
-        way = {
-            name: p if p.settings is None else replace(p, settings=level(p.settings)) for name, p in plans.items()
-        }
+        way = {name: p if p.settings is None else replace(p, settings=level(p.settings)) for name, p in plans.items()}
         if way not in found:
             found.append(way)
     return found

@@ -92,7 +92,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     if config is not None and CONFIG not in {path.name for path in others}:
         with replacing(folder / CONFIG) as file:
             file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    kept, dropped = untied(state)
+    kept, _ = untied(state)
     with replacing(folder / WEIGHTS) as file:  # last: a folder with weights is whole
         file.write(save(kept, {"format": "pt"}))
     (folder / INDEX).unlink(missing_ok=True)

@@ -14,7 +14,9 @@ from pgolf.errors import UsageError
 @click.command()
 @click.argument("art", metavar="ART", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, metavar="OUT.safetensors|OUT.pt|DIR", type=click.Path(path_type=Path))
-@click.option("--like", metavar="DIR", type=click.Path(path_type=Path), help="Hugging Face folder to copy the rest from.")
+@click.option(
+    "--like", metavar="DIR", type=click.Path(path_type=Path), help="Hugging Face folder to copy the rest from."
+)
 @force_option
 def unpack(art: Path, out: Path, like: Path | None, force: bool) -> None:
     """Turn an artifact back into a checkpoint, or into a Hugging Face folder.
