@@ -158,7 +158,9 @@ def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message
     ]
 
 
-@pytest.mark.parametrize("command", ["pack", "inspect", "unpack", "eval", "calibrate", "tokenize", "train", "demo"])
+@pytest.mark.parametrize(
+    "command", ["pack", "estimate", "inspect", "unpack", "export", "eval", "calibrate", "tokenize", "train", "demo"]
+)
 def test_every_help_has_an_example(command):
     assert "Example: pgolf" in run(command, "--help").stdout
 

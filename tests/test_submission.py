@@ -168,7 +168,7 @@ def test_names_that_clash_or_do_not_exist_are_refused(made):
     for scripts in (["sub/train.py", "train.py"], ["train.py", "sub/../train.py"]):
         with pytest.raises(UsageError, match="already has a file named"):
             submission.export(Path("m.pgolf"), [Path(s) for s in scripts], Path("out"))
-    with pytest.raises(UsageError, match="already has a file named submission.json"):
+    with pytest.raises(UsageError, match=r"already has a file named submission\.json"):
         submission.export(Path("m.pgolf"), [Path("sub/train.py"), Path("sub/submission.json")], Path("out"))
     with pytest.raises(UsageError, match=r"none\.py: No such file"):
         submission.export(Path("m.pgolf"), [Path("none.py")], Path("out"))
