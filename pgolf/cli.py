@@ -18,8 +18,10 @@ from pgolf.errors import PgolfError
 
 COMMANDS = {  # what the user types: module of pgolf.commands "." function, in the order of --help
     "pack": "pack.pack",
+    "sweep": "sweep.sweep",
     "estimate": "estimate.estimate",
     "inspect": "inspect.inspect",
+    "diff": "diff.diff",
     "unpack": "unpack.unpack",
     "export": "export.export",
     "eval": "evaluate.evaluate",

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pgolf import checkpoint, pipeline, report, usermodel
+from pgolf import baselines, checkpoint, pipeline, report, usermodel
 from pgolf.checkpoint import Checkpoint
 from pgolf.job import one_thread
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.curvature import Curvature
+from pgolf.report.plots import frontier_png
 from pgolf.train import bpb, data
 from pgolf.train.demo import DEMO, TINY_DEMO, prepare_demo, train_demo
 
 Progress = Callable[[str, int, int], None]
 
-CONTEST: dict[str, Any] = {"method": "gptq", "rules": ["*=int6,k=12.85", "tok_emb.*=int8,k=20"], "coder": "brotli"}
 BITS = (2.0, 2.6, 3.3)  # budgets of the curve, in bits a weight
 QUICK_BITS = (2.6,)
 CALIBRATION_TOKENS = 32768
@@ -55,6 +55,7 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
     )
     before = score.of(source.state_dict())
     points = _points(out, source, curvature, score, progress, QUICK_BITS if quick else BITS)
+    points = [p | {"rise": p["bpb"] - before} for p in points]
     result = {
         "seed": seed,
         "weights": sum(t.numel() for t in source.tensors.values()),
@@ -65,7 +66,8 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
         "points": points,
     }
     report.write_json(out / "results.json", result)
-    report.plot_points(points, out / "frontier.png", title="pgolf demo: quality bought by bytes", reference=before)
+    shown = {"points": points, "before": {"bpb": before}, "baseline": points[0]["series"]}
+    frontier_png(shown, out / "frontier.png", title="pgolf demo: quality bought by bytes")
     return result
 
 
@@ -79,13 +81,13 @@ def _points(
 ) -> list[dict[str, Any]]:
     """The contest's packer as it is, ours at its size, then both along the curve."""
     weights = sum(t.numel() for t in source.tensors.values())
-    contest = _point(out / "contest.pgolf", "contest packer", source, curvature, score, progress, CONTEST)
+    contest = _point(out / "contest.pgolf", "contest packer", source, curvature, score, progress, baselines.contest())
     budgets = [contest["bytes"], *(int(weights * bits / 8) for bits in curve)]
     ours = [
         _point(out / f"pgolf-{i}.pgolf", "pgolf", source, curvature, score, progress, {"budget": budget})
         for i, budget in enumerate(budgets)
     ]
-    looser = CONTEST | {"rules": ["*=int6,k=24", "tok_emb.*=int8,k=37"]}
+    looser = baselines.contest(24)
     return [
         contest,
         _point(out / "contest-1.pgolf", "contest packer", source, curvature, score, progress, looser),
@@ -107,7 +109,7 @@ def _point(
     state = pipeline.load(path)
     loaded = time.perf_counter() - began
     return {
-        "name": name,
+        "series": name,
         "file": path.name,
         "budget": made.budget,
         "bytes": made.artifact_bytes,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,3 +56,34 @@ def toy_module(state: dict[str, Tensor]) -> nn.Module:
     module = names["Toy"]()  # type: ignore[operator]
     module.load_state_dict(state)
     return module
+
+
+class Counting(nn.Module):
+    """A language model of `vocab` pieces whose logits depend on the whole context: a running sum of embeddings."""
+
+    def __init__(self, vocab: int = 13) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(vocab, vocab, generator=generator()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
+        return self.table[ids].cumsum(1) / position.sqrt()
+
+
+def sweep_inputs(folder: Path) -> None:
+    """What `pgolf sweep` needs, in `folder`: ckpt.pt, toy.py, val.bin and bytes.bin; logits of a trained model's size."""
+    from pgolf.train.data import write_shard
+
+    state = toy_state()
+    state["tok_emb.weight"] *= 0.2
+    torch.save(state, folder / "ckpt.pt")
+    (folder / "toy.py").write_text(TOY_MODEL)
+    write_shard(folder / "val.bin", np.random.default_rng(0).integers(0, 64, 3000).astype(np.uint16))
+    write_shard(folder / "bytes.bin", np.full(3000, 3, np.uint16))
+
+
+def without_times(value: object) -> object:
+    """JSON without seconds: what two runs must agree on."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if not k.endswith("seconds")}
+    return [without_times(v) for v in value] if isinstance(value, list) else value

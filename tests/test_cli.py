@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pgolf.cli import main
+from pgolf.cli import COMMANDS, main
 from pgolf.train.data import write_shard
 from tests.helpers import SHARED, TOY_MODEL, toy_state
 
@@ -158,9 +158,7 @@ def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message
     ]
 
 
-@pytest.mark.parametrize(
-    "command", ["pack", "estimate", "inspect", "unpack", "export", "eval", "calibrate", "tokenize", "train", "demo"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example(command):
     assert "Example: pgolf" in run(command, "--help").stdout
 

@@ -12,6 +12,6 @@ def test_the_quick_demo_tells_the_whole_story_twice_alike(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == results[0]
     assert (tmp_path / "a" / "frontier.png").stat().st_size > 5000
-    contest, ours = (next(p for p in results[0]["points"] if p["name"] == n) for n in ("contest packer", "pgolf"))
+    contest, ours = (next(p for p in results[0]["points"] if p["series"] == n) for n in ("contest packer", "pgolf"))
     assert ours["bytes"] <= contest["bytes"]
     assert abs(ours["bpb"] - results[0]["bpb_before"]) < 0.05

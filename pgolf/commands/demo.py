@@ -21,9 +21,9 @@ def demo(out: Path, seed: int, quick: bool) -> None:
     Example: pgolf demo -o demo-out
     """
     from pgolf import demo as story
-    from pgolf import report
+    from pgolf.report import tables
 
     with progress_bars() as progress:
         result = story.run(out, seed=seed, quick=quick, progress=progress)
-    print_table(report.demo_table(result))
+    print_table(tables.demo_table(result))
     click.echo(f"results, artifacts and plot in {out}")

@@ -7,22 +7,38 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import json_option, print_table
+from pgolf.commands.shared import force_option, json_option, print_table, refuse_overwrite
 
 
 @click.command()
 @click.argument("art", metavar="ART", type=click.Path(path_type=Path))
+@click.option(
+    "--curvature",
+    metavar="CURV",
+    type=click.Path(path_type=Path),
+    help="From calibrate: shows what each tensor matters.",
+)
+@click.option("--html", metavar="OUT.html", type=click.Path(path_type=Path), help="Write a page with pictures too.")
+@force_option
 @json_option
-def inspect(art: Path, as_json: bool) -> None:
-    """Show what is in an artifact.
+def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, as_json: bool) -> None:
+    """Show what is in an artifact and where its bytes go.
 
-    Example: pgolf inspect model.pgolf
+    Example: pgolf inspect model.pgolf --html model.html
     """
-    from pgolf import pipeline, report
+    from pgolf import anatomy
+    from pgolf.quant.curvature import Curvature
+    from pgolf.report import anatomy_page, tables, write_text
 
-    facts = pipeline.inspect(art)
+    if html is not None:
+        refuse_overwrite(html, force)
+    facts = anatomy.inspect(art, Curvature.load(curvature) if curvature else None)
+    if html is not None:
+        write_text(html, anatomy_page.page_of(facts, art.name))
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(report.inspect_table(facts))
-    click.echo(f"{facts['bytes']:,} B, {len(facts['tensors'])} tensors")
+    print_table(tables.layers_table(facts))
+    click.echo()
+    print_table(tables.inspect_table(facts))
+    click.echo("\n".join(tables.inspect_summary(facts)))

@@ -1,14 +1,11 @@
-"""Results as JSON, and tables and plots drawn only from that JSON."""
+"""What one pack did, as JSON, and its table and closing lines."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgolf.packer.container import replacing
 from pgolf.sizes import show_size
 
 if TYPE_CHECKING:
@@ -88,12 +85,6 @@ class Report:
         return plain | derived | {"rows": rows}
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    with replacing(Path(path)) as file:
-        file.write((json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
 def pack_table(report: Mapping[str, Any]) -> Table:
     """The table of `pgolf pack`, from Report.to_json()."""
     from rich.table import Table
@@ -163,62 +154,4 @@ def submission_table(facts: Mapping[str, Any]) -> Table:
     table.add_column("counted", justify="right", no_wrap=True)
     for file in facts["files"]:
         table.add_row(file["name"], f"{file['raw_bytes']:,}", f"{file['counted_bytes']:,}")
-    return table
-
-
-def inspect_table(facts: Mapping[str, Any]) -> Table:
-    """The table of `pgolf inspect`."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("tensor", "shape", "dtype", "how", "codes"):
-        table.add_column(name, overflow="fold")
-    for t in facts["tensors"]:
-        how = t["note"]
-        if "shared_with" in t:
-            how = f"shared with {t['shared_with']}"
-        elif "kept_as" in t:
-            how = f"kept as {t['kept_as']} ({t['note']})"
-        codes = "{}..{}".format(*t["code_range"]) if "code_range" in t else ""
-        table.add_row(t["name"], "×".join(map(str, t["shape"])) or "scalar", t["dtype"], how, codes)
-    return table
-
-
-def plot_points(points: Sequence[Mapping[str, Any]], path: str | Path, *, title: str, reference: float) -> None:
-    """PNG of BPB over artifact bytes. points: {"name", "bytes", "bpb"}; reference: BPB before quantization."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.axhline(reference, color="0.5", linewidth=1, linestyle="--", label="before quantization")
-    for name in dict.fromkeys(p["name"] for p in points):
-        mine = sorted((p["bytes"], p["bpb"]) for p in points if p["name"] == name)
-        axes.plot(*zip(*mine, strict=True), marker="o", markersize=4, label=name)
-    axes.set(xlabel="artifact bytes", ylabel="bits per byte, held-out text", title=title)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f} kB")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(Path(path)) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
-
-
-def demo_table(result: Mapping[str, Any]) -> Table:
-    """The table of `pgolf demo`: what each artifact weighs and what quantization cost."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("artifact")
-    for name in ("bytes", "bits/weight", "BPB", "rise", "pack s", "load s"):
-        table.add_column(name, justify="right")
-    table.add_row(
-        "checkpoint (float32)", f"{result['checkpoint_bytes']:,}", "32", f"{result['bpb_before']:.4f}", "", "", ""
-    )
-    for p in result["points"]:
-        figures = (f"{p['bytes']:,}", f"{p['bits_per_weight']:.2f}", f"{p['bpb']:.4f}")
-        rise = f"+{p['bpb'] - result['bpb_before']:.4f}"
-        table.add_row(
-            f"{p['name']} ({p['file']})", *figures, rise, f"{p['pack_seconds']:.1f}", f"{p['load_seconds']:.2f}"
-        )
     return table

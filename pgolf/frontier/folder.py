@@ -1,0 +1,104 @@
+"""The folder of a sweep: what is done is on disk before the next point is asked for.
+
+    sweep.json               what all points share, and the plan so far
+    curvature.safetensors    calibrated once
+    points/KEY.json          one finished point each
+    results.json             all points of the plan, compared; and the pictures drawn from it
+
+What will surprise you: a second call with more methods or sizes extends the plan; only a change of what the points
+share (checkpoint, text, calibration, versions) would mix figures that cannot be compared, and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pgolf.errors import DataError, UsageError
+from pgolf.frontier.points import Point
+from pgolf.report import write_json
+
+BEFORE = "before"  # the key of the unquantized checkpoint
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A sweep's folder. plan: every point asked for so far, in the order of asking."""
+
+    path: Path
+    plan: tuple[Point, ...]
+
+    @property
+    def curvature(self) -> Path:
+        """Where the curvature of the checkpoint is kept."""
+        return self.path / "curvature.safetensors"
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Key -> result of every finished point of the plan, and of the checkpoint itself."""
+        keys = [BEFORE, *(p.key for p in self.plan)]
+        return {key: _read(self._point(key)) for key in keys if self._point(key).is_file()}
+
+    def keep(self, key: str, result: Mapping[str, Any]) -> None:
+        """Write one point's result."""
+        write_json(self._point(key), result)
+
+    def _point(self, key: str) -> Path:
+        return self.path / "points" / f"{key}.json"
+
+
+def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], *, force: bool) -> Folder:
+    """The folder at `path`, made or continued, with `points` in its plan.
+
+    shared: `setup.identity`. force: begin anew where it differs from the folder's. Raises UsageError otherwise.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: -o names the folder of a sweep")
+    known = _read(path / "sweep.json") if (path / "sweep.json").is_file() else None
+    if known is None and path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} is not a sweep's folder and not empty: give another name with -o")
+    if known is not None and (changed := differences(known["shared"], shared)):
+        if not force:
+            raise UsageError(
+                f"{path} holds a sweep with another {', '.join(changed)}: name another folder with -o, or --force to "
+                "measure its points anew"
+            )
+        _clear(path)
+        known = None
+    old = [_point(facts) for facts in known["plan"]] if known else []
+    plan = tuple({p.key: p for p in (*old, *points)}.values())
+    (path / "points").mkdir(parents=True, exist_ok=True)
+    write_json(path / "sweep.json", {"shared": dict(shared), "plan": [asdict(p) for p in plan]})
+    return Folder(path, plan)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of what differs between two nested settings, as "calibration.tokens"."""
+    names: list[str] = []
+    for key in sorted(a.keys() | b.keys()):
+        mine, theirs = a.get(key), b.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            names += differences(mine, theirs, f"{prefix}{key}.")
+        elif mine != theirs:
+            names.append(prefix + key)
+    return names
+
+
+def _point(facts: Mapping[str, Any]) -> Point:
+    return Point(**{**facts, "rules": tuple(facts["rules"])})
+
+
+def _clear(path: Path) -> None:
+    shutil.rmtree(path / "points", ignore_errors=True)
+    for name in ("curvature.safetensors", "results.json"):
+        (path / name).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as a sweep's JSON ({error}); delete it and run again") from None

@@ -1,0 +1,34 @@
+"""The pictures of a sweep: frontier.png, frontier.svg and frontier.html, drawn from its results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pgolf.report.files import write_text
+from pgolf.report.page import frontier_page
+from pgolf.report.plots import frontier_png
+from pgolf.report.svg import frontier_svg
+
+
+def write(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw all three into `folder`; their paths, results.json's first."""
+    title = headline(results)
+    frontier_png(results, folder / "frontier.png", title=title)
+    write_text(folder / "frontier.svg", frontier_svg(results, title))
+    write_text(folder / "frontier.html", frontier_page(results, title))
+    return [folder / name for name in ("results.json", "frontier.png", "frontier.svg", "frontier.html")]
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """One sentence: the best method against the middle one of the baseline's points that need no extrapolation."""
+    known = [r for r in results["comparison"] if r["bytes_ratio"] is not None and not r["bytes_extrapolated"]]
+    if not known:
+        return f"Bits per byte against bytes: {results['before']['weights']:,} weights"
+    sizes = sorted({r["baseline_bytes"] for r in known})
+    best = min((r for r in known if r["baseline_bytes"] == sizes[len(sizes) // 2]), key=lambda r: r["bytes_ratio"])
+    return (
+        f"{best['series']} needs {best['bytes_ratio']:.2f} times the bytes of {results['baseline']} "
+        f"({best['baseline']}) at equal bits per byte"
+    )

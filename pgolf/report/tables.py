@@ -1,0 +1,215 @@
+"""Tables for the terminal, each drawn from JSON: what a command found is what `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COMPACT = {"box": None, "header_style": "bold", "pad_edge": False}
+
+
+def inspect_table(facts: Mapping[str, Any]) -> Table:
+    """Every tensor of an artifact, with a picture of its codes around zero."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    for name in ("tensor", "shape", "dtype", "how"):
+        table.add_column(name, overflow="fold")
+    for name in ("bytes", "bits/weight", "curvature", "codes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for t in facts["tensors"]:
+        codes = "{}..{}".format(*t["code_range"]) if "code_range" in t else ""
+        picture = sparkline(t["histogram"]["counts"]) if "histogram" in t else ""
+        table.add_row(
+            t["name"], "×".join(map(str, t["shape"])) or "scalar", t["dtype"], _how(t), f"{t['bytes']:,.0f}",
+            f"{t['bits_per_weight']:.2f}", _percent(t.get("curvature_share")), codes, picture,
+        )  # fmt: skip
+    return table
+
+
+def _how(t: Mapping[str, Any]) -> str:
+    if "shared_with" in t:
+        return f"shared with {t['shared_with']}"
+    return f"kept as {t['kept_as']} ({t['note']})" if "kept_as" in t else str(t["note"])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """One of eight bars for each count, the highest full; a blank for none."""
+    top = max(counts, default=0)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * n // top)] for n in counts) if top else ""
+
+
+def layers_table(facts: Mapping[str, Any]) -> Table:
+    """Where the bytes go: a bar for each layer."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("layer", overflow="fold")
+    for name in ("weights", "bytes", "share", "bits/weight", "curvature"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    top = max(row["bytes"] for row in facts["layers"]) or 1
+    for row in facts["layers"]:
+        table.add_row(
+            row["layer"], f"{row['weights']:,}", f"{row['bytes']:,.0f}", f"{100 * row['bytes'] / facts['bytes']:.1f}%",
+            f"{row['bits_per_weight']:.2f}", _percent(row["curvature_share"]), "█" * round(32 * row["bytes"] / top),
+        )  # fmt: skip
+    return table
+
+
+def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
+    """The closing lines of `pgolf inspect`."""
+    bits = 8 * facts["bytes"] / max(facts["weights"], 1)
+    return [
+        f"shared             {facts['shared_bytes']:,.0f} B of header and tables that belong to no single tensor",
+        f"artifact           {facts['bytes']:,} B, {len(facts['tensors'])} tensors, {bits:.3f} bits a weight",
+    ]
+
+
+def diff_table(facts: Mapping[str, Any]) -> Table:
+    """The table of `pgolf diff`."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("tensor", overflow="fold")
+    for name in ("how in A", "how in B"):
+        table.add_column(name, overflow="fold")
+    for name in ("bytes A", "bytes B", "B - A", "bits A", "bits B", "distance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in facts["tensors"]:
+        a, b = row["a"], row["b"]
+        more = f"{b['bytes'] - a['bytes']:+,.0f}" if a and b else ""
+        table.add_row(
+            row["name"], *(side["how"] if side else "absent" for side in (a, b)),
+            *(f"{side['bytes']:,.0f}" if side else "" for side in (a, b)), more,
+            *(f"{side['bits_per_weight']:.2f}" if side else "" for side in (a, b)),
+            "" if row["distance"] is None else f"{row['distance']:.4f}",
+        )  # fmt: skip
+    return table
+
+
+def diff_summary(facts: Mapping[str, Any]) -> str:
+    """The closing line of `pgolf diff`."""
+    a, b = facts["bytes"]
+    return f"A {a:,} B, B {b:,} B ({b - a:+,} B, {b / a:.3f}x); distance is ‖A − B‖ / ‖A‖"
+
+
+def demo_table(result: Mapping[str, Any]) -> Table:
+    """The table of `pgolf demo`: what each artifact weighs and what quantization cost."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("artifact")
+    for name in ("bytes", "bits/weight", "BPB", "rise", "pack s", "load s"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        "checkpoint (float32)", f"{result['checkpoint_bytes']:,}", "32", f"{result['bpb_before']:.4f}", "", "", ""
+    )
+    for p in result["points"]:
+        figures = (f"{p['bytes']:,}", f"{p['bits_per_weight']:.2f}", f"{p['bpb']:.4f}")
+        rise = f"{p['rise']:+.4f}"
+        table.add_row(
+            f"{p['series']} ({p['file']})", *figures, rise, f"{p['pack_seconds']:.1f}", f"{p['load_seconds']:.2f}"
+        )
+    return table
+
+
+def sweep_table(results: Mapping[str, Any]) -> Table:
+    """The table of `pgolf sweep`: every point, those of the Pareto set marked."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("method", overflow="fold")
+    table.add_column("setting")
+    for name in ("bytes", "bits/weight", "BPB", "rise", "pack s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Pareto", justify="center")
+    best = set(results["pareto"])
+    for p in results["points"]:
+        if "refused" in p:
+            table.add_row(p["series"], p["label"], "", "", "refused", "", "", "")
+            continue
+        figures = (f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}")
+        table.add_row(p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else "")
+    return table
+
+
+def comparison_table(results: Mapping[str, Any]) -> Table:
+    """Bytes at equal BPB and rise at equal bytes, against each point of the baseline; ~ marks extrapolated figures."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("method", overflow="fold")
+    table.add_column(f"against {results['baseline']}")
+    for name in ("its bytes", "its rise", "bytes at equal BPB", "rise at equal bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in results["comparison"]:
+        table.add_row(
+            row["series"], row["baseline"], f"{row['baseline_bytes']:,}", f"{row['baseline_rise']:+.5f}",
+            _estimate(row, "bytes_at_equal_bpb", "bytes_ratio", "bytes_extrapolated", ",.0f"),
+            _estimate(row, "rise_at_equal_bytes", "rise_ratio", "bpb_extrapolated", "+.5f"),
+        )  # fmt: skip
+    return table
+
+
+def _estimate(row: Mapping[str, Any], value: str, ratio: str, extrapolated: str, style: str) -> str:
+    if row[value] is None:
+        return "out of range"
+    mark = "~" if row[extrapolated] else ""
+    times = f" ({row[ratio]:.2f}x)" if row[ratio] is not None else ""
+    return f"{mark}{row[value]:{style}}{times}"
+
+
+def sweep_summary(results: Mapping[str, Any]) -> list[str]:
+    """The closing lines of `pgolf sweep`."""
+    before = results["before"]
+    lines = [
+        f"before             {before['bpb']:.5f} BPB on {before['tokens']:,} tokens, {before['weights']:,} weights"
+    ]
+    lines += [
+        f"refused            {p['series']} at {p['label']}: {p['refused']}" for p in results["points"] if "refused" in p
+    ]
+    if any(r["bytes_extrapolated"] or r["bpb_extrapolated"] for r in results["comparison"]):
+        lines.append("~ is extrapolated beyond the measured points: measure there before you rely on it")
+    return lines
+
+
+def seeds_table(results: Mapping[str, Any]) -> Table:
+    """The table of `pgolf sweep --seeds`: means and spreads, and whether the gain is proven."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("method", overflow="fold")
+    table.add_column(f"against {results['baseline']}")
+    for name in ("gain, nats/token", "spread", "p (gain > 0.005)", "passes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for g in results["gains"]:
+        p = "" if g["p"] is None else f"{g['p']:.2g}"
+        spread = "" if g["spread"] is None else f"{g['spread']:.5f}"
+        table.add_row(g["series"], g["baseline"], f"{g['mean']:+.5f}", spread, p, "yes" if g["passes"] else "no")
+    return table
+
+
+def progress_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What a running sweep shows: a line for each series, a dot for each point, its latest figures."""
+    from rich.table import Table
+
+    table = Table(**COMPACT)
+    table.add_column("method", overflow="fold")
+    table.add_column("points")
+    table.add_column("latest", no_wrap=True)
+    for series in dict.fromkeys(r["series"] for r in rows):
+        mine = [r for r in rows if r["series"] == series]
+        dots = "".join("●" if "bpb" in r else "×" if "refused" in r else "○" for r in mine)
+        scored = [r for r in mine if "bpb" in r]
+        latest = f"{scored[-1]['bytes']:,} B  {scored[-1]['bpb']:.5f} BPB" if scored else ""
+        table.add_row(series, dots, latest)
+    return table

@@ -1,0 +1,129 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pgolf.report import frontier
+from pgolf.report.curves import apart, curves, log_ticks, round_ticks, show_bytes
+from pgolf.report.page import safe_json
+from pgolf.report.svg import frontier_svg
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
+NASTY = "</script><b>&\"'"
+
+
+def point(series, size, rise, **more):
+    return {
+        "key": f"{series}-{size}", "series": series, "label": f"{size:,} B", "bytes": size, "bits_per_weight": 3.0,
+        "bpb": 1.5 + rise, "rise": rise, "pack_seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results():
+    points = [
+        *(point("auto", size, rise) for size, rise in ((800_000, 0.02), (1_200_000, 0.004), (1_600_000, -0.0001))),
+        *(point("contest", size, rise) for size, rise in ((1_200_000, 0.02), (1_500_000, 0.008))),
+        point(NASTY, 1_000_000, 0.05, rise_spread=0.001),
+        {"key": "r", "series": "rtn", "label": "900 B", "refused": "does not fit"},
+    ]
+    row = {
+        "series": "auto", "baseline": "k=20", "baseline_bytes": 1_200_000, "baseline_bpb": 1.52, "baseline_rise": 0.02,
+        "bytes_at_equal_bpb": 800_000, "bytes_ratio": 2 / 3, "bytes_extrapolated": False, "bpb_at_equal_bytes": 1.504,
+        "rise_at_equal_bytes": 0.004, "rise_ratio": 0.2, "bpb_extrapolated": True,
+    }  # fmt: skip
+    before = {"bpb": 1.5, "tokens": 1000, "weights": 3_000_000}
+    return {"points": points, "before": before, "baseline": "contest", "pareto": ["auto-800000"], "comparison": [row]}
+
+
+def test_all_three_are_drawn_the_same_twice(results, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        frontier.write(results, tmp_path / name)
+    for name in ("frontier.png", "frontier.svg", "frontier.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_headline_says_what_was_gained(results):
+    assert frontier.headline(results) == ("auto needs 0.67 times the bytes of contest (k=20) at equal bits per byte")
+    assert "3,000,000 weights" in frontier.headline(results | {"comparison": []})
+
+
+def test_the_svg_is_well_formed_and_names_every_point(results):
+    root = ET.fromstring(frontier_svg(results, "t"))
+    space = "{http://www.w3.org/2000/svg}"
+    series = [g for g in root.iter(f"{space}g") if g.get("class") == "series"]
+    assert [g.get("data-series") for g in series] == ["auto", "contest", NASTY]
+    marks = [p for p in root.iter(f"{space}path") if "mark" in (p.get("class") or "")]
+    assert len(marks) == 6
+    assert any("1,200,000 bytes, 1.50400 bits per byte" in p.get("aria-label") for p in marks)
+
+
+def test_a_sweep_without_figures_still_draws(results, tmp_path):
+    nothing = results | {"points": results["points"][-1:], "comparison": []}
+    frontier.write(nothing, tmp_path)
+    ET.fromstring((tmp_path / "frontier.svg").read_text())
+
+
+def test_the_page_needs_nothing_from_elsewhere(results, tmp_path):
+    frontier.write(results, tmp_path)
+    html = (tmp_path / "frontier.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)""", html)
+    assert html.count("</script>") == 2
+    assert html.count(NASTY) == 0
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1]
+    assert json.loads(data)["points"][f"{NASTY}-1000000"]["rise"] == 0.05
+
+
+def test_json_in_a_page_cannot_end_its_element():
+    assert safe_json({"a": "</script>&"}) == '{"a": "\\u003c/script\\u003e\\u0026"}'
+
+
+def test_ticks_are_round_and_names_stand_apart(results):
+    assert round_ticks(0.9, 3.1, 4) == pytest.approx([1, 2, 3])
+    assert log_ticks(0.002, 0.06) == pytest.approx([0.002, 0.005, 0.01, 0.02, 0.05])
+    assert apart([5, 0, 6], 4) == [5, 0, 9]
+    assert show_bytes(1_420_595) == "1.421 MB"
+    assert show_bytes(500_000) == "500 kB"
+    assert len({c.index for c in curves(results)}) == 3
+
+
+PROBE = """
+<script>
+const found = {}, seen = e => getComputedStyle(e).display !== "none", tell = document.getElementById("tip");
+const mark = document.querySelector(".mark"), button = document.querySelector("#toggles button");
+found.marks = [...document.querySelectorAll(".mark")].filter(m => m.getBoundingClientRect().width > 4).length;
+mark.dispatchEvent(new PointerEvent("pointerenter"));
+found.tip = tell.textContent; found.tipShown = seen(tell);
+mark.dispatchEvent(new PointerEvent("pointerleave"));
+found.tipGone = !seen(tell);
+mark.focus(); found.focus = seen(tell); mark.blur();
+button.click(); found.hidden = !seen(document.querySelector("g.series")); found.pressed = button.getAttribute("aria-pressed");
+button.click(); found.back = seen(document.querySelector("g.series"));
+const paper = () => getComputedStyle(document.body).backgroundColor;
+found.before = paper(); document.getElementById("theme").click(); found.after = paper();
+document.body.dataset.found = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: hover and toggles of the page are not tried")
+def test_hover_toggles_and_themes_work_in_a_browser(results, tmp_path):
+    frontier.write(results, tmp_path)
+    page = tmp_path / "probe.html"
+    page.write_text((tmp_path / "frontier.html").read_text().replace("</body>", f"{PROBE}</body>"))
+    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    command = [CHROMIUM, "--headless", "--disable-gpu", *root, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(re.search(r'data-found="([^"]*)"', shown)[1].replace("&quot;", '"'))
+    assert found.pop("marks") == 6
+    assert "800,000 bytes" in found["tip"]
+    assert "1.52000 bits per byte" in found.pop("tip")
+    assert found.pop("pressed") == "false"
+    assert found.pop("before") != found.pop("after")
+    assert found == dict.fromkeys(("tipShown", "tipGone", "focus", "hidden", "back"), True)
