@@ -137,23 +137,27 @@ def reporting_seconds(job: Job, way: Plans, trial: Trial) -> float:
 
 
 def foreseen(job: Job, way: Plans, step: float) -> Cost:
-    """The cost of a way, from quantizing one typical tensor at about the right step."""
+    """The cost of a way: factors from the largest ones, the rest from quantizing one typical tensor at about its step."""
     name = _typical(job, way)
-    settings = None if name is None else way[name].at(step)
-    if name is None or settings is None:
+    if name is None:
         return Cost(0.0, 0.0, 0)
-    began = time.perf_counter()
-    with one_thread():
-        staged = METHODS[settings.method].staged
-        if staged is not None:
-            job.prepare(name, settings)
-        ready = time.perf_counter()
-        job.quantize(name, settings)
-    done = time.perf_counter()
+    settings = way[name].at(step)
     names = [n for n, p in way.items() if p.settings is not None]
+    cubes = {n: _cubes(job, n, settings) for n in names if way[n].at(step).method == settings.method}
+    hardest = max(cubes, key=lambda n: (cubes[n], n))
+    with one_thread():
+        began = time.perf_counter()
+        if METHODS[settings.method].staged is not None:
+            job.prepare(hardest, way[hardest].at(step))
+        ready = time.perf_counter()
+        if METHODS[settings.method].staged is not None:
+            job.prepare(name, settings)
+        factored = time.perf_counter()
+        job.quantize(name, settings)
+        done = time.perf_counter()
     weights = sum(job.source.tensors[n].numel() for n in names)
-    factors = sum(_cubes(job, n, settings) for n in names) / max(_cubes(job, name, settings), 1.0)
-    return Cost((ready - began) * factors, (done - ready) / job.source.tensors[name].numel(), weights)
+    factors = (ready - began) * sum(cubes.values()) / max(cubes[hardest], 1.0)
+    return Cost(factors, (done - factored) / job.source.tensors[name].numel(), weights)
 
 
 def _typical(job: Job, way: Plans) -> str | None:

@@ -25,9 +25,9 @@ from pgolf.checkpoint import Checkpoint
 from pgolf.deadline import ways
 from pgolf.errors import BudgetError, UsageError
 from pgolf.job import Job, Trial, one_thread_each
-from pgolf.packer.code import counted_bytes
 from pgolf.plan import TensorPlan
 from pgolf.sizes import parse_size
+from pgolf.submission import counted_bytes
 
 if TYPE_CHECKING:
     from pgolf.quant.curvature import Curvature
@@ -78,7 +78,7 @@ class Estimate:
 
 
 def estimate(
-    model: nn.Module | Mapping[str, Tensor] | Checkpoint,
+    model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path,
     *,
     budget: int | str | None = None,
     curvature: Curvature | None = None,

@@ -15,15 +15,15 @@ from pgolf import budget as budgets
 from pgolf import checkpoint, plan, ranks
 from pgolf import deadline as deadlines
 from pgolf.checkpoint import Checkpoint
-from pgolf.errors import ArtifactError, CurvatureError, UsageError
+from pgolf.errors import ArtifactError, CheckpointError, CurvatureError, UsageError
 from pgolf.job import Job, Progress, Trial, one_thread_each
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Entry
-from pgolf.packer.code import counted_bytes
 from pgolf.quant.curvature import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
 from pgolf.report import Report, TensorRow
 from pgolf.sizes import parse_size
+from pgolf.submission import counted_bytes
 from pgolf.usermodel import unwrapped
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LOST = 0.7  # relative error beyond which a tensor is more noise than weights
 
 
 def pack(
-    model: nn.Module | Mapping[str, Tensor] | Checkpoint,
+    model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path,
     path: str | Path | None,
     *,
     budget: int | str | None = None,
@@ -51,7 +51,8 @@ def pack(
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
-    model: a module, a state dict, or `pgolf.checkpoint.read(file)`. path: None writes nothing; the bytes are in the report.
+    model: a module, a state dict, a checkpoint's path, or what `pgolf.checkpoint.read` made of one. path: None writes
+    nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
     method: a name in `pgolf.quant.METHODS`, or "keep" to change no value. rules: as `--set`; settings: for what no rule
@@ -112,10 +113,14 @@ def planned(
     )
 
 
-def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path) -> Checkpoint:
     """The tensors of whatever `pack` takes. Raises CheckpointError."""
     if isinstance(model, Checkpoint):
         return model
+    if isinstance(model, (str, Path)):
+        return checkpoint.read(model)
+    if isinstance(model, nn.Module) and any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
+        raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
     return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
 
 

@@ -103,11 +103,8 @@ def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
 
 def _all_reduced(value: Tensor) -> Tensor:
     """The sum over the ranks, on the CPU."""
-    on_gpu = distributed.get_backend() == "nccl"
-    shared = (
-        value.contiguous().to(torch.device("cuda", torch.cuda.current_device()))
-        if on_gpu
-        else value.clone(memory_format=torch.contiguous_format)
-    )
+    shared = value.clone(memory_format=torch.contiguous_format)
+    if distributed.get_backend() == "nccl":
+        shared = shared.to(torch.device("cuda", torch.cuda.current_device()))
     distributed.all_reduce(shared)
     return shared.cpu()

@@ -254,3 +254,25 @@ def test_importing_pgolf_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, pgolf.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'numba')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_curvature_of_a_wrapped_module_is_found(prefix):
+    plain = pgolf.pack(toy_state(), None, curvature=FakeCurvature(), method="gptq")
+    wrapped = {prefix + name: t for name, t in toy_state().items()}
+    report = pgolf.pack(wrapped, None, curvature=FakeCurvature(), method="gptq")
+    assert report.loss_rise == plain.loss_rise
+    assert {row.name for row in report.rows} == set(wrapped)
+
+
+def test_a_path_packs_as_what_is_in_it(tmp_path):
+    torch.save(toy_state(), tmp_path / "c.pt")
+    assert pgolf.pack(tmp_path / "c.pt", None, method="rtn").data == pgolf.pack(toy_state(), None, method="rtn").data
+
+
+def test_what_is_sharded_over_ranks_is_refused():
+    class FullyShardedDataParallel(torch.nn.Linear):
+        pass
+
+    with pytest.raises(CheckpointError, match="sharded"):
+        pgolf.pack(FullyShardedDataParallel(4, 4), None)

@@ -71,3 +71,15 @@ def test_configurations_of_others_are_refused():
         usermodel.from_config({"arch": "theirs"}, {})
     with pytest.raises(ModelError, match="does not make a model"):
         usermodel.from_config({"arch": "pgolf.train.model:GPT", "gpt": {"wat": 1}}, {})
+
+
+def test_names_of_compiled_parts_and_averaged_models_fit(model_file):
+    state = toy_state()
+    compiled = {name.replace("up.", "up._orig_mod."): t for name, t in state.items()}
+    averaged = {f"module.{name}": t for name, t in state.items()} | {"n_averaged": torch.tensor(3)}
+    for given in (compiled, averaged):
+        assert torch.equal(usermodel.load(f"{model_file}:Toy", given).up.weight, state["up.weight"])
+    assert usermodel.unwrapped(["module.a", "module.b._orig_mod.c"]) == {
+        "module.a": "a", "module.b._orig_mod.c": "b.c"
+    }  # fmt: skip
+    assert usermodel.unwrapped(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}

@@ -52,6 +52,15 @@ class Entry:
     stored: str | None = None
     note: str = ""
 
+    def flat(self) -> tuple[NDArray[Any], str]:
+        """All numbers of an entry that is no alias in one dimension, and their dtype's name.
+
+        float32, or the bytes (uint8) of what was kept.
+        """
+        if self.planes:
+            return np.concatenate([plane.reconstruct().ravel() for plane in self.planes]), "float32"
+        return np.frombuffer(bytearray(self.raw or b""), np.uint8), self.stored or self.dtype
+
 
 @dataclass(frozen=True)
 class Encoded:

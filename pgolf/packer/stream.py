@@ -222,7 +222,7 @@ def _lookup(sums: Sums, layout: Layout, directory: Directory) -> Array:
     contexts = numbers[2 * classes]
     missing = contexts == families.NO_TABLE
     if layout.trellis:
-        missing |= numbers[2 * classes + 1] == families.NO_TABLE
+        missing = missing | (numbers[2 * classes + 1] == families.NO_TABLE)
         contexts = contexts | np.where(sums.values() >= layout.trellis_from, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
     if missing.any() and missing[sums.where()].any():
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")

@@ -5,6 +5,15 @@ themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact
 """
 
 from pgolf.report.files import write_json, write_text
-from pgolf.report.packing import Report, TensorRow, estimate_lines, pack_summary, pack_table
+from pgolf.report.packing import Report, TensorRow, estimate_lines, pack_summary, pack_table, submission_table
 
-__all__ = ["Report", "TensorRow", "estimate_lines", "pack_summary", "pack_table", "write_json", "write_text"]
+__all__ = [
+    "Report",
+    "TensorRow",
+    "estimate_lines",
+    "pack_summary",
+    "pack_table",
+    "submission_table",
+    "write_json",
+    "write_text",
+]

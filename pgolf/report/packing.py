@@ -142,3 +142,16 @@ def estimate_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"predicted rise     {facts['loss_rise']:.5f} nats per token")
     lines.append(f"time               {facts['seconds']:.1f} s")
     return lines
+
+
+def submission_table(facts: Mapping[str, Any]) -> Table:
+    """The table of `pgolf export`, from Count.to_json()."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("raw bytes", justify="right", no_wrap=True)
+    table.add_column("counted", justify="right", no_wrap=True)
+    for file in facts["files"]:
+        table.add_row(file["name"], f"{file['raw_bytes']:,}", f"{file['counted_bytes']:,}")
+    return table
