@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pgolf.anatomy import diff, inspect
     from pgolf.forecast import Estimate, estimate
+    from pgolf.kernels.modules import load_module
     from pgolf.pipeline import load, load_into, pack
     from pgolf.quant.calibrate import calibrate
     from pgolf.quant.curvature import Curvature
     from pgolf.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["Curvature", "Estimate", "Report", "calibrate", "diff", "estimate", "inspect", "load", "load_into", "pack"]
+__all__ = [
+    "Curvature", "Estimate", "Report", "calibrate", "diff", "estimate", "inspect", "load", "load_into", "load_module",
+    "pack",
+]  # fmt: skip
 
 _HOMES = {
-    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "diff": "anatomy", "inspect": "anatomy",
+    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "load_module": "kernels.modules",
+    "diff": "anatomy", "inspect": "anatomy",
     "calibrate": "quant.calibrate", "Curvature": "quant.curvature", "Report": "report",
     "estimate": "forecast", "Estimate": "forecast",
 }  # fmt: skip

@@ -7,7 +7,9 @@
     ├── DataError             3   token shards, tokenizers, byte sidecars
     ├── CurvatureError        3   calibration went wrong, or does not belong to this model
     ├── ArtifactError         3   truncated, foreign or damaged artifact
-    └── BudgetError           4   cannot be made to fit
+    ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
+    ├── BudgetError           4   cannot be made to fit
+    └── AuditError            4   the audit found that a score is not honest
 
 A message is one line, names the thing and the mend. Anything that is not a PgolfError is a bug in pgolf.
 """
@@ -45,7 +47,17 @@ class ArtifactError(PgolfError):
     """The artifact is truncated, foreign or damaged."""
 
 
+class DeviceError(PgolfError):
+    """A device was asked for that is not here, or lacks what its kernels need."""
+
+
 class BudgetError(PgolfError):
     """The model cannot be made to fit the byte budget."""
+
+    exit_code = 4
+
+
+class AuditError(PgolfError):
+    """A score is not what it claims to be."""
 
     exit_code = 4

@@ -27,6 +27,7 @@ from pgolf.sizes import parse_size
 from pgolf.usermodel import unwrapped
 
 if TYPE_CHECKING:
+    from pgolf.packer.stream import Device
     from pgolf.quant.curvature import Curvature
 
 
@@ -199,23 +200,28 @@ def _row(job: Job, name: str, trial: Trial) -> TensorRow:
     )
 
 
-def load(path: str | Path) -> dict[str, Tensor]:
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The state dict of an artifact: every name, dtype and shape as it was packed; tied names share one tensor.
 
-    Raises ArtifactError for anything but a whole, undamaged artifact.
+    device: where it is decoded and stays. Raises DeviceError if it is not there, ArtifactError for anything but a
+    whole, undamaged artifact.
     """
+    if str(device) != "cpu":
+        from pgolf.kernels import load as on_device
+
+        return on_device.load(path, device)
     entries, _ = read(path)
     return dense(entries)
 
 
-def read(path: str | Path) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """(entries, meta) of an artifact file. Raises ArtifactError."""
+def read(path: str | Path, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """(entries, meta) of an artifact file; device: as in `artifact.decode`. Raises ArtifactError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
     try:
-        return artifact.decode(data)
+        return artifact.decode(data, device)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
 
@@ -227,14 +233,18 @@ def dense(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
 
 
 def _dense(entry: Entry) -> Tensor:
-    dtype = getattr(torch, entry.dtype)
     if entry.planes is None:
-        assert entry.raw is not None
-        return checkpoint.from_bytes(entry.raw, entry.stored or entry.dtype, entry.shape).to(dtype)
-    exact = not dtype.is_floating_point  # codes of integers are the values; float32 would round large ones
+        return kept(entry)
+    exact = not getattr(torch, entry.dtype).is_floating_point  # codes of integers are the values; float32 would round
     planes = [torch.from_numpy(plane.codes if exact else plane.reconstruct()) for plane in entry.planes]
     stack = planes[0] if len(planes) == 1 else torch.stack(planes)
-    return stack.reshape(entry.shape).to(dtype)
+    return stack.reshape(entry.shape).to(getattr(torch, entry.dtype))
+
+
+def kept(entry: Entry) -> Tensor:
+    """The tensor of an entry that was not quantized."""
+    assert entry.raw is not None
+    return checkpoint.from_bytes(entry.raw, entry.stored or entry.dtype, entry.shape).to(getattr(torch, entry.dtype))
 
 
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:

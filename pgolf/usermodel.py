@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,30 @@ def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
 
     Raises UsageError for a malformed spec, ModelError for code that fails or weights that do not match.
     """
-    path_text, colon, name = spec.rpartition(":")
-    if not colon or not name or not path_text:
-        raise UsageError(f"--model {spec!r}: write FILE.py:NAME, NAME a class or function that makes the module")
-    path = Path(path_text)
-    if not path.is_file():
-        raise ModelError(f"--model {path}: no such file")
+    path, name = _split(spec, "--model", "a class or function that makes the module")
     model = _build(_run_file(path), path, name)
     if state is not None:
         load_state(model, state)
     return model.eval()
+
+
+def function(spec: str, option: str) -> Callable[..., Any]:
+    """The function NAME in FILE.py, for the command line's `option`. Raises UsageError and ModelError like `load`."""
+    path, name = _split(spec, option, "a function")
+    found = _run_file(path, option).get(name)
+    if not callable(found):
+        raise ModelError(f"{option} {path}: no function {name!r} in it")
+    return found
+
+
+def _split(spec: str, option: str, what: str) -> tuple[Path, str]:
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not name or not path_text:
+        raise UsageError(f"{option} {spec!r}: write FILE.py:NAME, NAME {what}")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ModelError(f"{option} {path}: no such file")
+    return path, name
 
 
 def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
@@ -52,10 +66,10 @@ def is_ours(config: Mapping[str, Any] | None) -> bool:
     return config is not None and config.get("arch") == "pgolf.train.model:GPT"
 
 
-def _run_file(path: Path) -> dict[str, object]:
+def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"--model {path}: not a Python file")
+        raise ModelError(f"{option} {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
     previous = sys.modules.get(spec.name)
@@ -63,7 +77,7 @@ def _run_file(path: Path) -> dict[str, object]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"--model {path}: importing it fails ({type(error).__name__}: {_line(error)})") from error
+        raise ModelError(f"{option} {path}: importing it fails ({type(error).__name__}: {_line(error)})") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
         if previous is not None:

@@ -58,6 +58,18 @@ def toy_module(state: dict[str, Tensor]) -> nn.Module:
     return module
 
 
+class Counting(nn.Module):
+    """A language model of `vocab` pieces whose logits depend on the whole context: a running sum of embeddings."""
+
+    def __init__(self, vocab: int = 13) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(vocab, vocab, generator=generator()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
+        return self.table[ids].cumsum(1) / position.sqrt()
+
+
 def sweep_inputs(folder: Path) -> None:
     """What `pgolf sweep` needs, in `folder`: ckpt.pt, toy.py, val.bin and bytes.bin; logits of a trained model's size."""
     from pgolf.train.data import write_shard

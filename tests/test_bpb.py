@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pgolf.errors import DataError, ModelError, UsageError
-from pgolf.train.bpb import count_bytes, evaluate, load_tokenizer, read_sidecar, stream_bytes, token_bytes
+from pgolf.train.bpb import count_bytes, evaluate, load_tokenizer, read_sidecar, score, stream_bytes, token_bytes
 from pgolf.train.data import read_shard, write_shard
-from tests.helpers import SHARED
+from tests.helpers import SHARED, Counting
 
 BOS = 1
 CORPUS = [
@@ -157,19 +157,6 @@ def test_sidecar_must_fit_its_tokens(tmp_path: Path):
 VOCAB = 13
 
 
-class CountingModel(nn.Module):
-    """Logits that depend on the whole context, so that windows matter: a running sum of embeddings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
-        return self.table[ids].cumsum(1) / position.sqrt()
-
-
 def naive_nats(model: nn.Module, tokens: np.ndarray, seq_len: int, stride: int) -> float:
     """One window and one target at a time, straight from the rule in the contest's words."""
     ids = torch.from_numpy(tokens.astype(np.int64))
@@ -192,7 +179,7 @@ def stream(length: int) -> np.ndarray:
 @pytest.mark.parametrize("stride", [None, 1, 5, 16])
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 100])
 def test_evaluate_equals_the_naive_rule(length: int, stride: int | None):
-    model, tokens = CountingModel(), stream(length)
+    model, tokens = Counting(), stream(length)
     byte_counts = np.arange(length)
     result = evaluate(model, tokens, byte_counts, seq_len=16, stride=stride, batch_size=3)
     with torch.no_grad():
@@ -203,18 +190,43 @@ def test_evaluate_equals_the_naive_rule(length: int, stride: int | None):
     assert result.bpb == pytest.approx(nats / math.log(2) / result.bytes, abs=1e-6)
 
 
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), stride=st.integers(1, 16))
+@settings(max_examples=25)
+def test_documents_are_scored_as_if_each_stood_alone(lengths: list[int], stride: int):
+    """A document's targets are its tokens after the first and the start of the next one."""
+    model, tokens = Counting(), stream(sum(lengths) + 1)
+    starts = np.cumsum([0, *lengths[:-1]])
+    together = score(model, tokens, seq_len=16, stride=stride, starts=starts, batch_size=3)
+    for start, length in zip(starts, lengths, strict=True):
+        alone = score(model, tokens[start : start + length + 1], seq_len=16, stride=stride)
+        np.testing.assert_allclose(together[start : start + length], alone, atol=1e-6)
+
+
+def test_windows_of_one_shape_are_scored_together():
+    """Eight documents, two lengths: two forward passes, and one that asks for the vocabulary."""
+    shapes, model = [], Counting()
+    tokens, starts = stream(8 * 15 + 1), np.cumsum([0, 10, 20, 10, 20, 10, 20, 10])
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(ids.shape))
+        return model(ids)
+
+    score(logits, tokens, seq_len=32, starts=starts)
+    assert shapes[1:] == [(4, 20), (4, 10)]
+
+
 @pytest.mark.gpu
 def test_evaluate_on_the_device_of_the_model():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     tokens, ones = stream(1000), np.ones(1000)
-    cpu = evaluate(CountingModel(), tokens, ones, seq_len=16, stride=4)
-    cuda = evaluate(CountingModel().cuda(), tokens, ones, seq_len=16, stride=4)
+    cpu = evaluate(Counting(), tokens, ones, seq_len=16, stride=4)
+    cuda = evaluate(Counting().cuda(), tokens, ones, seq_len=16, stride=4)
     assert cuda.loss == pytest.approx(cpu.loss, abs=1e-5)
 
 
 def test_max_tokens_scores_a_prefix():
-    model, tokens = CountingModel(), stream(100)
+    model, tokens = Counting(), stream(100)
     ones = np.ones(100, np.uint16)
     prefix = evaluate(model, tokens[:41], ones[:41], seq_len=16, stride=4)
     assert evaluate(model, tokens, ones, seq_len=16, stride=4, max_tokens=40).bpb == prefix.bpb
@@ -222,7 +234,7 @@ def test_max_tokens_scores_a_prefix():
 
 
 def test_progress_reaches_the_total_and_the_mode_is_restored():
-    model, seen = CountingModel().train(), []
+    model, seen = Counting().train(), []
     evaluate(model, stream(100), np.ones(100), seq_len=16, batch_size=2, progress=lambda *step: seen.append(step))
     assert [done for done, _ in seen] == [32, 64, 96, 99]
     assert {total for _, total in seen} == {99}
@@ -230,13 +242,13 @@ def test_progress_reaches_the_total_and_the_mode_is_restored():
 
 
 def test_modules_are_scored_in_eval_mode():
-    model = nn.Sequential(CountingModel(), nn.Dropout(0.9))
+    model = nn.Sequential(Counting(), nn.Dropout(0.9))
     result = evaluate(model.forward, stream(50), np.ones(50), seq_len=16)
     assert result.loss == evaluate(model[0], stream(50), np.ones(50), seq_len=16).loss
 
 
 def test_bad_input_of_evaluate():
-    model, tokens, ones = CountingModel(), stream(50), np.ones(50, np.uint16)
+    model, tokens, ones = Counting(), stream(50), np.ones(50, np.uint16)
     with pytest.raises(DataError, match="token 13 at position 7 is beyond the model's vocabulary of 13"):
         evaluate(model, np.where(np.arange(50) == 7, VOCAB, tokens), ones, seq_len=16)
     with pytest.raises(DataError, match="49 byte counts for 50 tokens"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pgolf.errors import CheckpointError, DataError, PgolfError, UsageError
+from pgolf.train import memory
 from pgolf.train import run as run_module
 from pgolf.train.data import write_shard
 from pgolf.train.loop import StepInfo, Trainer, TrainSettings
@@ -142,7 +143,7 @@ def test_bad_input_is_refused_in_one_line(folder: Path, tmp_path: Path):
 
 
 def test_a_preset_that_does_not_fit_in_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_module, "_free_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "_free_memory", lambda: 10**9)
     with pytest.raises(UsageError, match=r"training needs about \d+\.\d GB and 1\.0 GB are free: raise accumulate"):
         train("golf", tmp_path, data=folder)
 

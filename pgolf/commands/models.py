@@ -20,20 +20,25 @@ SELF_LENGTH = 256  # tokens of a self-generated sequence: longer ones cost more 
 def model_with(source: Path, spec: str | None) -> nn.Module:
     """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights."""
     from pgolf import checkpoint, pipeline
-    from pgolf.packer.container import MAGIC
 
-    try:
-        with source.open("rb") as file:
-            is_artifact = file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise ArtifactError(f"{source}: {error.strerror}") from None
-    if is_artifact:
+    if is_artifact(source):
         entries, meta = pipeline.read(source)
         state, config = pipeline.dense(entries), meta.get("config")
     else:
         found = checkpoint.read(source)
         state, config = found.state_dict(), found.config
     return build(spec, state, config, str(source))
+
+
+def is_artifact(source: Path) -> bool:
+    """Whether a file begins as our artifacts do. Raises ArtifactError if it cannot be read."""
+    from pgolf.packer.container import MAGIC
+
+    try:
+        with source.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ArtifactError(f"{source}: {error.strerror}") from None
 
 
 def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pgolf.commands.shared import json_option, progress_bars
+from pgolf.errors import UsageError
 
 
 @click.command()
@@ -22,18 +23,33 @@ from pgolf.commands.shared import json_option, progress_bars
 )
 @click.option("--minutes", metavar="M", type=float, help="Train this long instead of the preset's steps.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a setting of the preset.")
+@click.option(
+    "--qat",
+    metavar="GRID,...",
+    help="Quantize while training: 'int6,k=12.85,start=0.85,rounding=ste' (or soft, noise), 'auto,bits=3,rounding=noise'.",
+)
+@click.option("--qat-set", metavar="PATTERN=...", multiple=True, help="QAT per tensor, as --set of pgolf pack.")
+@click.option("--pack", metavar="SIZE", help="Pack the result to this budget: model.pgolf and its report in DIR.")
 @click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @json_option
-def train(preset: str, as_json: bool, **options: Any) -> None:
+def train(preset: str, as_json: bool, qat: str | None, qat_set: tuple[str, ...], **options: Any) -> None:
     """Train a model whose checkpoint `pgolf pack` knows without being told.
 
     Example: pgolf train --preset tiny -o run && pgolf pack run/checkpoint.pt --budget 300kB
     """
-    from pgolf.train import run
+    from dataclasses import replace
 
+    from pgolf.train import run
+    from pgolf.train.qat_settings import parse_options
+
+    if qat_set and qat is None:
+        raise UsageError("--qat-set needs --qat: say how the other tensors are to be treated")
+    how = None if qat is None else replace(parse_options(qat), rules=qat_set)
     with progress_bars() as progress:
-        made = run.train(preset, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options)
+        made = run.train(
+            preset, qat=how, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options
+        )
     facts = made.to_json()
     if as_json:
         click.echo(json.dumps(facts))
@@ -42,3 +58,9 @@ def train(preset: str, as_json: bool, **options: Any) -> None:
     for note in made.notes:
         click.echo(f"note: {note}")
     click.echo(f"{made.steps} steps, {made.tokens:,} tokens in {made.seconds:.0f} s{score}; {made.checkpoint}")
+    if made.qat:
+        click.echo(made.qat)
+    if made.packed:
+        packed = made.packed["score"]
+        after = f", {packed['bpb']:.4f} bits per byte" if packed else ""
+        click.echo(f"{made.packed['bytes']:,} bytes in {made.checkpoint.with_name(made.packed['file'])}{after}")

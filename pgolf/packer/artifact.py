@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pgolf.errors import ArtifactError, PgolfError
 from pgolf.packer import codec, container, general, plain
 from pgolf.packer.plane import Plane
+from pgolf.packer.stream import Device
 from pgolf.packer.threads import on_threads
 
 DTYPE_SIZES = {
@@ -155,18 +156,21 @@ def _partial_checksum(codes: NDArray[np.signedinteger], start: int) -> int:
     return total
 
 
-def decode(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """(entries, meta) of an artifact. Raises ArtifactError unless every byte is accounted for."""
+def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """(entries, meta) of an artifact. Raises ArtifactError unless every byte is accounted for.
+
+    device: decodes the entropy-coded planes and holds their codes; None: numpy.
+    """
     parsed = container.parse(data)
     try:
-        return _decode(parsed), dict(parsed.head["meta"])
+        return _decode(parsed, device), dict(parsed.head["meta"])
     except PgolfError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ArtifactError(f"the artifact's header is inconsistent ({error!r}): it is damaged") from None
 
 
-def _decode(parsed: container.Parsed) -> dict[str, Entry]:
+def _decode(parsed: container.Parsed, device: Device | None) -> dict[str, Entry]:
     head = parsed.head
     coder = head["coder"]
     if coder not in CODERS:
@@ -179,13 +183,14 @@ def _decode(parsed: container.Parsed) -> dict[str, Entry]:
         records = codec.parse(head)
         _check_shapes(described, [(r.rows, r.cols) for r in records])
         sections = _sections(parsed, described, codec.section_limits(records))
-        planes = codec.decode(sections, head, records)
+        planes = codec.decode(sections, head, records, device)
     else:
         widths = plain.parse(head)
         _check_shapes(described, [(r.rows, r.cols) for r in widths])
         sections = _sections(parsed, described, plain.section_limits(widths))
         planes = plain.decode(sections, widths)
-    if f"{checksum([plane.codes for plane in planes]):016x}" != head["check"]:
+    total = (device.checksum if device else checksum)([plane.codes for plane in planes])
+    if f"{total:016x}" != head["check"]:
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
     return _assemble(described, planes, sections)
 

@@ -177,8 +177,13 @@ def all_integers(numbers: Sequence[Any]) -> bool:
     return all(type(n) is int and abs(n) < 1 << 40 for n in numbers)
 
 
-def decode(sections: dict[str, bytes], head: dict[str, Any], records: Sequence[Record]) -> list[Plane]:
-    """The inverse of `encode`; records: `parse(head)`. Raises ArtifactError; checks sizes before it allocates."""
+def decode(
+    sections: dict[str, bytes], head: dict[str, Any], records: Sequence[Record], device: stream.Device | None = None
+) -> list[Plane]:
+    """The inverse of `encode`; records: `parse(head)`. Raises ArtifactError; checks sizes before it allocates.
+
+    device: decodes the codes of the planes and holds them; None: numpy.
+    """
     lengths = [(length, meta) for r in records for length, meta in zip(r.lengths(), r.vectors, strict=True)]
     layouts = [
         _vector_layout(length, meta[2], family)
@@ -194,7 +199,7 @@ def decode(sections: dict[str, bytes], head: dict[str, Any], records: Sequence[R
         Layout((r.rows, r.cols), d.spread, r.trellis, r.trellis_from, r.family)
         for r, d in zip(records, described, strict=True)
     ]
-    codes = stream.decode(sections, lanes, layouts, "codes")
+    codes = stream.decode(sections, lanes, layouts, "codes", device)
     return [
         Plane(c, d.row_scale, d.col_scale, r.trellis, r.trellis_from, d.spread)
         for c, r, d in zip(codes, records, described, strict=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,8 +170,13 @@ def _dump_aside(prepared: Sequence[_Prepared]) -> bytes:
     return aside.write(_joined(middles, np.int32), _joined([p.widths for p in prepared], np.int32))
 
 
-def decode(sections: dict[str, bytes], lanes: int, layouts: Sequence[Layout], name: str) -> list[Array]:
-    """The inverse of `encode`: int16 matrices, int32 where they do not fit. Raises ArtifactError."""
+def decode(
+    sections: dict[str, bytes], lanes: int, layouts: Sequence[Layout], name: str, device: Device | None = None
+) -> list[Any]:
+    """The inverse of `encode`: int16 matrices, int32 where they do not fit. Raises ArtifactError.
+
+    device: does the work and holds the matrices; None: numpy.
+    """
     mine = {part: sections.get(f"{name}.{part}", b"") for part in section_limits(0)}
     shapes = [layout.shape for layout in layouts]
     check_plausible(sum(rows * cols for rows, cols in shapes), len(mine["words"]) // 2, lanes)
@@ -182,8 +187,12 @@ def decode(sections: dict[str, bytes], lanes: int, layouts: Sequence[Layout], na
     freqs = np.stack(parsed) if parsed else np.zeros((0, 256), np.uint16)
     sums = [Sums.of(layout.spread) for layout in layouts]
     contexts = rans.Contexts.of(sums, [_lookup(s, y, directory) for s, y in zip(sums, layouts, strict=True)])
-    codes = rans.decode(coded, contexts, bounds, freqs, _machine(layouts))
-    return _restored(codes, sums, layouts, mine)
+    codes = (device.decode if device else rans.decode)(coded, contexts, bounds, freqs, _machine(layouts))
+    ends = np.cumsum([0, *(rows * cols for rows, cols in shapes)])
+    parts = [codes[a:b] for a, b in pairwise(ends)]
+    escaped = on_threads(device.escaped if device else _escaped, parts)
+    patches = _patches(escaped, sums, layouts, mine)
+    return on_threads(device.restored if device else _restored, parts, layouts, patches)
 
 
 def section_limits(symbols: int) -> dict[str, int]:
@@ -240,15 +249,48 @@ def _parse_lanes(table: bytes, words: bytes, lanes: int) -> rans.Lanes:
     return rans.Lanes(states, counts, np.frombuffer(words, "<u2").astype(np.uint16, copy=False))
 
 
-def _restored(codes: Array, sums: Sequence[Sums], layouts: Sequence[Layout], mine: dict[str, bytes]) -> list[Array]:
-    """Matrices from what the coder decoded, the escape list and the bits put aside."""
-    ends = np.cumsum([0, *(rows * cols for rows, cols in (layout.shape for layout in layouts))])
-    parts = [codes[a:b] for a, b in pairwise(ends)]
-    escaped = on_threads(lambda part: np.flatnonzero(part == rans.ESCAPED), parts)
+@dataclass(frozen=True)
+class Patch:
+    """What changes the codes of one matrix that came from the coder, in strip order.
+
+    escaped: int64 [E], their codes are `escapes` int32 [E]; wide: int64 [W], `widths` and `middles` int32 [W] were put aside.
+    """
+
+    escaped: Array
+    escapes: Array
+    wide: Array
+    widths: Array
+    middles: Array
+
+
+class Device(Protocol):
+    """What decodes in numpy's stead and keeps the codes where they are: arrays of its own kind."""
+
+    def decode(self, lanes: rans.Lanes, contexts: rans.Contexts, bounds: Array, freqs: Array, machine: Array) -> Any:
+        """As `rans.decode`."""
+
+    def escaped(self, part: Any) -> Array:
+        """int64, ascending: which codes of a matrix are rans.ESCAPED."""
+
+    def restored(self, part: Any, layout: Layout, patch: Patch) -> Any:
+        """The matrix that a part of the stream and its patch make."""
+
+    def checksum(self, matrices: Sequence[Any]) -> int:
+        """As `artifact.checksum`."""
+
+
+def _escaped(part: Array) -> Array:
+    return np.flatnonzero(part == rans.ESCAPED)
+
+
+def _patches(
+    escaped: Sequence[Array], sums: Sequence[Sums], layouts: Sequence[Layout], mine: dict[str, bytes]
+) -> list[Patch]:
+    """From the escape list and the bits put aside."""
     escapes = _split(np.frombuffer(mine["escapes"], "<i4") if len(mine["escapes"]) % 4 == 0 else None, escaped)
     wide = on_threads(_wide_kept, sums, layouts, escaped)
     middles = _split(aside.read(mine["aside"], _joined([w for _, w in wide], np.int32)), [w for _, w in wide])
-    return on_threads(_restore, parts, layouts, escaped, escapes, wide, middles)
+    return [Patch(e, v, *w, m) for e, v, w, m in zip(escaped, escapes, wide, middles, strict=True)]
 
 
 def _split(values: Array | None, like: Sequence[Array]) -> list[Array]:
@@ -268,14 +310,15 @@ def _wide_kept(sums: Sums, layout: Layout, escaped: Array) -> tuple[Array, Array
     return wide[kept], widths[kept]
 
 
-def _restore(
-    part: Array, layout: Layout, escaped: Array, escapes: Array, wide: tuple[Array, Array], middles: Array
-) -> Array:
-    where, widths = wide
-    if len(escaped) or len(where):
+def _restored(part: Array, layout: Layout, patch: Patch) -> Array:
+    if len(patch.escaped) or len(patch.wide):
         part = part.astype(np.int32)
-        part[escaped] = escapes
-        shift, short = int(layout.trellis > 0), part[where]
-        values = aside.lengthen(short >> shift, middles, widths)
-        part[where] = values << shift | (short & shift)
+        part[patch.escaped] = patch.escapes
+        part[patch.wide] = lengthened(part[patch.wide], layout, patch.middles, patch.widths)
     return spread.narrowed(from_strips(part, layout.shape))
+
+
+def lengthened(short: Any, layout: Layout, middles: Any, widths: Any) -> Any:
+    """Wide codes from what the coder gave and the bits put aside: int32 arrays of any kind."""
+    shift = int(layout.trellis > 0)
+    return aside.lengthen(short >> shift, middles, widths) << shift | (short & shift)

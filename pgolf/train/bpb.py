@@ -150,8 +150,8 @@ class EvalResult:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Inputs tokens[start:stop], targets one later; the targets from `scored` on count."""
+class Window:
+    """Inputs tokens[start:stop], targets one later; the targets of inputs `scored` to `stop` count."""
 
     start: int
     scored: int
@@ -174,82 +174,128 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Score `tokens` [N]: every target once, with the windows of the contest.
+    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score`.
+
+    byte_counts: [N], from `stream_bytes` or `read_sidecar`. max_tokens: targets scored. Losses are summed in float64.
+    """
+    total = num_targets(tokens, byte_counts, max_tokens)
+    began = time.perf_counter()
+    nats = score(
+        logits_fn,
+        tokens[: total + 1],
+        seq_len=seq_len,
+        stride=stride,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    return result_of(nats, byte_counts, time.perf_counter() - began)
+
+
+def score(
+    logits_fn: Callable[[Tensor], Tensor],
+    tokens: NDArray[np.integer],
+    *,
+    seq_len: int,
+    stride: int | None = None,
+    starts: NDArray[np.integer] | None = None,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
 
     logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode.
-    device: where ids are put; None: the module's.
-    byte_counts: [N], from `stream_bytes` or `read_sidecar`. seq_len: longest context. stride: windows start every
-    `stride` tokens, the first is scored whole, each later one on its last `stride` targets; None: disjoint windows.
-    max_tokens: targets scored. progress: called with (scored, total) after every batch.
-    Losses are float32 a token, summed in float64. DataError, UsageError, or ModelError for logits that are not finite.
+    seq_len: longest context. stride: windows start every `stride` tokens, the first is scored whole, each later one on
+    its last `stride` targets; None: disjoint windows. starts: where windows begin anew, a document's first tokens, so
+    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's.
+    progress: called with (scored, total) after every batch.
+    DataError, UsageError, or ModelError for logits that are not finite.
     """
-    total = _targets(tokens, byte_counts, max_tokens)
-    windows = _windows(total, seq_len, stride or seq_len)
-    began, nats, done = time.perf_counter(), 0.0, 0
+    total, done = num_targets(tokens), 0
+    windows = _windows(total, seq_len, stride or seq_len, starts)
+    nats = np.empty(total, np.float32)
     with torch.no_grad(), _eval_mode(logits_fn, device) as place:
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
-        check_vocabulary(tokens[: total + 1], vocab_size)
+        check_vocabulary(tokens, vocab_size)
         for batch in _batches(windows, batch_size):
-            nats += _loss_sum(logits_fn, tokens, batch, place)
+            for window, row in zip(batch, _losses(logits_fn, tokens, batch, place), strict=True):
+                nats[window.scored : window.stop] = row
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
                 progress(done, total)
+    return nats
+
+
+def result_of(nats: NDArray[np.floating], byte_counts: NDArray[np.integer], seconds: float) -> EvalResult:
+    """The figures of scored targets `nats` [N], byte_counts [N + 1 or more]. DataError where no byte is counted."""
+    total, loss = len(nats), float(nats.sum(dtype=np.float64))
     num_bytes = int(byte_counts[1 : total + 1].sum(dtype=np.int64))
     if num_bytes == 0:
         raise DataError("the byte counts of the scored tokens sum to 0; they belong to another tokenizer or shard")
-    seconds = time.perf_counter() - began
-    return EvalResult(nats / math.log(2) / num_bytes, nats / total, total, num_bytes, seconds)
+    return EvalResult(loss / math.log(2) / num_bytes, loss / total, total, num_bytes, seconds)
 
 
-def _targets(tokens: NDArray[np.integer], byte_counts: NDArray[np.integer], max_tokens: int | None) -> int:
-    if len(tokens) != len(byte_counts):
+def num_targets(
+    tokens: NDArray[np.integer], byte_counts: NDArray[np.integer] | None = None, max_tokens: int | None = None
+) -> int:
+    """How many targets of `tokens` are scored. Raises DataError for none, or counts of another number of tokens."""
+    if byte_counts is not None and len(tokens) != len(byte_counts):
         raise DataError(f"{len(byte_counts)} byte counts for {len(tokens)} tokens")
     total = min(len(tokens) - 1, len(tokens) if max_tokens is None else max_tokens)
     if total < 1:
-        raise DataError(f"nothing to score: {len(tokens)} tokens, at most {max_tokens} wanted")
+        wanted = "" if max_tokens is None else f", at most {max_tokens} wanted"
+        raise DataError(f"nothing to score: {len(tokens)} tokens{wanted}")
     return total
 
 
-def _windows(total: int, seq_len: int, stride: int) -> list[_Window]:
-    """Windows over `total` targets; the last may be shorter, so that each target is scored exactly once."""
+def _windows(total: int, seq_len: int, stride: int, starts: NDArray[np.integer] | None = None) -> list[Window]:
+    """Windows over `total` targets; the last of a segment may be shorter, so that each target is scored exactly once."""
     if not 1 <= stride <= seq_len:
         raise UsageError(f"stride {stride} must lie between 1 and the sequence length {seq_len}")
-    windows, scored = [], 0
-    for start in range(0, total, stride):
-        stop = min(start + seq_len, total)
-        windows.append(_Window(start, scored, stop))
-        scored = stop
-        if stop == total:
-            break
+    windows = []
+    for first, end in segments(total, starts):
+        scored = first
+        for start in range(first, end, stride):
+            stop = min(start + seq_len, end)
+            windows.append(Window(start, scored, stop))
+            scored = stop
+            if stop == end:
+                break
     return windows
 
 
-def _batches(windows: list[_Window], batch_size: int) -> Iterator[list[_Window]]:
-    """Neighbours of equal shape, at most `batch_size` together."""
-    batch: list[_Window] = []
+def segments(total: int, starts: NDArray[np.integer] | None) -> list[tuple[int, int]]:
+    """(first, end) of each run of inputs that may see each other; `starts`: ascending positions where a run begins."""
+    cuts = [] if starts is None else [int(start) for start in starts if 0 < start < total]
+    return list(zip([0, *cuts], [*cuts, total], strict=True))
+
+
+def _batches(windows: list[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Windows of equal shape, at most `batch_size` together; the longest first, so that memory runs out at once."""
+    by_shape: dict[tuple[int, int], list[Window]] = {}
     for window in windows:
-        if batch and (len(batch) == batch_size or window.shape != batch[0].shape):
-            yield batch
-            batch = []
-        batch.append(window)
-    yield batch
+        by_shape.setdefault(window.shape, []).append(window)
+    for _, same in sorted(by_shape.items(), key=lambda item: (-item[0][0], item[0][1])):
+        for first in range(0, len(same), batch_size):
+            yield same[first : first + batch_size]
 
 
-def _loss_sum(
-    logits_fn: Callable[[Tensor], Tensor], tokens: NDArray[np.integer], batch: list[_Window], device: torch.device
-) -> float:
-    """Nats over the scored targets of windows of one shape."""
+def _losses(
+    logits_fn: Callable[[Tensor], Tensor], tokens: NDArray[np.integer], batch: list[Window], device: torch.device
+) -> NDArray[np.float32]:
+    """float32 [B, scored]: nats of the scored targets of windows of one shape."""
     _, skip = batch[0].shape
     rows = np.stack([tokens[window.start : window.stop + 1] for window in batch]).astype(np.int64)
     ids = torch.from_numpy(rows).to(device)
     logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
     targets = ids[:, 1 + skip :].flatten()
-    nats = 0.0
-    for some, wanted in zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True):
-        nats += F.cross_entropy(some.float(), wanted, reduction="none").cpu().double().sum().item()
-    if not math.isfinite(nats):
-        raise ModelError(f"the model's logits are not finite between tokens {batch[0].start} and {batch[-1].stop}")
-    return nats
+    parts = zip(logits.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
+    nats = torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
+    if not nats.isfinite().all():
+        first, last = min(window.start for window in batch), max(window.stop for window in batch)
+        raise ModelError(f"the model's logits are not finite between tokens {first} and {last}")
+    return nats.view(len(batch), -1).cpu().numpy()
 
 
 @contextmanager

@@ -9,6 +9,8 @@ What will surprise you:
 * After `Trainer.run` the model holds the moving average of its weights, which is what gets packed.
 * Parts of a batch go round the ranks: two ranks see what one rank sees in two accumulation steps, in another order of
   summation.
+* With QAT (see qat.py) forward and backward run on quantized weights once it has started; the optimizers and the average
+  see the trained ones only. Its average needs no restart: it forgets the phase before within its own short memory.
 * On CUDA the next batch is fetched while the current one computes; losses are read once an update, before it happens.
 """
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from pgolf.errors import PgolfError, UsageError
 from pgolf.train.data import WindowSampler
 from pgolf.train.optim import OptimSettings, WeightAverage, build_optimizers, lr_scale
+from pgolf.train.qat import QAT
 from pgolf.train.ranks import Ranks
 
 
@@ -63,7 +66,8 @@ class StepInfo:
     """What a progress callback learns after step `step` (from 1).
 
     progress: share of the run, 0..1; loss: nats a token, before the update; grad_norm: before clipping; lr_scale: share
-    of the peak learning rates; seconds: of training; tokens: seen so far.
+    of the peak learning rates; seconds: of training; tokens: seen so far; qat: whether QAT was on; rate: coded bits a
+    weight as it estimates them, 0 where nobody asked.
     """
 
     step: int
@@ -73,13 +77,15 @@ class StepInfo:
     lr_scale: float
     seconds: float
     tokens: int
+    qat: bool = False
+    rate: float = 0.0
 
 
 class Trainer:
     """One training run: `model(ids, targets)` returns the mean loss, `sampler.batch(step)` its windows.
 
     The model's device decides where it trains. compile: use torch.compile; where that fails the run goes on without,
-    and `notes` says why.
+    and `notes` says why. qat: hooks of this model; they are told of the progress before each update.
     """
 
     def __init__(
@@ -90,13 +96,14 @@ class Trainer:
         *,
         ranks: Ranks | None = None,
         compile: bool = False,
+        qat: QAT | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
         self._parts = settings.accumulate * self.ranks.world
         if sampler.batch_size % self._parts:
             passes = f"{settings.accumulate} passes on {self.ranks.world} ranks"
             raise UsageError(f"a batch of {sampler.batch_size} windows does not divide into {passes}")
-        self.model, self.sampler, self.settings = model, sampler, settings
+        self.model, self.sampler, self.settings, self.qat = model, sampler, settings, qat
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
         self.device = next(model.parameters()).device
@@ -142,7 +149,9 @@ class Trainer:
     def step(self) -> StepInfo:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
         began = time.perf_counter()
+        quantized = self.qat is not None and self.qat.step(self.progress)
         loss_tensor = self._accumulate_gradients(self._batch(self.step_count))
+        rate = self._close_qat() if quantized else 0.0
         self.ranks.mean_([p.grad for p in self.model.parameters() if p.grad is not None] + [loss_tensor])
         norm_tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self._prefetch(self.step_count + 1)
@@ -151,7 +160,7 @@ class Trainer:
         scale = self._update()
         self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
         tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
-        return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens)
+        return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens, quantized, rate)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The model's state dict with averaged weights, on the CPU."""
@@ -166,6 +175,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state_dict(),
+            "qat": self.qat.state_dict() if self.qat else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,6 +185,19 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.average.load_state_dict(state["average"])
+        if self.qat is not None and state.get("qat") is not None:
+            self.qat.load_state_dict(state["qat"])
+
+    def _close_qat(self) -> float:
+        """Trained weights back in place, their gradients with the rate's part; the rate, in bits a weight."""
+        assert self.qat is not None
+        self.qat.restore()
+        weight = self.qat.settings.rate
+        if not weight:
+            return 0.0
+        rate = self.qat.rate()
+        (weight * rate).backward()
+        return rate.item()
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
         """Mean loss of this rank's parts of `windows` [batch, T + 1]; adds its gradient to the parameters'."""

@@ -5,12 +5,12 @@ What will surprise you:
   the last save), train.jsonl, loss.png and train.json. A folder that holds a run is continued or refused, never
   overwritten.
 * Ctrl-C waits for the step's end, saves, then raises KeyboardInterrupt. A second one does not wait.
+* With `pack` the folder also gets model.pgolf and its report, model.json, whose BPB train.json tells.
 * `torchrun` needs no option: every rank calls `train`, rank 0 alone writes.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -24,13 +24,20 @@ from typing import Any
 
 import torch
 
+from pgolf import pipeline
 from pgolf.errors import PgolfError, UsageError
+from pgolf.report import write_json
+from pgolf.sizes import parse_size
 from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
 from pgolf.train.corpus import BOS, DataFiles, find_data
 from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
+from pgolf.train.export import measured_while_training, pack_checkpoint
 from pgolf.train.loop import StepInfo, Trainer
+from pgolf.train.memory import check_memory
 from pgolf.train.metrics import MetricsLog, plot_loss
-from pgolf.train.model import GPT, GPTConfig
+from pgolf.train.model import GPT
+from pgolf.train.qat import QAT
+from pgolf.train.qat_settings import QATSettings, parse_options
 from pgolf.train.ranks import Ranks, joined
 from pgolf.train.recipes import RECIPES, Recipe, override
 from pgolf.train.save import load_state, save_checkpoint, save_state
@@ -43,7 +50,11 @@ Progress = Callable[[StepInfo], None]
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did, as train.json holds it. score: on held-out text, None without a validation shard and tokenizer."""
+    """What a run did, as train.json holds it.
+
+    score: on held-out text, None without a validation shard and tokenizer. qat: what QAT touched, None without.
+    packed: file, bytes and held-out score of the artifact that `pack` asked for, None without.
+    """
 
     checkpoint: Path
     parameters: int
@@ -52,6 +63,8 @@ class TrainReport:
     seconds: float
     score: EvalResult | None
     notes: tuple[str, ...]
+    qat: str | None = None
+    packed: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the checkpoint by its name."""
@@ -69,22 +82,28 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str | None = None,
+    qat: QATSettings | str | None = None,
+    pack: str | None = None,
     progress: Progress | None = None,
 ) -> TrainReport:
     """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
 
     data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
-    settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. progress: called after each
-    step, on rank 0. UsageError, DataError, CheckpointError; PgolfError if the loss stops being finite; KeyboardInterrupt
-    after saving.
+    settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. qat: settings, or as
+    `parse_options` reads them. pack: a byte budget to pack the result to, by the best method. progress: called after
+    each step, on rank 0. UsageError, DataError, CheckpointError; BudgetError if the result does not fit `pack`;
+    PgolfError if the loss stops being finite; KeyboardInterrupt after saving.
     """
     recipe = _recipe(preset, minutes, overrides)
+    how = parse_options(qat) if isinstance(qat, str) else qat
+    if pack is not None:
+        parse_size(pack)  # an error now, not after hours
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with joined(wanted) as (ranks, own):
-        run = _Run(Path(out), recipe, ranks, own, seed)
+        run = _Run(Path(out), recipe, ranks, own, seed, how)
         run.open(resume)
         files = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
-        return run.train(files, resume, progress)
+        return run.train(files, resume, pack, progress)
 
 
 def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
@@ -113,8 +132,11 @@ def _files(preset: str, data: str | Path | None, tokenizer: str | Path | None, r
 class _Run:
     """One folder, one recipe, one process."""
 
-    def __init__(self, out: Path, recipe: Recipe, ranks: Ranks, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, out: Path, recipe: Recipe, ranks: Ranks, device: torch.device, seed: int, qat: QATSettings | None
+    ) -> None:
         self.out, self.recipe, self.ranks, self.device, self.seed = out, recipe, ranks, device, seed
+        self.qat = qat
         self.state, self.checkpoint, self.log = out / "state.pt", out / "checkpoint.pt", out / "train.jsonl"
 
     @property
@@ -130,15 +152,15 @@ class _Run:
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def train(self, files: DataFiles, resume: bool, progress: Progress | None) -> TrainReport:
-        """Train to the end, save, score, plot."""
+    def train(self, files: DataFiles, resume: bool, pack: str | None, progress: Progress | None) -> TrainReport:
+        """Train to the end, save, score, plot, pack."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
             trainer.load_state_dict(load_state(self.state, self._settings(trainer)))
         if self.writes:
             with _interrupt_flag() as interrupted:
                 self._train_and_save(trainer, config, interrupted, progress)
-            return self._close(trainer, config, files)
+            return self._close(trainer, config, files, pack)
         trainer.run()
         return self._report(trainer, None)
 
@@ -150,7 +172,14 @@ class _Run:
         check_memory(recipe, self.ranks.world, self.device)
         sampler = WindowSampler(shards, recipe.seq_len, recipe.batch_size, self.seed, bos=BOS)
         model = GPT(recipe.model, seed=self.seed, compute_dtype=torch.bfloat16 if cuda else torch.float32)
-        return Trainer(model.to(self.device), sampler, recipe.train, ranks=self.ranks, compile=cuda)
+        model = model.to(self.device)
+        return Trainer(model, sampler, recipe.train, ranks=self.ranks, compile=cuda, qat=self._hooks(model, sampler))
+
+    def _hooks(self, model: GPT, sampler: WindowSampler) -> QAT | None:
+        if self.qat is None:
+            return None
+        measure = measured_while_training(model, sampler, seed=self.seed)
+        return QAT(model, curvature=measure, **vars(self.qat))
 
     def _config(self, files: DataFiles) -> dict[str, Any]:
         """The checkpoint's; the tokenizer is copied beside it."""
@@ -163,6 +192,7 @@ class _Run:
         return {
             **asdict(self.recipe),
             "seed": self.seed,
+            "qat": None if self.qat is None else asdict(self.qat),
             "ranks": self.ranks.world,
             "shard tokens": [len(shard) for shard in trainer.sampler.shards],
         }
@@ -195,19 +225,41 @@ class _Run:
         save_checkpoint(self.checkpoint, trainer.averaged_state(), config)
         save_state(self.state, trainer.state_dict(), self._settings(trainer))
 
-    def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles) -> TrainReport:
-        """Score what the checkpoint holds, in float32; write train.json and loss.png."""
+    def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
+        """Score what the checkpoint holds, in float32; write train.json and loss.png; pack, and score that."""
         report = self._report(trainer, self._score(trainer.model, files))
-        facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-        (self.out / "train.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         plot_loss(self.log, self.out / "loss.png")
+        self._write(report, config)
+        if pack is not None:
+            report = replace(report, packed=self._packed(trainer, files, pack))
+            self._write(report, config)
         return report
+
+    def _write(self, report: TrainReport, config: dict[str, Any]) -> None:
+        facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+        write_json(self.out / "train.json", facts)
+
+    def _packed(self, trainer: Trainer, files: DataFiles, budget: str) -> dict[str, Any]:
+        """The artifact of the checkpoint: its name, bytes, and score."""
+        path = self.out / "model.pgolf"
+        made = pack_checkpoint(self.checkpoint, path, trainer.sampler, budget=budget, seed=self.seed)
+        trainer.model.load_state_dict(pipeline.load(path))
+        score = self._score(trainer.model, files)
+        return {"file": path.name, "bytes": made.artifact_bytes, "score": None if score is None else asdict(score)}
 
     def _report(self, trainer: Trainer, score: EvalResult | None) -> TrainReport:
         parameters = sum(param.numel() for param in trainer.model.parameters())
         tokens = trainer.step_count * self.recipe.batch_size * self.recipe.seq_len
-        notes = tuple(trainer.notes)
-        return TrainReport(self.checkpoint, parameters, trainer.step_count, tokens, trainer.seconds, score, notes)
+        return TrainReport(
+            checkpoint=self.checkpoint,
+            parameters=parameters,
+            steps=trainer.step_count,
+            tokens=tokens,
+            seconds=trainer.seconds,
+            score=score,
+            notes=tuple(trainer.notes),
+            qat=None if trainer.qat is None else f"{trainer.qat.report().headline}, in {trainer.qat.updates} updates",
+        )
 
     def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
         if files.val is None or files.tokenizer is None:
@@ -236,36 +288,3 @@ def _interrupt_flag() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def check_memory(recipe: Recipe, ranks: int, device: torch.device) -> None:
-    """UsageError if training will not fit into the memory that is free now."""
-    windows = max(1, recipe.batch_size // (recipe.train.accumulate * ranks))
-    needed = memory_needed(recipe.model, windows * recipe.seq_len, 2 if device.type == "cuda" else 4)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-    if needed > free:
-        raise UsageError(
-            f"training needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            f"raise accumulate (now {recipe.train.accumulate}), lower batch_size or seq_len"
-        )
-
-
-def memory_needed(config: GPTConfig, tokens: int, item: int) -> int:
-    """Bytes, roughly: weights, gradients, average and two moments in float32; activations of `item` bytes of `tokens`.
-
-    Kept for the backward pass, a layer and token: about 14 vectors of the model's width and 3 of the MLP's; the logits
-    are held about three times in float32.
-    """
-    with torch.device("meta"):
-        weights = sum(param.numel() for param in GPT(config).parameters())
-    layer = config.dim * (14 + 3 * config.mlp_mult) * item
-    return 4 * 5 * weights + tokens * (config.layers * layer + 3 * 4 * config.vocab_size)
-
-
-def _free_memory() -> int:
-    """Bytes that Linux could give to a process now; a huge number where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 1 << 62
-    sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return 1024 * int(sizes["MemAvailable"].split()[0])

@@ -1,0 +1,104 @@
+"""`dequant`: codes and scales to weights, (code · row_scale) · col_scale in float32, rounded once to the wanted dtype.
+
+What will surprise you:
+* bfloat16 is rounded with integers, to nearest even, and stored as 16-bit integers: the same bits on every GPU, and in
+  Triton's interpreter, whose own conversion truncates.
+* `codes` may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
+  rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pgolf.kernels.device import jit, tl, triton
+
+TILE = 4096  # codes of a program: 32 a thread
+TURNED_ROWS = 128  # rows of a tile whose codes lie along columns
+WARPS = 4
+
+
+def dequant_reference(
+    codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """See `dequant`."""
+    weights = codes.float()
+    if row_scale is not None:
+        weights = weights * row_scale[:, None]
+    if col_scale is not None:
+        weights = weights * col_scale
+    return weights.to(dtype)
+
+
+def dequant(
+    codes: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Weights [R, C] of integer codes [R, C] (any strides) and float32 scales [R], [C]; a missing scale is 1.
+
+    dtype: bfloat16, float16 or float32, what a product is rounded to. out: contiguous [R, C] of that dtype to write to.
+    """
+    if out is None:
+        out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    if codes.is_cuda:
+        return launch(codes, row_scale, col_scale, out)
+    return out.copy_(dequant_reference(codes, row_scale, col_scale, out.dtype))
+
+
+def launch(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, out: Tensor) -> Tensor:
+    """The kernel, whatever the device."""
+    rows, cols = codes.shape
+    if codes.numel() == 0:
+        return out
+    block_r, block_c = tile(codes)
+    bf16 = out.dtype == torch.bfloat16
+    grid = (triton.cdiv(rows, block_r) * triton.cdiv(cols, block_c),)
+    kernel[grid](
+        codes, codes if row_scale is None else row_scale, codes if col_scale is None else col_scale,
+        out.view(torch.int16) if bf16 else out,
+        rows, cols, codes.stride(0), codes.stride(1),
+        ROW_SCALE=row_scale is not None, COL_SCALE=col_scale is not None, BF16=bf16,
+        BLOCK_R=block_r, BLOCK_C=block_c, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def tile(codes: Tensor) -> tuple[int, int]:
+    """Rows and columns of a program's tile."""
+    if codes.stride(1) != 1 and codes.stride(0) == 1:
+        return TURNED_ROWS, TILE // TURNED_ROWS
+    block_c = min(triton.next_power_of_2(codes.shape[1]), TILE)
+    return TILE // block_c, block_c
+
+
+@jit
+def kernel(
+    codes, row_scale, col_scale, out, rows, cols, stride_r, stride_c,
+    ROW_SCALE: tl.constexpr, COL_SCALE: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    across = tl.cdiv(cols, BLOCK_C)
+    r = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = (tl.program_id(0) % across).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r[:, None] < rows) & (c[None, :] < cols)
+    value = tl.load(codes + r[:, None] * stride_r + c[None, :] * stride_c, inside, other=0).to(tl.float32)
+    if ROW_SCALE:
+        value = value * tl.load(row_scale + r, r < rows, other=0.0)[:, None]
+    if COL_SCALE:
+        value = value * tl.load(col_scale + c, c < cols, other=0.0)[None, :]
+    at = out + r[:, None] * cols + c[None, :]
+    if BF16:
+        tl.store(at, rounded(value), inside)
+    else:
+        tl.store(at, value.to(out.dtype.element_ty), inside)
+
+
+@jit
+def rounded(value):
+    """The bits of float32 `value` rounded to bfloat16, to nearest even; NaN stays NaN. int16."""
+    bits = value.to(tl.int32, bitcast=True)
+    even = bits + 0x7FFF + ((bits >> 16) & 1)
+    return tl.where(value == value, even >> 16, 0x7FC0).to(tl.int16)

@@ -1,0 +1,52 @@
+"""Where kernels can run: triton if there is one, and a clear word where there is none.
+
+What will surprise you: kernels are decorated when their file is imported, so TRITON_INTERPRET=1 (Triton's interpreter,
+which runs them on the CPU) must be set before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pgolf.errors import DeviceError
+
+triton: Any
+tl: Any
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheel for this system, or left out: references only
+    triton = tl = None
+
+
+def jit(function: Callable[..., None]) -> Any:
+    """`triton.jit`, or the function as it is where there is no triton to run it."""
+    return function if triton is None else triton.jit(function)
+
+
+def need(device: torch.device | str) -> torch.device:
+    """`device`, if tensors and kernels can be there. Raises DeviceError that says what is missing."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"{device!r} is not a device: write cpu, cuda or cuda:0") from None
+    if wanted.type == "cuda":
+        _need_cuda(wanted)
+    elif wanted.type != "cpu":
+        raise DeviceError(f"pgolf runs on cpu and cuda, not on {wanted}")
+    return wanted
+
+
+def _need_cuda(wanted: torch.device) -> None:
+    if not torch.cuda.is_available():
+        why = "has no CUDA in it" if torch.version.cuda is None else "finds no GPU or driver"
+        raise DeviceError(
+            f"{wanted} was asked for, but torch {torch.__version__} {why}: use --device cpu or another torch"
+        )
+    if triton is None:
+        raise DeviceError(f"{wanted} was asked for, but triton is not installed: pip install triton")
+    if (wanted.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"{wanted} was asked for, but there are {torch.cuda.device_count()} CUDA devices")

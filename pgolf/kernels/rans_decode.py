@@ -1,0 +1,199 @@
+"""`rans_decode`: the coder's lanes to codes, a thread a lane, the same bits as `pgolf.packer.rans.decode`.
+
+What will surprise you:
+* A lane's next symbol waits for its last, and there are only a few thousand lanes. So what counts is the number of
+  loads that wait for each other, three a symbol, and that all three find their data in the first cache: a table is 512
+  numbers of pages, pages of 64 symbols (those of one symbol shared by all tables), and 256 frequencies.
+* Nothing else of a symbol waits for the lane's state: its context is fetched a symbol ahead, and the next word of the
+  lane is fetched whether it will be needed or not.
+* A trellis state moves by shift and exclusive or (docs/FORMAT.md), because a table would be a fourth load.
+* A damaged lane reads its own words to the last word of all and no further; where it ends gives it away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgolf.errors import ArtifactError
+from pgolf.kernels.device import jit, tl, triton
+from pgolf.packer import rans
+from pgolf.packer.rans import Contexts, Lanes
+
+Array = NDArray[Any]
+
+PAGE = 64  # slots; of a table of 2^15 slots few pages hold more than one symbol
+SCHEDULERS = 4  # of a processor of the GPU: each runs a warp at a time
+
+
+@dataclass(frozen=True)
+class Tables:
+    """pages: int32 [T · 512], the page of each 64 slots; symbols: uint8 [P · 64]; entries: int32 [T · 256],
+    frequency << 16 | cumulative frequency. The first 256 pages hold one symbol each."""
+
+    pages: Tensor
+    symbols: Tensor
+    entries: Tensor
+
+    @staticmethod
+    def of(freqs: Array, device: torch.device) -> Tables:
+        """freqs: uint16 [T, 256], rows sum to 2^15."""
+        slots = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel()).reshape(-1, PAGE)
+        mixed = slots[:, 0] != slots[:, -1]
+        pages = np.where(mixed, 255 + np.cumsum(mixed), slots[:, 0]).astype(np.int32)
+        symbols = np.concatenate([np.arange(256, dtype=np.uint8).repeat(PAGE), slots[mixed].ravel()])
+        cumulative = np.cumsum(freqs, axis=1, dtype=np.int32) - freqs
+        entries = (freqs.astype(np.int32) << 16 | cumulative).ravel()
+        return Tables(*(torch.from_numpy(a).to(device) for a in (pages, symbols, entries)))
+
+
+def rans_decode_reference(
+    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
+) -> Tensor:
+    """See `rans_decode`."""
+    return torch.from_numpy(rans.decode(lanes, contexts, bounds, freqs, next_states)).to(device)
+
+
+def rans_decode(
+    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
+) -> Tensor:
+    """int16 [N] codes in strip order on `device`, as `pgolf.packer.rans.decode`, whose arguments these are.
+
+    Raises ArtifactError if a lane does not end where it must.
+    """
+    if device.type != "cuda":
+        return rans_decode_reference(lanes, contexts, bounds, freqs, next_states, device)
+    first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
+    if first_word[-1] != len(lanes.words):
+        raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
+    stream = Stream.of(lanes, contexts, bounds, freqs, next_states, device)
+    codes, states, ends = launch(stream)
+    if bool(((states != rans.LOW) | (ends != stream.first_word[1:])).any()):
+        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
+    return codes
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All that the kernel reads, on the device. int64 [K + 1]: bounds, first_word; int32: states [K], rows, lookup;
+    int64 [K]: first_strip; the others as in `Contexts`. feedback, branch: of the trellis (0 where there is none)."""
+
+    states: Tensor
+    first_word: Tensor
+    words: Tensor
+    bounds: Tensor
+    first_strip: Tensor
+    starts: Tensor
+    base: Tensor
+    first_row: Tensor
+    rows: Tensor
+    lookup: Tensor
+    tables: Tables
+    feedback: int
+    branch: int
+
+    @staticmethod
+    def of(
+        lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
+    ) -> Stream:
+        """From the arguments of `rans_decode`."""
+        c = contexts
+        arrays = (
+            lanes.states.astype(np.uint32).view(np.int32),
+            np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64),
+            np.append(lanes.words, np.zeros(1, np.uint16)).view(np.int16),
+            bounds.astype(np.int64),
+            np.searchsorted(c.starts, bounds[:-1]).astype(np.int64),
+            c.starts, c.base, c.first, c.rows.view(np.int16), c.lookup.view(np.int16),
+        )  # fmt: skip
+        moved = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
+        feedback, branch = (int(next_states[1, 0]), int(next_states[0, 1])) if len(next_states) > 1 else (0, 0)
+        return Stream(*moved, Tables.of(freqs, device), feedback, branch)
+
+
+def launch(stream: Stream, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel, whatever the device: (codes int16 [N], final states int64 [K], words read up to int64 [K])."""
+    lanes, device = len(stream.states), stream.states.device
+    codes = torch.empty(int(stream.starts[-1]), dtype=torch.int16, device=device)
+    states, ends = (torch.empty(lanes, dtype=torch.int64, device=device) for _ in range(2))
+    if lanes:
+        tensors = [getattr(stream, f.name) for f in fields(stream)][:10]
+        block = block or lanes_of_a_program(lanes, device)
+        kernel[(triton.cdiv(lanes, block),)](
+            *tensors, stream.tables.pages, stream.tables.symbols, stream.tables.entries, codes, states, ends,
+            lanes, len(stream.words) - 1, stream.feedback, stream.branch, BLOCK=block, num_warps=1,
+        )  # fmt: skip
+    return codes, states, ends
+
+
+def lanes_of_a_program(lanes: int, device: torch.device) -> int:
+    """8 to 32: as few as it takes to give every scheduler work, for lanes of one warp wait for each other's loads."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return min(32, max(8, int(triton.next_power_of_2(lanes // (SCHEDULERS * processors)))))
+
+
+@jit
+def kernel(
+    states, first_word, words, bounds, first_strip, starts, base, first_row, rows, lookup, pages, symbols, entries,
+    codes, final, ends, lanes, last_word, feedback, branch, BLOCK: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    known = lane < lanes
+    x = tl.load(states + lane, known, other=0).to(tl.uint32, bitcast=True)
+    pointer = tl.load(first_word + lane, known, other=0)
+    at = tl.load(bounds + lane, known, other=0)
+    stop = tl.load(bounds + lane + 1, known, other=0)
+    strip = tl.load(first_strip + lane, known, other=0) - 1
+    edge = at
+    column = tl.zeros((BLOCK,), tl.int64)
+    row = tl.zeros((BLOCK,), tl.int64)
+    node = tl.zeros((BLOCK,), tl.int32)
+    context, _, strip, edge, column, row = ahead(
+        starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row
+    )
+    steps = tl.max(stop - at, 0)
+    step = steps * 0
+    while step < steps:
+        running = at < stop
+        word = tl.load(words + tl.minimum(pointer, last_word), running, other=0).to(tl.int32) & 0xFFFF
+        following, turned, strip, edge, column, row = ahead(
+            starts, base, first_row, rows, lookup, at + 1, stop, strip, edge, column, row
+        )
+        parity = tl.where((context & 0x4000) != 0, node & 1, 0)
+        table = (context & 0x1FF) + parity
+        slot = (x & 0x7FFF).to(tl.int32)
+        page = tl.load(pages + table * 512 + (slot >> 6), running, other=0)
+        symbol = tl.load(symbols + page * 64 + (slot & 63), running, other=0).to(tl.int32)
+        entry = tl.load(entries + table * 256 + symbol, running, other=0)
+        reduced = (entry >> 16).to(tl.uint32) * (x >> 15) + (slot - (entry & 0xFFFF)).to(tl.uint32)
+        need = running & (reduced < 65536)
+        x = tl.where(running, tl.where(need, (reduced << 16) | word.to(tl.uint32), reduced), x)
+        pointer += need.to(tl.int64)
+        value = tl.where((context & 0x2000) != 0, 2 * (symbol - 128) + parity, symbol - 128)
+        tl.store(codes + at, tl.where(symbol < 2, -32768, value).to(tl.int16), running)
+        moved = (node >> 1) ^ ((node & 1) * feedback) ^ ((symbol & 1) * branch)
+        node = tl.where(turned, 0, tl.where((context & 0x4000) != 0, moved, node))
+        context = following
+        at += 1
+        step += 1
+    tl.store(final + lane, x.to(tl.int64), known)
+    tl.store(ends + lane, pointer, known)
+
+
+@jit
+def ahead(starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row):
+    """The context of symbol `at` of each lane, whether a strip begins there, and the strip, its end, column and row."""
+    running = at < stop
+    turned = running & (at == edge)
+    strip = strip + turned.to(tl.int64)
+    edge = tl.where(turned, tl.load(starts + strip + 1, turned, other=0), edge)
+    column = tl.where(turned, tl.load(base + strip, turned, other=0), column)
+    row = tl.where(turned, tl.load(first_row + strip, turned, other=0), row)
+    of_row = tl.load(rows + row, running, other=0).to(tl.int64) & 0xFFFF
+    context = tl.load(lookup + column + of_row, running, other=0).to(tl.int32) & 0xFFFF
+    return context, turned, strip, edge, column, row + 1

@@ -1,0 +1,89 @@
+"""`softcap_nll`: the negative log-likelihood of each target, in float32, from logits as the head wrote them.
+
+What will surprise you:
+* Logits are read once, a row a program, in whatever dtype they have; float32 copies exist in registers only. With
+  `head_nll` no more than CHUNK_BYTES of them exist at all.
+* A target outside the vocabulary reads nothing and gives NaN, as do logits that are not finite.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pgolf.kernels.device import jit, tl, triton
+
+BLOCK = 8192  # logits of a row in registers at once: 32 a thread
+WARPS = 8
+CHUNK_BYTES = 1 << 26  # of logits that exist at once: enough rows to keep a GPU busy with the next matmul
+
+
+def softcap_nll_reference(logits: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """See `softcap_nll`."""
+    exact = logits.float()
+    if softcap is not None:
+        exact = softcap * torch.tanh(exact / softcap)
+    return F.cross_entropy(exact, targets, reduction="none")
+
+
+def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """float32 [N]: −log softmax(softcap · tanh(logits / softcap))[target], in nats; without a softcap, of the logits.
+
+    logits: [N, V] of any float dtype, rows apart by any stride; targets: int64 [N].
+    """
+    if logits.is_cuda:
+        return launch(logits, targets, softcap)
+    return softcap_nll_reference(logits, targets, softcap)
+
+
+def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N]."""
+    rows = max(1, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([softcap_nll(F.linear(some, weight), wanted, softcap) for some, wanted in parts])
+
+
+def launch(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    """The kernel, whatever the device."""
+    rows, vocab = logits.shape
+    out = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    if rows == 0:
+        return out
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    kernel[(rows,)](
+        logits, targets, out, logits.stride(0), softcap or 0.0,
+        VOCAB=vocab, CAPPED=softcap is not None, BLOCK=min(triton.next_power_of_2(vocab), BLOCK), num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+@jit
+def kernel(
+    logits, targets, out, stride, softcap,
+    VOCAB: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    highest = -float("inf")
+    total = 0.0
+    for start in range(0, VOCAB, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < VOCAB
+        x = tl.load(logits + row * stride + column, inside, other=-float("inf")).to(tl.float32)
+        if CAPPED:
+            x = tl.where(inside, capped(x, softcap), -float("inf"))
+        top = tl.maximum(highest, tl.max(x, 0))
+        total = total * tl.exp(highest - top) + tl.sum(tl.exp(x - top), 0)
+        highest = top
+    target = tl.load(targets + row)
+    known = (target >= 0) & (target < VOCAB)
+    chosen = tl.load(logits + row * stride + target, known, other=float("nan")).to(tl.float32)
+    if CAPPED:
+        chosen = capped(chosen, softcap)
+    tl.store(out + row, highest + tl.log(total) - chosen)
+
+
+@jit
+def capped(x, softcap):
+    """softcap · tanh(x / softcap), from exp alone: the interpreter has no libdevice."""
+    return softcap * (1.0 - 2.0 / (tl.exp(x * (2.0 / softcap)) + 1.0))
