@@ -58,6 +58,7 @@ def state(seed):
     return {name: torch.randn(shape, generator=g) * 0.1 for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_run(page, trainer, monkeypatch):
     monkeypatch.chdir(trainer)
