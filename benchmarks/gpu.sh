@@ -17,8 +17,8 @@ tokenizer=$shared/tokenizers/fineweb_8192_bpe.model
 [ -f "$out/train.bin" ] || python3 benchmarks/retokenize.py --shared "$shared" --tokenizer "$tokenizer" --out "$out"
 python3 benchmarks/train_golf.py --data "$out/train.bin" --val "$out/val.bin" --tokenizer "$tokenizer" \
   --minutes "${MINUTES:-8}" --preset golf --device cuda --out "$out/golf"
-python3 benchmarks/frontier.py --ckpt "$out/golf/checkpoint.pt" --model "" --train "$out/train.bin" --data "$out/val.bin" \
-  --tokenizer "$tokenizer" --budgets 16000000 --out "$out/frontier_golf36m.json"
+python3 -m pgolf.cli sweep "$out/golf/checkpoint.pt" --data "$out/val.bin" --tokenizer "$tokenizer" --calib "$out/train.bin" \
+  --tokens 65536 --budgets 10MB,13MB,16MB --methods auto,gptq --device cuda --jobs 1 -o "$out/frontier_golf36m"
 python3 -m pgolf.cli pack "$out/golf/checkpoint.pt" --budget 16MB --calib "$out/train.bin" -o "$out/golf/golf.pgolf" --force
 python3 -m pgolf.cli eval "$out/golf/golf.pgolf" --data "$out/val.bin" --tokenizer "$tokenizer" --device cuda --json \
   > "$out/eval_golf.json"

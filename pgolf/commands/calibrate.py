@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import force_option, model_options, progress_bars, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, model_options, progress_bars, refuse_overwrite
 
 
 @click.command()
@@ -21,8 +22,9 @@ from pgolf.commands.shared import force_option, model_options, progress_bars, re
 )
 @click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@json_option
 @force_option
-def calibrate(ckpt: Path, out: Path, force: bool, **options: Any) -> None:
+def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Measure what each weight's error costs, for `pack --curvature`.
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
@@ -34,6 +36,9 @@ def calibrate(ckpt: Path, out: Path, force: bool, **options: Any) -> None:
         curvature = calibrate_model(checkpoint.read(ckpt), options["calib"], progress, options)
     curvature.save(out)
     coverage = curvature.coverage
+    if as_json:
+        click.echo(json.dumps({"path": str(out), "tokens": curvature.tokens, "coverage": coverage}))
+        return
     for name, word in coverage.items():
         if word not in {"traced", "not a matrix"}:
             click.echo(f"{word}: {name}")

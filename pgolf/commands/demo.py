@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import print_table, progress_bars
+from pgolf.commands.shared import json_option, print_table, progress_bars
 
 
 @click.command()
@@ -15,7 +16,8 @@ from pgolf.commands.shared import print_table, progress_bars
 )
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A toy of seconds instead of a minute: shows the path, not the quality.")
-def demo(out: Path, seed: int, quick: bool) -> None:
+@json_option
+def demo(out: Path, seed: int, quick: bool, as_json: bool) -> None:
     """Train a small model on Python's own library, pack it, load it, score it: two minutes, no network.
 
     Example: pgolf demo -o demo-out
@@ -25,5 +27,8 @@ def demo(out: Path, seed: int, quick: bool) -> None:
 
     with progress_bars() as progress:
         result = story.run(out, seed=seed, quick=quick, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
     print_table(tables.demo_table(result))
     click.echo(f"results, artifacts and plot in {out}")

@@ -190,9 +190,9 @@ def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(results))
         return
-    print_table(tables.sweep_table(results))
+    print_table(tables.cells_table(tables.point_cells(results)))
     if results["comparison"]:
-        print_table(tables.comparison_table(results))
+        print_table(tables.cells_table(tables.comparison_cells(results)))
     if "gains" in results:
         print_table(tables.seeds_table(results))
     click.echo("\n".join([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pgolf.commands.shared import force_option, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, refuse_overwrite
 from pgolf.errors import UsageError
 
 
@@ -17,8 +18,9 @@ from pgolf.errors import UsageError
 @click.option(
     "--like", metavar="DIR", type=click.Path(path_type=Path), help="Hugging Face folder to copy the rest from."
 )
+@json_option
 @force_option
-def unpack(art: Path, out: Path, like: Path | None, force: bool) -> None:
+def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) -> None:
     """Turn an artifact back into a checkpoint, or into a Hugging Face folder.
 
     Example: pgolf unpack model.pgolf -o model.safetensors
@@ -31,12 +33,16 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool) -> None:
     refuse_overwrite(out / huggingface.WEIGHTS if out.is_dir() else out, force)
     entries, meta = pipeline.read(art)
     state = pipeline.dense(entries)
+    more = ""
     if as_folder:
         names = huggingface.write(out, state, meta.get("config"), like)
-        click.echo(f"{len(state)} tensors and {len(names) - 1} more files written to {out}")
-        return
-    _write_file(out, state)
-    click.echo(f"{len(state)} tensors written to {out}")
+        more = f" and {len(names) - 1} more files"
+    else:
+        _write_file(out, state)
+    if as_json:
+        click.echo(json.dumps({"path": str(out), "tensors": len(state)}))
+    else:
+        click.echo(f"{len(state)} tensors{more} written to {out}")
 
 
 def _write_file(out: Path, state: dict[str, Any]) -> None:

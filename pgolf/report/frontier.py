@@ -26,8 +26,9 @@ def headline(results: Mapping[str, Any]) -> str:
     known = [r for r in results["comparison"] if r["bytes_ratio"] is not None and not r["bytes_extrapolated"]]
     if not known:
         return f"Bits per byte against bytes: {results['before']['weights']:,} weights"
-    sizes = sorted({r["baseline_bytes"] for r in known})
-    best = min((r for r in known if r["baseline_bytes"] == sizes[len(sizes) // 2]), key=lambda r: r["bytes_ratio"])
+    series = min(known, key=lambda r: r["bytes_ratio"])["series"]
+    mine = sorted((r for r in known if r["series"] == series), key=lambda r: r["baseline_bytes"])
+    best = mine[(len(mine) - 1) // 2]
     return (
         f"{best['series']} needs {best['bytes_ratio']:.2f} times the bytes of {results['baseline']} "
         f"({best['baseline']}) at equal bits per byte"

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from pgolf.report.svg import DARK_THEME, FONT, LIGHT_THEME, STYLE, drawing
+from pgolf.report.tables import comparison_cells, point_cells
 
 _SHELL = Template("""<!doctype html>
 <html lang="en">
@@ -99,7 +100,7 @@ def frontier_page(results: Mapping[str, Any], title: str) -> str:
 <div id="tip" role="status"></div>
 {_comparison(results)}
 <h2>Every point</h2>
-{_points(results)}
+{table(*point_cells(results))}
 <p class="note">Sizes are whole artifacts. Rise: bits per byte above the unquantized model on the same text. Pareto: no other
 point has both fewer bytes and fewer bits per byte.</p>"""
     shown = ("key", "series", "label", "bytes", "bits_per_weight", "bpb", "rise", "pack_seconds", "rise_spread")
@@ -110,46 +111,8 @@ point has both fewer bytes and fewer bits per byte.</p>"""
 def _comparison(results: Mapping[str, Any]) -> str:
     if not results["comparison"]:
         return ""
-    heads = [
-        "method",
-        f"against {results['baseline']}",
-        "its bytes",
-        "its rise",
-        "bytes at equal BPB",
-        "rise at equal bytes",
-    ]
-    rows = [
-        [
-            r["series"],
-            r["baseline"],
-            f"{r['baseline_bytes']:,}",
-            f"{r['baseline_rise']:+.5f}",
-            _figure(r["bytes_at_equal_bpb"], r["bytes_ratio"], r["bytes_extrapolated"], ",.0f"),
-            _figure(r["rise_at_equal_bytes"], r["rise_ratio"], r["bpb_extrapolated"], "+.5f"),
-        ]
-        for r in results["comparison"]
-    ]
     note = '<p class="note">~ is extrapolated beyond the measured points.</p>'
-    return f"<h2>Against {escape(results['baseline'])}</h2>{table(heads, rows)}{note}"
-
-
-def _figure(value: float | None, ratio: float | None, extrapolated: bool, style: str) -> str:
-    if value is None:
-        return "–"
-    times = f" ({ratio:.2f}×)" if ratio is not None else ""
-    return f"{'~' if extrapolated else ''}{value:{style}}{times}"
-
-
-def _points(results: Mapping[str, Any]) -> str:
-    best = set(results["pareto"])
-    rows = []
-    for p in results["points"]:
-        if "refused" in p:
-            rows.append([p["series"], p["label"], "refused", "", "", "", "", ""])
-            continue
-        figures = [f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}"]
-        rows.append([p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else ""])
-    return table(["method", "setting", "bytes", "bits a weight", "BPB", "rise", "pack s", "Pareto"], rows)
+    return f"<h2>Against {escape(results['baseline'])}</h2>{table(*comparison_cells(results))}{note}"
 
 
 THEME_SCRIPT = """

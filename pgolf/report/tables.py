@@ -122,50 +122,53 @@ def demo_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def sweep_table(results: Mapping[str, Any]) -> Table:
-    """The table of `pgolf sweep`: every point, those of the Pareto set marked."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
-    table.add_column("method", overflow="fold")
-    table.add_column("setting")
-    for name in ("bytes", "bits/weight", "BPB", "rise", "pack s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Pareto", justify="center")
-    best = set(results["pareto"])
+def point_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows) of every point of a sweep, those of the Pareto set marked; for the terminal and the page."""
+    best, rows = set(results["pareto"]), []
     for p in results["points"]:
         if "refused" in p:
-            table.add_row(p["series"], p["label"], "", "", "refused", "", "", "")
+            rows.append([p["series"], p["label"], "refused", "", "", "", "", ""])
             continue
-        figures = (f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}")
-        table.add_row(p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else "")
-    return table
+        figures = [f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}"]
+        rows.append([p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else ""])
+    return ["method", "setting", "bytes", "bits/weight", "BPB", "rise", "pack s", "Pareto"], rows
 
 
-def comparison_table(results: Mapping[str, Any]) -> Table:
-    """Bytes at equal BPB and rise at equal bytes, against each point of the baseline; ~ marks extrapolated figures."""
+def comparison_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(heads, rows): bytes at equal BPB and rise at equal bytes against each point of the baseline; ~ is extrapolated."""
+    rows = [
+        [
+            r["series"],
+            r["baseline"],
+            f"{r['baseline_bytes']:,}",
+            f"{r['baseline_rise']:+.5f}",
+            _estimate(r["bytes_at_equal_bpb"], r["bytes_ratio"], r["bytes_extrapolated"], ",.0f"),
+            _estimate(r["rise_at_equal_bytes"], r["rise_ratio"], r["bpb_extrapolated"], "+.5f"),
+        ]
+        for r in results["comparison"]
+    ]
+    against = f"against {results['baseline']}"
+    return ["method", against, "its bytes", "its rise", "bytes at equal BPB", "rise at equal bytes"], rows
+
+
+def _estimate(value: float | None, ratio: float | None, extrapolated: bool, style: str) -> str:
+    if value is None:
+        return "out of range"
+    times = f" ({ratio:.2f}x)" if ratio is not None else ""
+    return f"{'~' if extrapolated else ''}{value:{style}}{times}"
+
+
+def cells_table(cells: tuple[list[str], list[list[str]]]) -> Table:
+    """Cells as a table for the terminal: two columns of names, the rest figures."""
     from rich.table import Table
 
     table = Table(**COMPACT)
-    table.add_column("method", overflow="fold")
-    table.add_column(f"against {results['baseline']}")
-    for name in ("its bytes", "its rise", "bytes at equal BPB", "rise at equal bytes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in results["comparison"]:
-        table.add_row(
-            row["series"], row["baseline"], f"{row['baseline_bytes']:,}", f"{row['baseline_rise']:+.5f}",
-            _estimate(row, "bytes_at_equal_bpb", "bytes_ratio", "bytes_extrapolated", ",.0f"),
-            _estimate(row, "rise_at_equal_bytes", "rise_ratio", "bpb_extrapolated", "+.5f"),
-        )  # fmt: skip
+    heads, rows = cells
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i >= 2)
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _estimate(row: Mapping[str, Any], value: str, ratio: str, extrapolated: str, style: str) -> str:
-    if row[value] is None:
-        return "out of range"
-    mark = "~" if row[extrapolated] else ""
-    times = f" ({row[ratio]:.2f}x)" if row[ratio] is not None else ""
-    return f"{mark}{row[value]:{style}}{times}"
 
 
 def sweep_summary(results: Mapping[str, Any]) -> list[str]:
