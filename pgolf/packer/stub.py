@@ -140,7 +140,9 @@ class _Stripped(ast.NodeTransformer):
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        node.body = [n for n in node.body if not isinstance(n, ast.FunctionDef) or n.name in self.used or n.name.startswith("__")]
+        node.body = [
+            n for n in node.body if not isinstance(n, ast.FunctionDef) or n.name in self.used or n.name.startswith("__")
+        ]
         node.decorator_list = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
         for part in node.body:
             if isinstance(part, ast.AnnAssign):
@@ -217,7 +219,11 @@ class _Renamed(ast.NodeTransformer):
         self.local: list[set[str]] = []
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        outer = not self.local and node.name in self.module.definitions and self.module.definitions[node.name].lineno == node.lineno
+        outer = (
+            not self.local
+            and node.name in self.module.definitions
+            and self.module.definitions[node.name].lineno == node.lineno
+        )
         self.local.append(_bound(node))
         self.generic_visit(node)
         self.local.pop()
@@ -248,7 +254,9 @@ class _Renamed(ast.NodeTransformer):
             key = (self.module.name, node.id)
             if isinstance(node.ctx, ast.Load):
                 self.program.reach(key)
-            elif any(isinstance(d, ast.AnnAssign | ast.Assign) and d is not None for d in [self.module.definitions[node.id]]):
+            elif any(
+                isinstance(d, ast.AnnAssign | ast.Assign) and d is not None for d in [self.module.definitions[node.id]]
+            ):
                 pass
             node.id = _flat(key)
         elif node.id in self.module.imported:
