@@ -33,31 +33,12 @@ from pgolf.quant.curvature import Curvature
 from pgolf.quant.logits import original
 from pgolf.quant.settings import Settings
 from pgolf.train.lattice import Lattice, row_lattice, water_filled, with_spread
-from pgolf.train.qat_settings import QATSettings
+from pgolf.train.qat_settings import QATReport, QATSettings
 from pgolf.train.rate import coded_bits
 from pgolf.train.rounding import ROUNDINGS, Moment
 
 SPREAD_UPDATES = 16  # updates for which the spread of codes is believed
 PROBE = 64  # values by which a parameter is recognised as unchanged
-
-
-@dataclass(frozen=True)
-class QATReport:
-    """touched: name -> (shape, how). kept: name -> why it is left alone."""
-
-    touched: dict[str, tuple[tuple[int, ...], str]]
-    kept: dict[str, str]
-    weights: int
-    total: int
-
-    @property
-    def headline(self) -> str:
-        """How many tensors and weights are touched."""
-        return f"QAT touches {len(self.touched)} tensors, {self.weights:,} of {self.total:,} weights"
-
-    def __str__(self) -> str:
-        rows = [f"  {name} {list(shape)}: {how}" for name, (shape, how) in self.touched.items()]
-        return "\n".join([self.headline, *rows, *(f"  {name}: left alone, {why}" for name, why in self.kept.items())])
 
 
 @dataclass
@@ -252,12 +233,15 @@ class QAT:
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
     rules = [f"*={settings.grid}"] * bool(settings.grid) + list(settings.rules)
-    return plan.make(
-        {name: param.detach() for name, param in params.items()},
-        method="sdclip",
-        rules=[plan.parse_rule(rule) for rule in rules],
-        base=Settings(),
-    )
+    try:
+        return plan.make(
+            {name: param.detach() for name, param in params.items()},
+            method="sdclip",
+            rules=[plan.parse_rule(rule) for rule in rules],
+            base=Settings(),
+        )
+    except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar
+        raise UsageError(str(error).replace("--set", "QAT", 1)) from None
 
 
 def _shape(param: Tensor) -> tuple[int, int, int]:
