@@ -11,6 +11,8 @@ What will surprise you:
   values are applied to them, which is the straight-through estimator. An optimizer that is not a torch.optim.Optimizer
   needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one.
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
+* Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
+  (benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back (tests/test_run_qat.py).
 * Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
 """
 
