@@ -125,7 +125,7 @@ def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | P
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
-    """Per tensor, one for each slice. Raises CurvatureError where shapes differ: it belongs to another model."""
+    """Per tensor, one for each slice. Raises CurvatureError for shapes of another model, and for what is not finite."""
     if curvature is None:
         return {}
     found = {}
@@ -137,10 +137,16 @@ def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[st
             continue
         if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
             raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
+        if not all(_finite(m) for m in mine if m is not None):
+            raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
         found[name] = mine
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found
+
+
+def _finite(known: MatrixCurvature) -> bool:
+    return all(bool(torch.isfinite(side).all()) for side in (known.H, known.G, known.plain) if side is not None)
 
 
 def _blind_spots(plans: Mapping[str, plan.TensorPlan], known: Mapping[str, Any]) -> list[str]:

@@ -157,7 +157,10 @@ def reason_to_keep(tensor: Tensor) -> str:
         return "a vector" if tensor.dim() == 1 else "a scalar" if tensor.dim() == 0 else "not a matrix"
     if tensor.numel() < SMALLEST:
         return f"small ({tensor.numel()} weights)"
-    return "narrow" if min(shape[1:]) < NARROWEST else ""
+    if min(shape[1:]) < NARROWEST:
+        return "narrow"
+    wide = tensor.dtype == torch.float64 and float(tensor.detach().abs().max()) > torch.finfo(torch.float32).max
+    return "beyond float32's range" if wide else ""
 
 
 def coded_better(tensor: Tensor) -> bool:

@@ -50,7 +50,7 @@ def prepare(weight: Tensor, curvature: MatrixCurvature | None, settings: Setting
 
 
 def _inverse_root(diagonal: Tensor, damp: float) -> NDArray[np.float64]:
-    energy = diagonal.double().cpu().numpy()
+    energy = diagonal.double().clamp(min=0).cpu().numpy()
     damped: NDArray[np.float64] = 1 / np.sqrt(energy + max(damp, LEAST_SHARE) * energy.mean())
     return damped
 

@@ -1,0 +1,109 @@
+"""Weights and curvature that no trainer should make: what comes back is finite, of the same shape and dtype, and near."""
+
+import pytest
+import torch
+
+from pgolf import pipeline
+from pgolf.errors import CurvatureError
+from pgolf.packer import artifact
+from pgolf.quant import METHODS
+from pgolf.quant.curvature import Curvature, Key, Sums
+from tests.helpers import generator
+
+W = torch.randn(64, 72, generator=generator())
+ROWS = torch.logspace(-30, 30, 64)[:, None]
+
+
+def with_dull_rows():
+    weight = W.clone()
+    weight[3], weight[5], weight[7] = 0.7, 0.0, -1e-30
+    return weight
+
+
+def with_one_giant():
+    weight = W.clone()
+    weight[2, 3] = 1e20
+    return weight
+
+
+WEIGHTS = {
+    "tiny": W * 1e-30,
+    "huge": W * 1e30,
+    "rows of all sizes": W * ROWS,
+    "columns of all sizes": W * torch.logspace(-20, 20, 72),
+    "constant rows": with_dull_rows(),
+    "zeros": torch.zeros(64, 72),
+    "one giant": with_one_giant(),
+    "float16": W.half(),
+    "bfloat16": W.bfloat16(),
+    "float64": W.double(),
+    "float8": W.to(torch.float8_e4m3fn),
+    "one row": W.reshape(1, -1),
+    "one column": W.reshape(-1, 1),
+    "ten thousand inputs": torch.randn(8, 10_000, generator=generator(1)),
+    "ten thousand outputs": torch.randn(10_000, 8, generator=generator(2)),
+    "float64 beyond float32": W.double() * 1e200,
+}
+
+
+def packed(weight, method, curvature=None):
+    report = pipeline.pack({"w": weight}, None, method=method, curvature=curvature)
+    return pipeline.dense(artifact.decode(report.data)[0])["w"]
+
+
+def distance(found, weight):
+    """Relative error; in units that float64 holds the squares of."""
+    unit = float(weight.double().abs().max()) or 1.0
+    return float(((found.double() - weight.double()) / unit).norm() / ((weight.double() / unit).norm() or 1.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_odd_weights(name, method):
+    weight = WEIGHTS[name]
+    found = packed(weight, method)
+    assert (found.dtype, found.shape) == (weight.dtype, weight.shape)
+    assert torch.isfinite(found.double()).all()
+    blind = (
+        method == "hessian-sdclip" and name == "rows of all sizes"
+    )  # its clip follows |w|: half precision ends first
+    assert distance(found, weight) < (1.0 if blind else 0.3)
+
+
+def factors(kind):
+    """H [72, 72] and G [64, 64] of an honest calibration, then spoilt."""
+    x, g = torch.randn(144, 72, generator=generator(3)), torch.randn(128, 64, generator=generator(4))
+    H, G = x.T @ x / 144, g.T @ g / 128
+    match kind:
+        case "singular":
+            H, G = torch.outer(x[0], x[0]), torch.outer(g[0], g[0])
+        case "dead":
+            H[:24], H[:, :24], G[:1], G[:, :1] = 0, 0, 0, 0
+        case "zero":
+            H, G = H * 0, G * 0
+        case "minute":
+            H, G = H * 1e-30, G * 1e-30
+        case "vast":
+            H, G = H * 1e25, G * 1e25
+        case "indefinite":
+            H[0, 0], G[1, 1] = -H[0, 0], -G[1, 1]
+        case "NaN":
+            H[0, 0] = float("nan")
+        case "infinite":
+            G[0, 0] = float("inf")
+    found = Curvature(tokens=1, shapes={"w": (64, 72)}, used={"w": {(0, 0, 64, 1, 0, 72, 1)}})
+    found.sums[Key("w", 0, "linear")] = Sums(rows=G, cols=H, uses=1.0)
+    return found
+
+
+@pytest.mark.parametrize("method", ["auto", "quick", "gptq", "hessian-sdclip"])
+@pytest.mark.parametrize("kind", ["singular", "dead", "zero", "minute", "vast", "indefinite", "NaN", "infinite"])
+def test_odd_curvature(kind, method):
+    try:
+        found = packed(W, method, factors(kind))
+    except CurvatureError as error:
+        assert "'w'" in str(error)
+        return
+    assert torch.isfinite(found).all()
+    if kind not in {"minute", "vast"}:  # there the steps rightly follow
+        assert distance(found, W) < 1.5
