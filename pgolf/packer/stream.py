@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import aside, families, rans, spread, tables
-from pgolf.packer.families import Directory
 from pgolf.packer.plane import Spread
-from pgolf.packer.strips import Sums, from_strips, lane_bounds, strip_lengths, to_strips
+from pgolf.packer.strips import Sums, class_sums, from_strips, lane_bounds, strip_lengths, strip_starts, to_strips
 from pgolf.packer.threads import on_threads
-from pgolf.packer.trellis import PARITY_CHECKS, next_states, on_path
+from pgolf.packer.trellis import PARITY_CHECKS, on_path, transitions
 
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
+PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps numpy busy for long
@@ -36,7 +35,6 @@ MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps nump
 class Layout:
     """What the decoder must know of one matrix before its codes; family is left at 0 for the encoder, who chooses it."""
 
-    shape: tuple[int, int]
     spread: Spread
     trellis: int = 0
     trellis_from: int = 0
@@ -45,13 +43,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Coded:
-    """sections: name -> bytes. lanes: for the header. families: of each matrix. bits: of each matrix's codes.
+    """sections: name -> bytes. families: of each matrix. bits: of each matrix's codes.
 
     ideal_bits: what all codes would take with each table's own exact histogram and an ideal coder, for benchmarks.
     """
 
     sections: dict[str, bytes]
-    lanes: int
     families: list[int]
     bits: list[float]
     ideal_bits: float
@@ -62,7 +59,7 @@ class _Prepared:
     """One matrix in strip order.
 
     slots: uint8 [N], 2 · class + parity; symbols: uint8 [N]; codes: [N]; wide: int64, where bits are put aside, and
-    widths: how many; counts: int64 [SLOTS, 256]; shift: 1 for a trellis, whose lowest bit is in the slot.
+    widths: how many; counts: int64 [SLOTS, 256]; low: lowest bits that stay with a wide code.
     """
 
     slots: Array
@@ -71,27 +68,26 @@ class _Prepared:
     wide: Array
     widths: Array
     counts: Array
-    shift: int
+    low: int
 
 
 def _prepare(matrix: Array, layout: Layout) -> _Prepared:
-    sums = Sums.of(layout.spread)
-    classes, put_aside = spread.classes_of(sums.values(), layout.trellis)
-    codes, where, shift = to_strips(spread.narrowed(matrix)), sums.where(), int(layout.trellis > 0)
+    sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
+    classes, put_aside = spread.classes_of(sums.values, layout.trellis)
+    codes, where = to_strips(spread.narrowed(matrix)), sums.where()
     slots = (2 * classes).astype(np.uint8)[where]
-    values = codes
-    if layout.trellis:
-        on = (sums.values() >= layout.trellis_from)[where]
-        if not on_path(codes, on, strip_lengths(layout.shape), layout.trellis):
+    if trellis:
+        on = (sums.values >= layout.trellis_from)[where]
+        if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
             raise ValueError("codes do not follow the trellis")
         slots += (codes & 1).astype(np.uint8)
-        values = codes >> 1
     wide, widths = _wide(where, put_aside)
+    short = codes
     if wide.size:
-        values = values.copy()
-        values[wide] = aside.shorten(values[wide].astype(np.int32), widths)
-    symbols = spread.symbols(values)
-    return _Prepared(slots, symbols, codes, wide, widths, spread.count(slots, symbols, families.SLOTS), shift)
+        short = codes.copy()
+        short[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
+    symbols = spread.symbols(short >> trellis if trellis else short)
+    return _Prepared(slots, symbols, codes, wide, widths, spread.count(slots, symbols, families.SLOTS), 1 + trellis)
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
@@ -112,26 +108,26 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
     prepared = on_threads(_prepare, codes, layouts)
     counts, trellis = [p.counts for p in prepared], [bool(layout.trellis) for layout in layouts]
     chosen = families.choose(counts, trellis)
-    directory = Directory.of(counts, chosen, trellis)
-    totals = directory.totals(counts, chosen)
-    entries = on_threads(tables.cheapest, totals, directory.parities())
-    freqs = np.stack([tables.frequencies(t) for t in entries]) if entries else np.zeros((0, 256), np.uint16)
-    numbers = [directory.numbers(family) for family in chosen]
+    used = families.directory(counts, chosen)
+    totals = families.totals(used, counts, chosen)
+    entries = on_threads(tables.cheapest, totals, families.parities(used))
+    freqs = np.stack([tables.frequencies(t) for t in entries]) if entries else np.zeros((0, 256), np.int64)
+    numbers = families.table_numbers(used)[chosen]
     done = on_threads(lambda p, n: _finished(p, n, freqs), prepared, numbers)
     bits = [_bits(p, n, freqs) for p, n in zip(done, numbers, strict=True)]
     lanes = _lane_count(sum(bits), sum(len(p.symbols) for p in done), lane_bytes)
-    bounds = lane_bounds([layout.shape for layout in layouts], lanes)
+    bounds = lane_bounds(strip_starts(layout.spread.shape for layout in layouts), lanes)
     tables_of = _joined(on_threads(lambda p, n: n.astype(np.uint16)[p.slots], done, numbers), np.uint16)
     coded = rans.encode(_joined([p.symbols for p in done], np.uint8), tables_of, bounds, freqs)
     sections = {
-        f"{name}.tables": directory.dump() + tables.dump_tables(entries) if entries else b"",
-        f"{name}.lanes": _dump_lanes(coded),
+        f"{name}.tables": families.dump(used) + tables.dump_tables(entries),
+        f"{name}.lanes": np.concatenate([coded.states, coded.counts]).astype("<u4").tobytes(),
         f"{name}.words": coded.words.astype("<u2").tobytes(),
         f"{name}.aside": _dump_aside(done),
         f"{name}.escapes": _joined([p.codes[p.symbols < tables.ESCAPES] for p in done], "<i4").tobytes(),
     }
     ideal = spread.entropy_bits(totals) + float(sum(p.widths.sum(dtype=np.int64) for p in done))
-    return Coded({k: v for k, v in sections.items() if v}, lanes, chosen, bits, ideal)
+    return Coded({k: v for k, v in sections.items() if v}, chosen, bits, ideal)
 
 
 def _joined(parts: Sequence[Array], dtype: Any) -> Array:
@@ -156,41 +152,38 @@ def _bits(p: _Prepared, numbers: Array, freqs: Array) -> float:
 
 
 def _lane_count(bits: float, symbols: int, lane_bytes: int) -> int:
-    return min(max(1, int(bits / 8 / lane_bytes), -(-symbols // LANE_SYMBOLS)), MAX_LANES)
-
-
-def _dump_lanes(coded: rans.Lanes) -> bytes:
-    """Lane states' and word counts' bytes, most significant plane first, so that a general codec sees their order."""
-    table = np.concatenate([coded.states, coded.counts.astype(np.uint32)]).astype(">u4")
-    return table.view(np.uint8).reshape(-1, 4).T.tobytes()
+    return min(max(int(bits / 8 / lane_bytes), -(-symbols // LANE_SYMBOLS)), MAX_LANES)
 
 
 def _dump_aside(prepared: Sequence[_Prepared]) -> bytes:
-    middles = [aside.middle(p.codes[p.wide].astype(np.int32) >> p.shift, p.widths) for p in prepared]
+    middles = [aside.middle(p.codes[p.wide].astype(np.int32), p.widths, p.low) for p in prepared]
     return aside.write(_joined(middles, np.int32), _joined([p.widths for p in prepared], np.int32))
 
 
-def decode(sections: dict[str, bytes], lanes: int, layouts: Sequence[Layout], name: str) -> list[Array]:
-    """The inverse of `encode`: int16 matrices, int32 where they do not fit. Raises ArtifactError."""
-    mine = {part: sections.get(f"{name}.{part}", b"") for part in section_limits(0)}
-    shapes = [layout.shape for layout in layouts]
-    check_plausible(sum(rows * cols for rows, cols in shapes), len(mine["words"]) // 2, lanes)
-    bounds = lane_bounds(shapes, lanes)
-    coded = _parse_lanes(mine["lanes"], mine["words"], len(bounds) - 1)
-    directory, rest = Directory.parse(mine["tables"]) if mine["tables"] else (Directory.of([], [], []), b"")
-    parsed = tables.parse_tables(rest, directory.tables)
-    freqs = np.stack(parsed) if parsed else np.zeros((0, 256), np.uint16)
-    sums = [Sums.of(layout.spread) for layout in layouts]
-    contexts = rans.Contexts.of(sums, [_lookup(s, y, directory) for s, y in zip(sums, layouts, strict=True)])
-    codes = rans.decode(coded, contexts, bounds, freqs, _machine(layouts))
-    return _restored(codes, sums, layouts, mine)
+def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout]) -> list[Array]:
+    """The inverse of `encode`: int16 matrices, int32 where a code needed more than a symbol. Raises ArtifactError."""
+    check_layouts(layouts)
+    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
+    used = families.parse(table[:bitmaps])
+    sums = [class_sums(y.spread) for y in layouts]
+    codes = rans.decode(
+        np.frombuffer(lanes, "<u4").reshape(2, -1),
+        np.frombuffer(words, "<u2"),
+        sums,
+        [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
+        strip_starts(y.spread.shape for y in layouts),
+        tables.parse_tables(table[bitmaps:], used.sum()),
+        families.table_codes(used),
+        transitions(max([0, *(y.trellis for y in layouts)])),
+    )
+    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"))
 
 
-def section_limits(symbols: int) -> dict[str, int]:
-    """Part of a stream's section names -> the most bytes that so many symbols can need."""
-    tables_at_most = 1 + 255 * families.BITMAP_BYTES + families.MAX_TABLES * tables.MAX_BYTES
+def section_limits(symbols: int, count: int) -> dict[str, int]:
+    """Part of a stream's section names -> the most bytes that so many symbols in so many families can need."""
     return {
-        "tables": tables_at_most if symbols else 0,
+        "tables": count * families.BITMAP_BYTES + families.MAX_TABLES * tables.MAX_BYTES,
         "lanes": 8 * min(MAX_LANES, symbols),
         "words": 2 * symbols,
         "aside": (aside.MAX_WIDTH * symbols + 7) // 8,
@@ -198,84 +191,59 @@ def section_limits(symbols: int) -> dict[str, int]:
     }
 
 
-def check_plausible(symbols: int, words: int, lanes: int) -> None:
+def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the coder can have put into its words."""
-    if not 1 <= lanes <= MAX_LANES:
-        raise ArtifactError(f"{lanes} coder lanes are outside 1..{MAX_LANES}: the artifact is damaged")
+    words, lanes = (len(sections.get(f"{name}.{part}", b"")) // size for part, size in (("words", 2), ("lanes", 8)))
     if symbols > min(rans.SYMBOLS_A_WORD * (words + lanes), MAX_LANE_SYMBOLS * lanes):
         raise ArtifactError(f"{symbols} codes cannot be in {2 * words} coded bytes: the artifact is damaged")
 
 
-def _lookup(sums: Sums, layout: Layout, directory: Directory) -> Array:
-    """uint16 [sums.size]: the coder's context for each value of rows[i] + cols[j]."""
-    numbers = directory.numbers(layout.family)
-    classes, _ = spread.classes_of(sums.values(), layout.trellis)
-    contexts = numbers[2 * classes]
-    missing = contexts == families.NO_TABLE
-    if layout.trellis:
-        missing = missing | (numbers[2 * classes + 1] == families.NO_TABLE)
-        contexts = contexts | np.where(sums.values() >= layout.trellis_from, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
-    if missing.any() and missing[sums.where()].any():
-        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
-    lookup: Array = contexts.astype(np.uint16)
-    return lookup
-
-
-def _machine(layouts: Sequence[Layout]) -> Array:
-    states = {layout.trellis for layout in layouts} - {0}
-    if not states:
-        return np.zeros((1, 2), np.uint8)
+def check_layouts(layouts: Sequence[Layout]) -> None:
+    """Raises ArtifactError where trellises differ or a family serves the wrong kind."""
+    states = {y.trellis for y in layouts} - {0}
     if len(states) > 1 or not states <= PARITY_CHECKS.keys():
         raise ArtifactError(f"no single known trellis among {sorted(states)} states: the artifact is damaged")
-    return next_states(states.pop()).astype(np.uint8)
+    if any(not 0 <= y.family < families.MAX_FAMILIES or y.family & 1 != (y.trellis > 0) for y in layouts):
+        raise ArtifactError("a family of tables is of another kind than its matrix: the artifact is damaged")
 
 
-def _parse_lanes(table: bytes, words: bytes, lanes: int) -> rans.Lanes:
-    if len(table) != 8 * lanes or len(words) % 2:
-        raise ArtifactError("the coder's lane table does not fit its lanes: the artifact is damaged")
-    numbers = np.ascontiguousarray(np.frombuffer(table, np.uint8).reshape(4, -1).T).view(">u4").ravel()
-    states, counts = numbers[:lanes].astype(np.uint32), numbers[lanes:].astype(np.int64)
-    if (states < rans.LOW).any():
-        raise ArtifactError("a coder state is out of range: the artifact is damaged")
-    return rans.Lanes(states, counts, np.frombuffer(words, "<u2").astype(np.uint16, copy=False))
+def _lookup(sums: Sums, layout: Layout, used: Array) -> Array:
+    """uint16 [len(sums.values)]: the coder's context for each value of rows[i] + cols[j]."""
+    classes, _ = spread.classes_of(sums.values, layout.trellis)
+    check_tables(used[layout.family][2 * classes], sums)
+    tables_of = families.table_numbers(used)[layout.family][2 * classes]
+    lookup: Array = tables_of | rans.ON_TRELLIS * (sums.values >= layout.trellis_from) * (layout.trellis > 0)
+    return lookup.astype(np.uint16)
 
 
-def _restored(codes: Array, sums: Sequence[Sums], layouts: Sequence[Layout], mine: dict[str, bytes]) -> list[Array]:
-    """Matrices from what the coder decoded, the escape list and the bits put aside."""
-    ends = np.cumsum([0, *(rows * cols for rows, cols in (layout.shape for layout in layouts))])
-    parts = [codes[a:b] for a, b in pairwise(ends)]
-    escaped = on_threads(lambda part: np.flatnonzero(part == rans.ESCAPED), parts)
-    escapes = _split(np.frombuffer(mine["escapes"], "<i4") if len(mine["escapes"]) % 4 == 0 else None, escaped)
-    wide = on_threads(_wide_kept, sums, layouts, escaped)
-    middles = _split(aside.read(mine["aside"], _joined([w for _, w in wide], np.int32)), [w for _, w in wide])
-    return on_threads(_restore, parts, layouts, escaped, escapes, wide, middles)
+def check_tables(held: Array, sums: Sums) -> None:
+    """Raises ArtifactError where an entry has no table. held: whether there is one for each of the sums."""
+    if not held.all() and not held[sums.where()].all():
+        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _split(values: Array | None, like: Sequence[Array]) -> list[Array]:
-    """`values` cut into pieces as long as those of `like`."""
-    ends = np.cumsum([0, *(len(piece) for piece in like)])
-    if values is None or len(values) != ends[-1]:
-        raise ArtifactError("the escape list does not fit the codes: the artifact is damaged")
-    return [values[a:b] for a, b in pairwise(ends)]
-
-
-def _wide_kept(sums: Sums, layout: Layout, escaped: Array) -> tuple[Array, Array]:
-    _, put_aside = spread.classes_of(sums.values(), layout.trellis)
-    if not put_aside.any():
-        return _wide(np.zeros(0, np.uint8), put_aside)
-    wide, widths = _wide(sums.where(), put_aside)
-    kept = ~np.isin(wide, escaped, assume_unique=True)
-    return wide[kept], widths[kept]
-
-
-def _restore(
-    part: Array, layout: Layout, escaped: Array, escapes: Array, wide: tuple[Array, Array], middles: Array
-) -> Array:
-    where, widths = wide
-    if len(escaped) or len(where):
-        part = part.astype(np.int32)
-        part[escaped] = escapes
-        shift, short = int(layout.trellis > 0), part[where]
-        values = aside.lengthen(short >> shift, middles, widths)
-        part[where] = values << shift | (short & shift)
-    return spread.narrowed(from_strips(part, layout.shape))
+def _restored(codes: Array, sums: Sequence[Sums], layouts: Sequence[Layout], middles: bytes, escapes: Array) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+    parts = []
+    bit = 0
+    for s, layout in zip(sums, layouts, strict=True):
+        rows, cols = layout.spread.shape
+        part, codes = codes[: rows * cols], codes[rows * cols :]
+        _, put_aside = spread.classes_of(s.values, layout.trellis)
+        escaped = np.flatnonzero(part == tables.ESCAPED)
+        if put_aside.any() or escaped.size:
+            part = part.astype(np.int32)
+            widths = put_aside[s.where()]
+            widths[escaped] = 0
+            wide = np.flatnonzero(widths)
+            widths = widths[wide].astype(np.int32)
+            part[wide] = aside.lengthen(
+                part[wide], aside.read(middles, bit, widths), widths, 2 if layout.trellis else 1
+            )
+            bit += widths.sum()
+            part[escaped], escapes = escapes[: escaped.size], escapes[escaped.size :]
+        parts.append(from_strips(part, layout.spread.shape))
+    if len(escapes):
+        raise ArtifactError("escapes are left over: the artifact is damaged")
+    aside.check_all_read(middles, bit)
+    return parts

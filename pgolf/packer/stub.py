@@ -12,20 +12,28 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import io
+import json
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
+import numpy as np
+
 PACKAGE = "pgolf.packer"
 ROOT = (f"{PACKAGE}.weights", "load")
 STANDS_FOR = {
-    (f"{PACKAGE}.threads", "on_threads"): "lambda function, *each: list(map(function, *each))",
-    (f"{PACKAGE}.compiled", "loops"): "lambda: None",
-    (f"{PACKAGE}.general", "_decoded"): "lambda s: __import__('brotli').decompress(s.data) if s.codec else s.data",
-    (f"{PACKAGE}.general", "BY_NUMBER"): "{0: '', 1: 'brotli'}",
+    (f"{PACKAGE}.general", "_decoded"): "lambda d, c, *_: __import__('brotli').decompress(d) if c else d",
+}
+INSTEAD = {
+    (f"{PACKAGE}.artifact", "_planes"): (f"{PACKAGE}.codec", "read"),  # no general coders for codes
+    (f"{PACKAGE}.rans", "_decode_lanes"): (f"{PACKAGE}.rans", "_decode"),  # no compiled loops
 }
 CACHES = {"cache", "lru_cache"}
+FOREIGN = (np, np.ndarray, bytes, str, dict, set, io.BytesIO, struct.Struct, struct, json, zlib)
 FUNCTIONS = (ast.FunctionDef, ast.Lambda)
 
 Key = tuple[str, str]  # module, name
@@ -43,7 +51,9 @@ def source() -> str:
     load = program.done.pop(ROOT)
     assert isinstance(load, ast.FunctionDef)
     load.name = "load"
+    load.args.posonlyargs, load.args.args = [], load.args.posonlyargs
     load.body = [*program.imports(), *program.done.values(), *load.body]
+    _shorten_fields(load)
     return ast.unparse(ast.fix_missing_locations(load)) + "\n"
 
 
@@ -133,6 +143,21 @@ class _Stripped(ast.NodeTransformer):
         node.decorator_list = [d for d in node.decorator_list if _name(d) not in CACHES]
         self.generic_visit(node)
         _forget_unread(node)
+        match node.body:
+            case [*_, ast.Assign(targets=[ast.Name(id=name)], value=value), ast.Return(value=ast.Name(id=result))] if (
+                name == result
+            ):
+                node.body[-2:] = [ast.Return(value)]  # the name was there for the type checker
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        node.keywords = [k for k in node.keywords if k.arg != "strict"]
+        self.generic_visit(node)
+        return node
+
+    def visit_arguments(self, node: ast.arguments) -> ast.arguments:
+        node.posonlyargs, node.args = [*node.posonlyargs, *node.args], []  # so that a minifier may rename them
+        self.generic_visit(node)
         return node
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
@@ -165,7 +190,7 @@ class _Stripped(ast.NodeTransformer):
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.stmt:
-        return ast.parse("raise ValueError('damaged artifact')").body[0]
+        return ast.parse("raise ValueError('damaged')").body[0]
 
     def visit_Try(self, node: ast.Try) -> list[ast.stmt]:
         return [self.visit(n) for n in node.body]
@@ -182,7 +207,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _is_checksum(test: ast.expr) -> bool:
-    return any("crc" in _name(n) or "check" in _name(n) for n in ast.walk(test) if isinstance(n, ast.expr))
+    return any("crc" in _name(n) or "checksum" in _name(n) for n in ast.walk(test) if isinstance(n, ast.expr))
 
 
 def _forget_unread(function: ast.FunctionDef) -> None:
@@ -241,38 +266,36 @@ class _Renamed(ast.NodeTransformer):
         node.name = _flat((self.module.name, node.name))
         return node
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if any(node.id in names for names in self.local):
             return node
         if node.id in self.module.definitions:
-            key = (self.module.name, node.id)
-            if isinstance(node.ctx, ast.Load):
-                self.program.reach(key)
-            elif any(isinstance(d, ast.AnnAssign | ast.Assign) and d is not None for d in [self.module.definitions[node.id]]):
-                pass
-            node.id = _flat(key)
-        elif node.id in self.module.imported:
-            node.id = self._imported(node.id)
+            return self._known((self.module.name, node.id), node.ctx)
+        if node.id in self.module.imported:
+            origin, name = self.module.imported[node.id]
+            if origin.startswith(PACKAGE):
+                return self._known((origin, name), node.ctx)
+            alias = ast.alias(name or origin, node.id if node.id != (name or origin) else None)
+            self.program.outside[node.id] = ast.ImportFrom(origin, [alias], 0) if name else ast.Import([alias])
         return node
+
+    def _known(self, key: Key, context: ast.expr_context) -> ast.expr:
+        """What stands for a name of the packer: its value if that is a number."""
+        key = INSTEAD.get(key, key)
+        value = getattr(import_module(key[0]), key[1])
+        if type(value) is int and isinstance(context, ast.Load):
+            return ast.parse(str(value), mode="eval").body
+        if isinstance(context, ast.Load):
+            self.program.reach(key)
+        return ast.Name(_flat(key), context)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if isinstance(node.value, ast.Name) and not any(node.value.id in names for names in self.local):
             origin, name = self.module.imported.get(node.value.id, ("", ""))
             if origin == PACKAGE:
-                key = (f"{PACKAGE}.{name}", node.attr)
-                self.program.reach(key)
-                return ast.Name(_flat(key), node.ctx)
+                return self._known((f"{PACKAGE}.{name}", node.attr), node.ctx)
         self.generic_visit(node)
         return node
-
-    def _imported(self, local: str) -> str:
-        origin, name = self.module.imported[local]
-        if origin.startswith(PACKAGE):
-            self.program.reach((origin, name))
-            return _flat((origin, name))
-        alias = ast.alias(name or origin, local if local != (name or origin) else None)
-        self.program.outside[local] = ast.ImportFrom(origin, [alias], 0) if name else ast.Import([alias])
-        return local
 
 
 def _bound(function: ast.FunctionDef | ast.Lambda) -> set[str]:
@@ -284,3 +307,25 @@ def _bound(function: ast.FunctionDef | ast.Lambda) -> set[str]:
     matched = {n.name for n in ast.walk(function) if isinstance(n, ast.MatchAs | ast.MatchStar) and n.name}
     nested = {n.name for n in ast.walk(function) if isinstance(n, ast.FunctionDef) and n is not function}
     return {a.arg for a in [*every, *stars]} | stored | matched | nested
+
+
+def _shorten_fields(program: ast.FunctionDef) -> None:
+    """Rename fields and methods of the packer's own classes, which a minifier must leave alone."""
+    classes = [n for n in program.body if isinstance(n, ast.ClassDef)]
+    parts = [part for c in classes for part in c.body]
+    own = [p.target.id for p in parts if isinstance(p, ast.AnnAssign) and isinstance(p.target, ast.Name)]
+    own += [p.name for p in parts if isinstance(p, ast.FunctionDef)]
+    theirs = {name for kind in FOREIGN for name in dir(kind)}
+    short = {name: f"_{i}" for i, name in enumerate(sorted(set(own) - theirs))}
+    makers = {"replace", *(c.name for c in classes)}
+    for part in parts:
+        if isinstance(part, ast.FunctionDef):
+            part.name = short.get(part.name, part.name)
+        elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            part.target.id = short.get(part.target.id, part.target.id)
+    for node in ast.walk(program):
+        if isinstance(node, ast.Attribute):
+            node.attr = short.get(node.attr, node.attr)
+        elif isinstance(node, ast.Call) and _name(node.func) in makers:
+            for keyword in node.keywords:
+                keyword.arg = short.get(keyword.arg or "", keyword.arg)
