@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError, PgolfError
 from pgolf.packer import codec, container, general, plain
@@ -185,7 +184,7 @@ def contents(
 
 
 def _planes(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
-    return (codec if head["coder"] == "rans" else plain).read(head, sections)
+    return codec.read(head, sections) if head["coder"] == "rans" else plain.read(head, sections)
 
 
 def check_head(head: dict[str, Any], declared: dict[str, int]) -> None:

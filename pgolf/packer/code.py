@@ -15,12 +15,12 @@ import brotli
 
 from pgolf.errors import DataError, UsageError
 
+_BROTLI_MODES = (brotli.MODE_GENERIC, brotli.MODE_TEXT, brotli.MODE_FONT)
 _COMPRESSORS: dict[str, Callable[[bytes], list[bytes]]] = {
     "zlib": lambda raw: [zlib.compress(raw, 9)],
     "lzma": lambda raw: [lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)],
     "brotli": lambda raw: [brotli.compress(raw, mode, 11, window) for mode in _BROTLI_MODES for window in (16, 22)],
 }
-_BROTLI_MODES = (brotli.MODE_GENERIC, brotli.MODE_TEXT, brotli.MODE_FONT)
 _ESCAPED = {0: b"\\0", 13: b"\\r", 39: b"\\'", 92: b"\\\\"}
 
 

@@ -88,7 +88,7 @@ def encode(planes: Sequence[Plane]) -> Packed:
 def _describe(plane: Plane, chosen: Spread) -> list[_Vector | None]:
     """The index vectors of a plane, in the order of check_planes."""
     row, col = plane.row_scale, plane.col_scale
-    scales = [scale and _vector(scale.index, scale.per_octave) for scale in (row, col)]
+    scales = [_vector(scale.index, scale.per_octave) if scale else None for scale in (row, col)]
     return [*scales, _class_vector(chosen.rows, row), _class_vector(chosen.cols, col)]
 
 
@@ -148,7 +148,7 @@ def _fits(rows: Any, cols: Any, trellis: Any, trellis_from: Any, family: Any, ve
         and isinstance(vectors, list)
         and len(vectors) == 4
         and all(v is None or _vector_fits(v, PER_OCTAVES) for v in vectors[:2])
-        and all(_vector_fits(v, {0, 1}) for v in vectors[2:])
+        and all(_vector_fits(v, {0, bool(scale and scale[0])}) for v, scale in zip(vectors[2:], vectors, strict=False))
     )
 
 
@@ -171,7 +171,7 @@ def _coded(records: Sequence[Any]) -> list[tuple[int, Any]]:
 def section_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
     """Section name -> (fewest, most) raw bytes that these planes can need."""
     coded = _coded(records)
-    limits = {}
+    limits: dict[str, tuple[int, int]] = {}
     for name, symbols, families in (
         ("side", sum(n for n, _ in coded), [v[3] for _, v in coded]),
         ("codes", sum(r[0] * r[1] for r in records), [r[4] for r in records]),
@@ -190,7 +190,7 @@ def read(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
     layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
     codes = stream.decode(sections, "codes", layouts)
     return [
-        Plane(matrix, row, col, *record[2:4], spread)
+        Plane(matrix, row, col, record[2], record[3], spread)
         for matrix, record, (row, col, spread) in zip(codes, records, described, strict=True)
     ]
 
@@ -201,10 +201,10 @@ def check_amounts(records: Sequence[Any], sections: dict[str, bytes]) -> None:
     stream.check_plausible(sections, "side", sum(n for n, _ in _coded(records)))
 
 
-def _described(record: Any, residuals: Iterator[Array]) -> tuple[Any, Any, Spread]:
+def _described(record: Any, residuals: Iterator[Array]) -> Any:
     """Row scale, column scale and spread of a plane."""
     vectors = record[5]
-    index = [
+    index: Any = [
         np.full(n, v[1], np.int32) + (next(residuals)[:, 0] if v[2:] else 0) if v else None
         for n, v in zip(record[:2] * 2, vectors, strict=True)
     ]

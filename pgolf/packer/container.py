@@ -1,7 +1,7 @@
 """The artifact file: preamble, header, sections; written whole or not at all, believed only after every check.
 
     preamble (24 bytes)   magic "\\x89PGOLF\\r\\n", u16 version, u8 header codec, u8 zero, u32 stored header bytes,
-                          u32 raw header bytes, u32 CRC-32 of the raw sections
+                          u32 raw header bytes, u32 CRC-32 of the raw header ^ that of the raw sections
     header                canonical JSON (sorted keys, no spaces), stored or brotli
     sections              stored one after another in the order of their names, nothing between them
     end (4 bytes)         CRC-32 of all bytes before it
@@ -10,7 +10,7 @@ What will surprise you:
 * The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
   because a hostile file has a good CRC.
 * Whatever ends with its own CRC-32 has the CRC-32 SOUND: one look at the whole file.
-* The CRC of the content goes over the raw sections: it holds the decompressors to account.
+* The CRC of the content is that of the raw header and sections: it holds the decompressors to account.
 * docs/FORMAT.md is the specification; its annotated dump is parsed by a test.
 """
 
@@ -58,7 +58,7 @@ def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, gen
         raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
     header = general.compress(raw, codecs=HEADER_CODECS)
     body = header.data + b"".join(stored[n].data for n in names)
-    content = zlib.crc32(b"".join(sections[name] for name in names))
+    content = zlib.crc32(raw) ^ zlib.crc32(b"".join(sections[name] for name in names))
     start = struct.pack(_PREAMBLE, MAGIC, VERSION, header.codec, 0, len(header.data), len(raw), content)
     body = start + header.data + b"".join(stored[n].data for n in names)
     return body + struct.pack("<I", zlib.crc32(body))
@@ -91,7 +91,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
     for name, codec, shuffle, size, stored in index:
         sections[name] = body[:stored], codec, shuffle, size
         body = body[stored:]
-    return head, sections, content
+    return head, sections, content ^ zlib.crc32(raw)
 
 
 def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:

@@ -50,7 +50,7 @@ class Lanes:
 
 
 def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> Lanes:
-    """Code symbols (uint8 [N]), each with its table's number (uint16 [N], parity included).
+    """Code symbols (uint8 [N]), each with its table's number (uint8 [N], parity included).
 
     bounds: int64 [K+1], lane l owns symbols bounds[l]:bounds[l+1]. freqs: int64 [T, 256], rows sum to 2^15.
     """
@@ -114,9 +114,7 @@ def decode(
     states, counts = lanes
     ends = np.cumsum(counts, dtype=np.int64)
     check_lanes(states, ends, words)
-    found = _decode_lanes(
-        states.astype(np.uint32), ends - counts, words, sums, lookups, starts, freqs, codes, after
-    )
+    found = _decode_lanes(states.astype(np.uint32), ends - counts, words, sums, lookups, starts, freqs, codes, after)
     check_ends(*found[1:], ends)
     return found[0]
 
@@ -158,7 +156,9 @@ def _decode(
     idle = np.uint16(len(freqs))
     number, entries = _slots(freqs)
     bounds = lane_bounds(starts, len(x))[:, None]
-    out = np.concatenate([*(lookup[s.where()] for s, lookup in zip(sums, lookups, strict=True)), [idle]], dtype=np.uint16)
+    out = np.concatenate(
+        [*(lookup[s.where()] for s, lookup in zip(sums, lookups, strict=True)), [idle]], dtype=np.uint16
+    )
     out[starts[1:] - 1] |= LAST  # contexts: they give way to codes
     node = 0 * at_word
     symbols = np.empty((CHUNK, len(x)), np.uint16)

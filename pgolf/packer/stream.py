@@ -28,6 +28,7 @@ MAX_LANES = 1 << 16
 PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
+_PIECE = 1 << 18  # codes at a time, where temporaries would be large
 MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps numpy busy for long
 
 
@@ -58,36 +59,35 @@ class Coded:
 class _Prepared:
     """One matrix in strip order.
 
-    slots: uint8 [N], 2 · class + parity; symbols: uint8 [N]; codes: [N]; wide: int64, where bits are put aside, and
-    widths: how many; counts: int64 [SLOTS, 256]; low: lowest bits that stay with a wide code.
+    slots: uint8 [N], 2 · class + parity; symbols: uint8 [N]; both are parts of arrays for all matrices, and change in place.
+    wide: int64, where bits are put aside; widths: how many; middles: the bits; counts: int64 [SLOTS, 256].
     """
 
     slots: Array
     symbols: Array
-    codes: Array
     wide: Array
     widths: Array
+    middles: Array
     counts: Array
-    low: int
 
 
-def _prepare(matrix: Array, layout: Layout) -> _Prepared:
+def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array) -> _Prepared:
+    """Fills slots and symbols."""
     sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
     classes, put_aside = spread.classes_of(sums.values, layout.trellis)
     codes, where = to_strips(spread.narrowed(matrix)), sums.where()
-    slots = (2 * classes).astype(np.uint8)[where]
+    (2 * classes).astype(np.uint8).take(where, out=slots, mode="clip")
     if trellis:
         on = (sums.values >= layout.trellis_from)[where]
         if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
             raise ValueError("codes do not follow the trellis")
         slots += (codes & 1).astype(np.uint8)
     wide, widths = _wide(where, put_aside)
-    short = codes
+    middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
     if wide.size:
-        short = codes.copy()
-        short[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
-    symbols = spread.symbols(short >> trellis if trellis else short)
-    return _Prepared(slots, symbols, codes, wide, widths, spread.count(slots, symbols, families.SLOTS), 1 + trellis)
+        codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
+    symbols[:] = spread.symbols(codes >> trellis if trellis else codes)
+    return _Prepared(slots, symbols, wide, widths, middles, spread.count(slots, symbols, families.SLOTS))
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
@@ -105,7 +105,9 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
     """
     if len({layout.trellis for layout in layouts} - {0}) > 1:
         raise ValueError("planes of one artifact have different trellises")
-    prepared = on_threads(_prepare, codes, layouts)
+    ends = np.cumsum([matrix.size for matrix in codes], dtype=np.int64)
+    slots, symbols = np.empty((2, ends[-1] if codes else 0), np.uint8)
+    prepared = on_threads(_prepare, codes, layouts, np.split(slots, ends)[:-1], np.split(symbols, ends)[:-1])
     counts, trellis = [p.counts for p in prepared], [bool(layout.trellis) for layout in layouts]
     chosen = families.choose(counts, trellis)
     used = families.directory(counts, chosen)
@@ -115,16 +117,18 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
     numbers = families.table_numbers(used)[chosen]
     done = on_threads(lambda p, n: _finished(p, n, freqs), prepared, numbers)
     bits = [_bits(p, n, freqs) for p, n in zip(done, numbers, strict=True)]
-    lanes = _lane_count(sum(bits), sum(len(p.symbols) for p in done), lane_bytes)
-    bounds = lane_bounds(strip_starts(layout.spread.shape for layout in layouts), lanes)
-    tables_of = _joined(on_threads(lambda p, n: n.astype(np.uint16)[p.slots], done, numbers), np.uint16)
-    coded = rans.encode(_joined([p.symbols for p in done], np.uint8), tables_of, bounds, freqs)
+    bounds = lane_bounds(
+        strip_starts(layout.spread.shape for layout in layouts), _lane_count(sum(bits), len(symbols), lane_bytes)
+    )
+    coded = rans.encode(symbols, slots, bounds, freqs)  # slots have become numbers of tables
     sections = {
         f"{name}.tables": families.dump(used) + tables.dump_tables(entries),
         f"{name}.lanes": np.concatenate([coded.states, coded.counts]).astype("<u4").tobytes(),
-        f"{name}.words": coded.words.astype("<u2").tobytes(),
-        f"{name}.aside": _dump_aside(done),
-        f"{name}.escapes": _joined([p.codes[p.symbols < tables.ESCAPES] for p in done], "<i4").tobytes(),
+        f"{name}.words": coded.words.astype("<u2", copy=False).tobytes(),
+        f"{name}.aside": aside.write(
+            _joined([p.middles for p in done], np.int32), _joined([p.widths for p in done], np.int32)
+        ),
+        f"{name}.escapes": _joined(on_threads(_escapes, codes, done), "<i4").tobytes(),
     }
     ideal = spread.entropy_bits(totals) + float(sum(p.widths.sum(dtype=np.int64) for p in done))
     return Coded({k: v for k, v in sections.items() if v}, chosen, bits, ideal)
@@ -135,14 +139,23 @@ def _joined(parts: Sequence[Array], dtype: Any) -> Array:
 
 
 def _finished(p: _Prepared, numbers: Array, freqs: Array) -> _Prepared:
-    """With what the tables do not hold turned into escapes; an escape puts no bits aside."""
+    """With slots turned into tables' numbers, and what the tables do not hold into escapes, which put no bits aside."""
+    of_slot = np.zeros(256, np.uint8)
+    of_slot[: families.SLOTS] = numbers
+    p.slots[:] = np.frombuffer(p.slots.tobytes().translate(of_slot.tobytes()), np.uint8)
     used = np.flatnonzero(p.counts.any(1))
-    holds = np.ones((families.SLOTS, 256), bool)
-    holds[used] = freqs[numbers[used]] > 0
-    if (p.counts * ~holds).any():
-        p = replace(p, symbols=np.where(holds[p.slots, p.symbols], p.symbols, p.symbols & 1))
+    if (p.counts[used] * (freqs[numbers[used]] == 0)).any():
+        for at in range(0, p.slots.size, _PIECE):
+            symbols = p.symbols[at : at + _PIECE]
+            symbols[freqs[p.slots[at : at + _PIECE], symbols] == 0] &= 1
     kept = p.symbols[p.wide] >= tables.ESCAPES
-    return replace(p, wide=p.wide[kept], widths=p.widths[kept])
+    return replace(p, wide=p.wide[kept], widths=p.widths[kept], middles=p.middles[kept])
+
+
+def _escapes(matrix: Array, p: _Prepared) -> Array:
+    """The codes of the escapes, in strip order."""
+    escaped = np.flatnonzero(p.symbols < tables.ESCAPES)
+    return to_strips(matrix)[escaped] if escaped.size else np.zeros(0, matrix.dtype)
 
 
 def _bits(p: _Prepared, numbers: Array, freqs: Array) -> float:
@@ -153,11 +166,6 @@ def _bits(p: _Prepared, numbers: Array, freqs: Array) -> float:
 
 def _lane_count(bits: float, symbols: int, lane_bytes: int) -> int:
     return min(max(int(bits / 8 / lane_bytes), -(-symbols // LANE_SYMBOLS)), MAX_LANES)
-
-
-def _dump_aside(prepared: Sequence[_Prepared]) -> bytes:
-    middles = [aside.middle(p.codes[p.wide].astype(np.int32), p.widths, p.low) for p in prepared]
-    return aside.write(_joined(middles, np.int32), _joined([p.widths for p in prepared], np.int32))
 
 
 def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout]) -> list[Array]:
@@ -222,7 +230,9 @@ def check_tables(held: Array, sums: Sums) -> None:
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _restored(codes: Array, sums: Sequence[Sums], layouts: Sequence[Layout], middles: bytes, escapes: Array) -> list[Array]:
+def _restored(
+    codes: Array, sums: Sequence[Sums], layouts: Sequence[Layout], middles: bytes, escapes: Array
+) -> list[Array]:
     """Matrices from what the coder decoded, the bits put aside and the escape list."""
     parts = []
     bit = 0

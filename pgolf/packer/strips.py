@@ -23,7 +23,9 @@ from pgolf.packer.trellis import STRIP
 Array = NDArray[Any]
 Shape = tuple[int, int]
 
-MAX_SUMS = 1 << 12  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights can differ by
+MAX_SUMS = (
+    1 << 12
+)  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights can differ by
 
 
 def _blocks(matrix: Array, flat: Array) -> Iterator[tuple[Array, Array]]:
