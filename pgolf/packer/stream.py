@@ -169,8 +169,7 @@ def _lane_count(bits: float, symbols: int, lane_bytes: int) -> int:
 
 
 class Device(Protocol):
-    """What decodes in numpy's stead and keeps codes where it is: arrays of its own kind. Methods without a docstring do
-    what the function of their name does."""
+    """What decodes in numpy's stead and keeps the codes where it is, in arrays of its own kind."""
 
     def decode(
         self, lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
