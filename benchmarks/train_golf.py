@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python3 benchmarks/train_golf.py --data TRAIN.bin... --val VAL.bin --tokenizer T.model --out DIR
         [--preset golf] [--device cuda] [--minutes 8] [--accumulate 2] [--set matrix_decay=0.3]...
+        [--qat auto,bits=3,rounding=noise]
 
 Writes DIR/checkpoint.pt (float32 averaged weights and their configuration), DIR/train.jsonl (a line a step) and
 DIR/train.json: BPB of the whole validation shard in float32 by the exact byte count, disjoint windows of 1024; seconds
@@ -25,9 +26,12 @@ import torch
 
 from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
 from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
+from pgolf.train.export import measured_while_training
 from pgolf.train.loop import StepInfo, Trainer
 from pgolf.train.metrics import MetricsLog
 from pgolf.train.model import GPT, GPTConfig
+from pgolf.train.qat import QAT
+from pgolf.train.qat_settings import parse_options
 from pgolf.train.recipes import RECIPES, Recipe, override
 from pgolf.train.save import save_checkpoint
 
@@ -101,6 +105,7 @@ def summary(trainer: Trainer, recipe: Recipe, result: EvalResult, options: argpa
         "date": time.strftime("%Y-%m-%d"),
         "command": sys.argv,
         "notes": trainer.notes,
+        "qat": None if trainer.qat is None else asdict(trainer.qat.settings),
         "recipe": asdict(recipe),
     }
 
@@ -119,7 +124,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probes", type=int, default=12, help="validation probes on the way")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the device, for MFU")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a setting of the recipe")
+    parser.add_argument("--qat", help="as of `pgolf train`")
     return parser.parse_args(arguments)
+
+
+def hooks(model: GPT, sampler: WindowSampler, options: argparse.Namespace) -> QAT | None:
+    """What --qat asks for."""
+    if options.qat is None:
+        return None
+    measure = measured_while_training(model, sampler, seed=options.seed)
+    return QAT(model, curvature=measure, **vars(parse_options(options.qat)))
 
 
 def main() -> None:
@@ -136,7 +150,7 @@ def main() -> None:
     dtype = torch.bfloat16 if cuda else torch.float32
     model = GPT(recipe.model, seed=options.seed, compute_dtype=dtype).to(options.device)
     validation = Validation(options.val, options.tokenizer, recipe.model.vocab_size)
-    trainer = Trainer(model, sampler, recipe.train, compile=cuda)
+    trainer = Trainer(model, sampler, recipe.train, compile=cuda, qat=hooks(model, sampler, options))
     trainer.run(Log(options.out / "train.jsonl", model, validation, options.probes))
     model.compute_dtype = torch.float32
     tokenizer = shutil.copyfile(options.tokenizer, options.out / "tokenizer.model")

@@ -233,7 +233,7 @@ def test_it_says_what_it_touches_and_refuses_to_touch_nothing():
     assert str(qat).splitlines()[0] == "QAT touches 2 tensors, 13,312 of 17,472 weights"
     with pytest.raises(UsageError, match=r"QAT touches nothing.*gain"):
         QAT(nn.ParameterDict({"gain": torch.ones(4)}), "int6")
-    with pytest.raises(UsageError, match=r"matches no tensor"):
+    with pytest.raises(UsageError, match=r"^QAT 'head.\*' matches no tensor"):
         QAT(Banked(), "int6", rules=["head.*=int8"])
     with pytest.raises(UsageError, match=r"method auto needs curvature"):
         QAT(Banked(), "auto", rounding="noise")

@@ -254,7 +254,7 @@ class Collector:
         """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
         variance = c.square() * p * (1 - p)
         if any(self._keeps_plain(block) for block in last.blocks):
-            self._add_outputs(last.blocks, torch.diag((c.square() * p).sum(0)) - _gram(c * p))
+            self._add_outputs(last.blocks, _softmax_covariance(c * p, variance.sum(0)))
         else:
             self._add_outputs(last.blocks, variance.sum(0))
         for block in last.blocks:
@@ -262,8 +262,7 @@ class Collector:
             lengths = inputs.square().sum(1, keepdim=True)
             if self._full(block):
                 cp = (c * p)[:, block.outputs] * lengths.sqrt()
-                spread = (c.square() * p)[:, block.outputs] * lengths
-                self._add_outputs([block], torch.diag(spread.sum(0)) - _gram(cp), far=True)
+                self._add_outputs([block], _softmax_covariance(cp, (outputs * lengths).sum(0)), far=True)
             else:
                 self._add_outputs([block], (outputs * lengths).sum(0), far=True)
             self._add_inputs(block, inputs, outputs.sum(1))
@@ -342,6 +341,14 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _softmax_covariance(cp: Tensor, variance: Tensor) -> Tensor:
+    """Σ_n diag(c²p) − (cp)(cp)ᵀ over rows c·p [N, V]; its diagonal is `variance`, Σ_n c²p(1 − p): the difference of sums
+    would cancel where the model is sure."""
+    covariance = -_gram(cp)
+    covariance.diagonal().copy_(variance)
+    return covariance
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ What will surprise you:
   values are applied to them, which is the straight-through estimator. An optimizer that is not a torch.optim.Optimizer
   needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one.
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
+* Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
+  (benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back (tests/test_run_qat.py).
 * Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
 """
 
@@ -33,31 +35,12 @@ from pgolf.quant.curvature import Curvature
 from pgolf.quant.logits import original
 from pgolf.quant.settings import Settings
 from pgolf.train.lattice import Lattice, row_lattice, water_filled, with_spread
-from pgolf.train.qat_settings import QATSettings
+from pgolf.train.qat_settings import QATReport, QATSettings
 from pgolf.train.rate import coded_bits
 from pgolf.train.rounding import ROUNDINGS, Moment
 
 SPREAD_UPDATES = 16  # updates for which the spread of codes is believed
 PROBE = 64  # values by which a parameter is recognised as unchanged
-
-
-@dataclass(frozen=True)
-class QATReport:
-    """touched: name -> (shape, how). kept: name -> why it is left alone."""
-
-    touched: dict[str, tuple[tuple[int, ...], str]]
-    kept: dict[str, str]
-    weights: int
-    total: int
-
-    @property
-    def headline(self) -> str:
-        """How many tensors and weights are touched."""
-        return f"QAT touches {len(self.touched)} tensors, {self.weights:,} of {self.total:,} weights"
-
-    def __str__(self) -> str:
-        rows = [f"  {name} {list(shape)}: {how}" for name, (shape, how) in self.touched.items()]
-        return "\n".join([self.headline, *rows, *(f"  {name}: left alone, {why}" for name, why in self.kept.items())])
 
 
 @dataclass
@@ -252,12 +235,15 @@ class QAT:
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
     rules = [f"*={settings.grid}"] * bool(settings.grid) + list(settings.rules)
-    return plan.make(
-        {name: param.detach() for name, param in params.items()},
-        method="sdclip",
-        rules=[plan.parse_rule(rule) for rule in rules],
-        base=Settings(),
-    )
+    try:
+        return plan.make(
+            {name: param.detach() for name, param in params.items()},
+            method="sdclip",
+            rules=[plan.parse_rule(rule) for rule in rules],
+            base=Settings(),
+        )
+    except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar
+        raise UsageError(str(error).replace("--set", "QAT", 1)) from None
 
 
 def _shape(param: Tensor) -> tuple[int, int, int]:

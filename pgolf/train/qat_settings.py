@@ -1,4 +1,4 @@
-"""What QAT is told: settings that `pgolf train --qat` and the hooks share, and how they are written in one line."""
+"""What QAT is told and what it says: settings, how they are written in one line, and the report of what is touched."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ class QATSettings:
             raise UsageError(f"QAT start {self.start:g} must lie between 0 and 1: it is a share of the training")
         if not (0 < self.bits <= 16 and 0 < self.recalibrate <= 1 and self.rate >= 0):
             raise UsageError("QAT bits must lie in 0..16, recalibrate in 0..1, and rate must not be negative")
+
+
+@dataclass(frozen=True)
+class QATReport:
+    """touched: name -> (shape, how). kept: name -> why it is left alone."""
+
+    touched: dict[str, tuple[tuple[int, ...], str]]
+    kept: dict[str, str]
+    weights: int
+    total: int
+
+    @property
+    def headline(self) -> str:
+        """How many tensors and weights are touched."""
+        return f"QAT touches {len(self.touched)} tensors, {self.weights:,} of {self.total:,} weights"
+
+    def __str__(self) -> str:
+        rows = [f"  {name} {list(shape)}: {how}" for name, (shape, how) in self.touched.items()]
+        return "\n".join([self.headline, *rows, *(f"  {name}: left alone, {why}" for name, why in self.kept.items())])
 
 
 def parse_options(text: str) -> QATSettings:
