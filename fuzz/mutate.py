@@ -16,11 +16,10 @@ import numpy as np
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import container, general
+from pgolf.packer.container import END_SIZE, PREAMBLE_SIZE
 
 ODD = (0, 1, -1, 2, 3, 255, 511, 1 << 15, 1 << 20, 1 << 31, 1 << 39, 1 << 70, True, None, 1.5, "", "rans", [], {})
 _EDGES = (b"\0", b"\xff", b"\x80", b"\x7f", b"\xff" * 4, b"\0" * 8, b"\xff\xff\xff\x7f")
-_PREAMBLE = 28
-_RAW_HEADER = struct.Struct("<I")
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
@@ -48,29 +47,30 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 def repaired(artifact: bytes) -> bytes:
     """With the file's checksum right."""
-    crc = zlib.crc32(artifact[_PREAMBLE:], zlib.crc32(artifact[:24]))
-    return artifact[:24] + struct.pack("<I", crc) + artifact[_PREAMBLE:]
+    return artifact[:-END_SIZE] + struct.pack("<I", zlib.crc32(artifact[:-END_SIZE]))
 
 
 def header_and_body(artifact: bytes) -> tuple[dict[str, Any], bytes]:
     """The parsed header and the stored sections of an honest artifact."""
     size, raw_size = struct.unpack_from("<II", artifact, 12)
-    stored = general.Compressed(artifact[_PREAMBLE : _PREAMBLE + size], general.BY_NUMBER[artifact[10]], 1, raw_size)
-    return json.loads(general.decompress(stored)), artifact[_PREAMBLE + size :]
+    body = artifact[PREAMBLE_SIZE:-END_SIZE]
+    return json.loads(general.decompress(body[:size], artifact[10], 1, raw_size)), body[size:]
 
 
 def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
     """An artifact of that header and body with every checksum right, as far as the sections still decompress."""
     raw = container.canonical(head)
-    content, at = zlib.crc32(raw), 0
+    content, at = 0, 0
     try:
         for _, codec, shuffle, full, stored in head["sections"]:
-            part = general.Compressed(body[at : at + stored], general.BY_NUMBER[codec], shuffle, full)
-            content, at = zlib.crc32(general.decompress(part), content), at + stored
+            part = general.decompress(body[at : at + stored], codec, shuffle, full)
+            content, at = zlib.crc32(part, content), at + stored
     except (ArtifactError, KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError):
         pass
-    start = container.MAGIC + struct.pack("<HBBIII", container.VERSION, 0, 0, len(raw), len(raw), content)
-    return repaired(start + bytes(4) + raw + body)
+    sizes = struct.pack("<HBBII", container.VERSION, 0, 0, len(raw), len(raw))
+    return repaired(
+        container.MAGIC + sizes + struct.pack("<I", content ^ zlib.crc32(raw)) + raw + body + bytes(END_SIZE)
+    )
 
 
 def with_header(artifact: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:

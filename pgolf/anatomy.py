@@ -55,7 +55,7 @@ def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, A
 
 def counted_bytes(data: bytes, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> dict[str, float]:
     """Bytes of each tensor's own codes and description."""
-    coder = container.parse(data).head["coder"]
+    coder = container.parse(data)[0]["coder"]
     return {name: bits / 8 for name, bits in artifact.encode(entries, meta, coder).tensor_bits.items()}
 
 

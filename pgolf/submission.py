@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgolf.errors import ArtifactError, BudgetError, DataError, UsageError
-from pgolf.packer import code, stub
+from pgolf.packer import code, container, stub
 from pgolf.sizes import show_size
 
 LIMIT = 16_000_000
@@ -147,13 +147,16 @@ def _try_decoder(art: Path) -> None:
     from pgolf.checkpoint import to_bytes
 
     expected = pipeline.load(art)
+    coder = container.parse(_read(art))[0]["coder"]
+    if coder != "rans":
+        raise ArtifactError(f"{art}: the decoder of a submission cannot read codes of {coder}: pack with --coder rans")
     names: dict[str, Any] = {}
     exec(compile(_decoder(), "decoder", "exec"), names)
     try:
         found = names["load"](str(art), torch)
     except Exception as error:  # the decoder checks little: anything may come of what it does not know
         raise ArtifactError(
-            f"{art}: the decoder of a submission cannot load it ({type(error).__name__}): pack it with --coder rans"
+            f"{art}: the decoder of a submission cannot load it ({type(error).__name__}): do not ship it"
         ) from None
     if found.keys() != expected.keys() or any(to_bytes(found[n]) != to_bytes(t) for n, t in expected.items()):
         raise ArtifactError(f"{art}: the decoder of a submission loads other weights than pgolf does: do not ship it")
@@ -236,8 +239,7 @@ def _check_use(tree: ast.Module, name: str) -> None:
 
 @cache
 def _decoder() -> str:
-    """The decoder's source, made once: python-minifier leaves its tree hanging on ast's shared nodes, and copying them
-    a second time takes minutes."""
+    """The decoder's source, made once."""
     return stub.source()
 
 

@@ -37,19 +37,21 @@ def test_the_self_extracting_file_does_what_the_script_does(tmp_path):
 @pytest.mark.parametrize("unpacker", ["zlib", "lzma", "brotli"])
 def test_every_codec_runs(tmp_path, unpacker):
     """Over 200 random literals, so that every byte value and every pair around an escape occurs in the payload."""
-    compress, unpack = code._UNPACKERS[unpacker]
     source = ("x=" + repr([hash((i, "seed")) for i in range(200)]) + "\nprint(x)").encode()
     path = tmp_path / "packed.py"
-    path.write_bytes(code._wrapped(compress(source), unpack))
+    path.write_bytes(code._wrapped(code._COMPRESSORS[unpacker](source)[-1], unpacker))
     assert run(path) == repr([hash((i, "seed")) for i in range(200)]) + "\n"
 
 
 def test_every_byte_pair_survives_the_wrapping():
-    data = bytes(range(256)) + b"".join(bytes([a, b]) for a in (0, 10, 13, 39, 92, 200) for b in range(256))
-    scope = {}
-    wrapped = code._wrapped(data, b"pass")
-    exec(compile(wrapped, "wrapped", "exec"), scope)
-    assert scope["D"] == data
+    data = b"'''" + bytes(range(256)) + b"".join(bytes([a, b]) for a in (0, 10, 13, 39, 92, 200) for b in range(256))
+    for ending in (b"", b"'", b"'''", b"\\", b"\0"):
+        start, _, rest = code._wrapped(data + ending, "zlib").partition(b"'''")
+        text = (b"#coding:l1\nD='''" + rest).removesuffix(b"))")
+        scope = {}
+        exec(compile(text, "wrapped", "exec"), scope)
+        assert scope["D"] == data + ending
+        assert start == b"#coding:l1\nimport zlib;exec(zlib.decompress("
 
 
 def test_a_script_counts_as_its_smaller_form(tmp_path):

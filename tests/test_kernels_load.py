@@ -66,8 +66,8 @@ def test_a_wrong_checksum_is_found_on_the_device(path, monkeypatch):
 
 def test_the_checksum_wraps_as_the_packers():
     codes = [np.full((3, 5), -(1 << 30), np.int32), np.arange(70_000, dtype=np.int32).reshape(7, -1)]
-    mine = load.OnDevice(torch.device("cpu")).checksum([torch.from_numpy(codes[0]), codes[1]])
-    assert mine == artifact.checksum(codes)
+    mine = load.OnDevice(torch.device("cpu")).checksum([Plane(torch.from_numpy(codes[0])), Plane(codes[1])])
+    assert mine == artifact.checksum([Plane(matrix) for matrix in codes])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

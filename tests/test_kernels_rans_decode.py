@@ -4,6 +4,7 @@ import torch
 
 from pgolf.errors import ArtifactError
 from pgolf.kernels import rans_decode
+from pgolf.kernels.load import OnDevice
 from pgolf.kernels.rans_decode import Stream, Tables, launch
 from pgolf.packer import rans, stream
 from tests.kernels_places import everywhere, poison
@@ -14,13 +15,14 @@ def arguments(cases, lane_bytes):
     """What the packer hands to rans.decode when it decodes these matrices: kept and given on."""
     seen = []
 
-    class Spy:
-        decode = staticmethod(lambda *given: (seen.append(given), rans.decode(*given))[1])
-        escaped, restored = staticmethod(stream._escaped), staticmethod(stream._restored)
+    class Spy(OnDevice):
+        def decode(self, *given):
+            seen.append(given)
+            return super().decode(*given)
 
     layouts = [layout for _, layout in cases]
     coded = stream.encode([codes for codes, _ in cases], layouts, "x", lane_bytes)
-    decoded(coded, layouts, Spy())
+    decoded(coded, layouts, Spy(torch.device("cpu")))
     return seen[0]
 
 
@@ -31,10 +33,9 @@ def mixed():
 
 
 def assert_same(given, device, block=None):
-    lanes, contexts, bounds, freqs, machine = given
-    first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
-    words = np.append(lanes.words, np.zeros(1, np.uint16))
-    expected = rans._decode(lanes.states, first_word[:-1], words, contexts, bounds, freqs, machine)
+    (states, counts), words, *rest = given
+    first_word = np.cumsum(counts, dtype=np.int64) - counts
+    expected = rans._decode(states.astype(np.uint32), first_word, np.append(words, np.uint16(0)), *rest)
     poison(device)
     for mine, wanted in zip(launch(Stream.of(*given, torch.device(device)), block), expected, strict=True):
         assert (mine.cpu().numpy() == wanted).all()
@@ -49,17 +50,16 @@ def test_the_bits_of_numpy(device, mixed):
 @pytest.mark.parametrize("block", [8, 32])
 def test_damaged_words_do_what_they_do_in_numpy(device, mixed, block):
     """Random states and words, fewer words than are asked for: no read outside, the same wrong codes."""
-    lanes, *rest = mixed
+    lanes, _, *rest = mixed
     rng = np.random.default_rng(block)
-    states = rng.integers(rans.LOW, 1 << 32, len(lanes.states)).astype(np.uint32)
-    counts = np.zeros_like(lanes.counts)
-    counts[0] = 40
-    hostile = rans.Lanes(states, counts, rng.integers(0, 1 << 16, 40).astype(np.uint16))
-    assert_same((hostile, *rest), device, block)
+    hostile = np.zeros_like(lanes)
+    hostile[0] = rng.integers(rans.LOW, 1 << 32, hostile.shape[1])
+    hostile[1, 0] = 40
+    assert_same((hostile, rng.integers(0, 1 << 16, 40).astype(np.uint16), *rest), device, block)
 
 
 def test_a_page_of_one_symbol_is_shared():
-    freqs = np.zeros((2, 256), np.uint16)
+    freqs = np.zeros((2, 256), np.int64)
     freqs[0, [0, 1, 200]] = 1, 1, (1 << 15) - 2
     freqs[1, [7, 9]] = 1 << 14
     tables = Tables.of(freqs, torch.device("cpu"))
@@ -77,12 +77,11 @@ def test_on_the_host_it_is_the_packers(mixed):
 @everywhere
 def test_a_lane_must_end_where_it_must(device, mixed, monkeypatch):
     """The check that a GPU's caller makes, on what the kernel returns."""
-    lanes, *rest = mixed
-    damaged = rans.Lanes(lanes.states, lanes.counts, lanes.words ^ np.uint16(1))
+    lanes, words, *rest = mixed
     place = torch.device(device)
-    ends = launch(Stream.of(damaged, *rest, place))
+    ends = launch(Stream.of(lanes, words ^ np.uint16(1), *rest, place))
     monkeypatch.setattr(rans_decode, "launch", lambda _: ends)
     with pytest.raises(ArtifactError, match="do not end where they must"):
-        rans_decode.decode_with_kernel(damaged, *rest, place)
+        rans_decode.decode_with_kernel(*mixed, place)
     with pytest.raises(ArtifactError, match="missing or left over"):
-        rans_decode.decode_with_kernel(rans.Lanes(lanes.states, lanes.counts, lanes.words[1:]), *rest, place)
+        rans_decode.decode_with_kernel(lanes, words[1:], *rest, place)

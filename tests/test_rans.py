@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from pgolf.errors import ArtifactError
 from pgolf.packer import rans, rans_numba, tables
 from pgolf.packer.plane import Spread
-from pgolf.packer.rans import ESCAPED, LOW, Contexts, Lanes
-from pgolf.packer.strips import Sums, lane_bounds
-from pgolf.packer.tables import ESCAPES, OFFSET, TOTAL
-from pgolf.packer.trellis import next_states
+from pgolf.packer.rans import LOW
+from pgolf.packer.strips import Sums, class_sums, lane_bounds, strip_starts
+from pgolf.packer.tables import ESCAPED, ESCAPES, OFFSET, TOTAL
+from pgolf.packer.trellis import next_states, transitions
 
-NO_TRELLIS = np.zeros((1, 2), np.uint8)
+NO_TRELLIS = transitions(0)
 
 
 def naive_encode(symbols, frequencies):
@@ -55,11 +55,25 @@ def a_sequence(seed, n, num_tables=3, sigma=2.0):
     return symbols, table, np.stack([tables.normalise_counts(c) for c in counts])
 
 
-def contexts_of(table_by_row, cols, flags=0):
-    """Contexts of one matrix whose rows have the given tables."""
+def rows_of(table_by_row, cols):
+    """Sums and lookup of one matrix whose rows have the given tables."""
     kinds = int(table_by_row.max(initial=0)) + 1
-    sums = Sums(0, kinds, table_by_row.astype(np.uint16), np.zeros(cols, np.uint16))
-    return Contexts.of([sums], [np.arange(kinds, dtype=np.uint16) | np.uint16(flags)])
+    sums = Sums(np.arange(kinds), table_by_row.astype(np.uint16), np.zeros(cols, np.uint16))
+    return sums, np.arange(kinds, dtype=np.uint16)
+
+
+def codes_of(num_tables, parities=None):
+    """What the symbols of tables mean: their values, or a trellis' points where parities are given."""
+    values = np.arange(256) - OFFSET
+    codes = np.stack([values if p is None else 2 * values + p for p in parities or [None] * num_tables])
+    codes[:, :ESCAPES] = ESCAPED
+    return codes.astype(np.int16).ravel()
+
+
+def decoded(lanes, sums, lookup, freqs, codes, after=NO_TRELLIS):
+    shape = sums.rows.size, sums.cols.size
+    table = np.stack([lanes.states, lanes.counts]).astype(np.uint32)
+    return rans.decode(table, lanes.words, [sums], [lookup], strip_starts([shape]), freqs, codes, after)
 
 
 @pytest.fixture(params=["compiled", "numpy"])
@@ -93,26 +107,23 @@ def test_literal_words():
 def test_decode_inverts_encode_over_strips_and_lanes():
     rng = np.random.default_rng(5)
     rows, cols = 1500, 7
-    by_row = rng.integers(0, 3, rows)
-    contexts = contexts_of(by_row, cols)
-    table = contexts.expanded() & rans.TABLE
+    sums, lookup = rows_of(rng.integers(0, 3, rows), cols)
+    table = lookup[sums.where()]
     symbols = np.clip(np.rint(rng.normal(0, 2.0, rows * cols) * 2.0**table), -126, 127).astype(int) + OFFSET
     symbols = symbols.astype(np.uint8)
     freqs = np.stack([tables.normalise_counts(np.bincount(symbols[table == t], minlength=256)) for t in range(3)])
-    bounds = lane_bounds([(rows, cols)], 5)
-    lanes = rans.encode(symbols, table, bounds, freqs)
-    assert (rans.decode(lanes, contexts, bounds, freqs, NO_TRELLIS) == symbols.astype(int) - OFFSET).all()
+    lanes = rans.encode(symbols, table, lane_bounds(strip_starts([(rows, cols)]), 5), freqs)
+    assert (decoded(lanes, sums, lookup, freqs, codes_of(3)) == symbols.astype(int) - OFFSET).all()
 
 
 @pytest.mark.usefixtures("either")
 def test_escapes_decode_to_the_mark():
     symbols = np.array([0, 128, 1, 130], np.uint8)
     freqs = tables.normalise_counts(np.bincount(symbols, minlength=256))[None]
-    bounds = np.array([0, 4])
-    lanes = rans.encode(symbols, np.zeros(4, np.uint16), bounds, freqs)
-    for flags in (0, rans.DOUBLE):
-        codes = rans.decode(lanes, contexts_of(np.zeros(4, int), 1, flags), bounds, freqs, NO_TRELLIS)
-        assert codes.tolist() == [ESCAPED, 0, ESCAPED, 4 if flags else 2]
+    lanes = rans.encode(symbols, np.zeros(4, np.uint16), np.array([0, 4]), freqs)
+    for parities, last in ((None, 2), ([0], 4), ([1], 5)):
+        codes = decoded(lanes, *rows_of(np.zeros(4, int), 1), freqs, codes_of(1, parities))
+        assert codes.tolist() == [ESCAPED, 1 if parities == [1] else 0, ESCAPED, last]
 
 
 def trellis_case(seed, rows, cols, states):
@@ -120,13 +131,12 @@ def trellis_case(seed, rows, cols, states):
     rng = np.random.default_rng(seed)
     successors = next_states(states)
     spread = Spread(rng.integers(0, 4, rows).astype(np.int32), rng.integers(0, 3, cols).astype(np.int32))
-    sums = Sums.of(spread)
-    on_of = sums.values() >= 2
-    flags = np.where(on_of, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
-    contexts = Contexts.of([sums], [(2 * np.arange(sums.size) | flags).astype(np.uint16)])
+    sums = class_sums(spread)
+    lookup = (2 * np.arange(len(sums.values)) | rans.ON_TRELLIS * (sums.values >= 2)).astype(np.uint16)
+    starts = set(strip_starts([(rows, cols)]).tolist())
     codes, symbols, table, state = [], [], [], 0
-    for context in contexts.expanded().tolist():
-        state = 0 if context & rans.RESTART else state
+    for i, context in enumerate(lookup[sums.where()].tolist()):
+        state = 0 if i in starts else state
         value = int(np.rint(rng.normal(0, 2)))
         on = bool(context & rans.ON_TRELLIS)
         parity = state & 1 if on else 0
@@ -134,36 +144,36 @@ def trellis_case(seed, rows, cols, states):
         symbols.append(value + OFFSET)
         table.append((context & rans.TABLE) + parity)
         state = int(successors[state, value & 1]) if on else state
-    count = np.zeros((2 * sums.size, 256), np.int64)
+    count = np.zeros((2 * len(sums.values), 256), np.int64)
     np.add.at(count, (table, symbols), 1)
     freqs = np.stack([tables.normalise_counts(c) for c in count])
-    return codes, np.array(symbols, np.uint8), np.array(table, np.uint16), contexts, freqs
+    meant = codes_of(len(freqs), [0, 1] * len(sums.values))
+    return codes, np.array(symbols, np.uint8), np.array(table, np.uint16), sums, lookup, freqs, meant
 
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("states", [4, 8, 256])
 def test_trellis_decodes_by_its_own_state(states):
-    codes, symbols, table, contexts, freqs = trellis_case(states, 1100, 3, states)
-    bounds = lane_bounds([(1100, 3)], 4)
-    lanes = rans.encode(symbols, table, bounds, freqs)
-    assert rans.decode(lanes, contexts, bounds, freqs, next_states(states).astype(np.uint8)).tolist() == codes
+    codes, symbols, table, sums, lookup, freqs, meant = trellis_case(states, 1100, 3, states)
+    lanes = rans.encode(symbols, table, lane_bounds(strip_starts([(1100, 3)]), 4), freqs)
+    assert decoded(lanes, sums, lookup, freqs, meant, transitions(states)).tolist() == codes
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 9), st.integers(1, 12))
 def test_both_paths_agree(seed, rows, cols, lanes):
-    codes, symbols, table, contexts, freqs = trellis_case(seed, rows, cols, 8)
-    bounds = lane_bounds([(rows, cols)], lanes)
+    codes, symbols, table, sums, lookup, freqs, meant = trellis_case(seed, rows, cols, 8)
+    starts = strip_starts([(rows, cols)])
+    bounds = lane_bounds(starts, lanes)
     freq = freqs.astype(np.uint32)
     cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     ours, theirs = (loop.encode(symbols, table, bounds, freq, cum) for loop in (_Numpy, rans_numba))
     for a, b in zip(ours, theirs, strict=True):
         assert a.tolist() == b.tolist()
     first = np.cumsum([0, *ours[1]])[:-1]
-    words = np.append(ours[2], np.uint16(0))
-    machine = next_states(8).astype(np.uint8)
     for loop in (_Numpy, rans_numba):
-        out, states, ends = loop.decode(ours[0], first, words, contexts, bounds, freqs, machine)
+        given_states = ours[0].copy(), first.copy()
+        out, states, ends = loop.decode(*given_states, ours[2], [sums], [lookup], starts, freqs, meant, transitions(8))
         assert out.tolist() == codes
         assert (states == LOW).all()
         assert ends.tolist() == np.cumsum(ours[1]).tolist()
@@ -197,22 +207,30 @@ def test_no_word_holds_more_symbols_than_the_reader_allows():
 @pytest.mark.usefixtures("either")
 def test_damage_is_noticed():
     symbols, table, freqs = a_sequence(7, 2000, num_tables=1)
-    bounds, contexts = np.array([0, 2000]), contexts_of(np.zeros(2000, int), 1)
-    good = rans.encode(symbols, table, bounds, freqs)
+    sums, lookup = rows_of(np.zeros(2000, int), 1)
+    starts, codes = strip_starts([(2000, 1)]), codes_of(1)
+    good = rans.encode(symbols, table, lane_bounds(starts, 1), freqs)
+
+    def decode(state, words):
+        lanes = np.array([[state], good.counts], np.uint32)
+        return rans.decode(lanes, words, [sums], [lookup], starts, freqs, codes, NO_TRELLIS)
+
     rng = np.random.default_rng(0)
     for at in rng.integers(0, len(good.words), 6):
         words = good.words.copy()
         words[at] ^= 1 << rng.integers(16)
         with pytest.raises(ArtifactError, match="do not end where they must"):
-            rans.decode(Lanes(good.states, good.counts, words), contexts, bounds, freqs, NO_TRELLIS)
+            decode(good.states[0], words)
     with pytest.raises(ArtifactError, match="missing or left over"):
-        rans.decode(Lanes(good.states, good.counts, good.words[:-1]), contexts, bounds, freqs, NO_TRELLIS)
+        decode(good.states[0], good.words[:-1])
+    with pytest.raises(ArtifactError, match="state is out of range"):
+        decode(LOW - 1, good.words)
 
 
 @pytest.mark.usefixtures("either")
 def test_nothing_at_all():
-    nothing = np.zeros(0, np.int64)
-    lanes = rans.encode(np.zeros(0, np.uint8), np.zeros(0, np.uint16), np.array([0]), np.zeros((0, 256), np.uint16))
-    contexts = Contexts.of([], [])
-    assert rans.decode(lanes, contexts, np.array([0]), np.zeros((0, 256), np.uint16), NO_TRELLIS).tolist() == []
-    assert lanes.words.tolist() == nothing.tolist()
+    none = np.zeros((0, 256), np.int64)
+    lanes = rans.encode(np.zeros(0, np.uint8), np.zeros(0, np.uint16), np.array([0]), none)
+    nothing = np.zeros((2, 0), np.uint32), lanes.words, [], [], strip_starts([]), none, np.zeros(0, np.int16)
+    assert lanes.words.tolist() == []
+    assert rans.decode(*nothing, NO_TRELLIS).tolist() == []

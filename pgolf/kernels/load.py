@@ -23,10 +23,10 @@ from pgolf import pipeline
 from pgolf.kernels.dequant import dequant
 from pgolf.kernels.device import need
 from pgolf.kernels.rans_decode import rans_decode
-from pgolf.packer import rans, stream
+from pgolf.packer import aside, stream
 from pgolf.packer.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
-from pgolf.packer.stream import Layout, Patch
+from pgolf.packer.tables import ESCAPED
 from pgolf.packer.trellis import STRIP
 
 Array = NDArray[Any]
@@ -39,23 +39,31 @@ class OnDevice(stream.Device):
 
     device: torch.device
 
-    def decode(self, lanes: rans.Lanes, contexts: rans.Contexts, bounds: Array, freqs: Array, machine: Array) -> Tensor:
-        return rans_decode(lanes, contexts, bounds, freqs, machine, self.device)
+    def decode(self, *arguments: Any) -> Tensor:
+        return rans_decode(*arguments, self.device)
 
     def escaped(self, part: Tensor) -> Array:
-        found: Array = (part == rans.ESCAPED).nonzero()[:, 0].cpu().numpy()
+        found: Array = (part == ESCAPED).nonzero()[:, 0].cpu().numpy()
         return found
 
-    def restored(self, part: Tensor, layout: Layout, patch: Patch) -> Tensor:
-        if len(patch.escaped) or len(patch.wide):
-            part = part.int()
-            part[self._moved(patch.escaped)] = self._moved(patch.escapes)
-            wide = self._moved(patch.wide)
-            part[wide] = stream.lengthened(part[wide], layout, self._moved(patch.middles), self._moved(patch.widths))
-        return _from_strips(part, layout.shape)
+    def patched(
+        self, part: Tensor, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
+    ) -> Tensor:
+        part, where = part.int(), self._moved(wide)
+        part[where] = aside.lengthen(part[where], self._moved(middles).int(), self._moved(widths), low)
+        part[self._moved(escaped)] = self._moved(escapes)
+        return part
 
-    def checksum(self, matrices: Sequence[Any]) -> int:
-        moved = [_tensor(matrix, self.device) for matrix in matrices]
+    def from_strips(self, part: Tensor, shape: tuple[int, int]) -> Tensor:
+        rows, cols = shape
+        out = torch.empty(shape, dtype=part.dtype, device=part.device)
+        for top in range(0, rows if cols else 0, STRIP):
+            block = out[top : top + STRIP]
+            block.copy_(part[top * cols : top * cols + block.numel()].view(cols, len(block)).T)
+        return out
+
+    def checksum(self, planes: Sequence[Plane]) -> int:
+        moved = [_tensor(plane.codes, self.device) for plane in planes]
         starts = accumulate((matrix.numel() for matrix in moved), initial=0)
         sums = [_partial_checksum(matrix, start) for matrix, start in zip(moved, starts, strict=False)]
         return int(torch.stack(sums).sum()) % (1 << 64) if sums else 0
@@ -69,16 +77,6 @@ def _partial_checksum(codes: Tensor, start: int) -> Tensor:
     flat = codes.reshape(-1).long()
     weights = torch.arange(2 * start + 1, 2 * (start + flat.numel()) + 1, 2, device=flat.device)
     return (flat * weights).sum()
-
-
-def _from_strips(flat: Tensor, shape: tuple[int, int]) -> Tensor:
-    """As `strips.from_strips`."""
-    rows, cols = shape
-    out = torch.empty(shape, dtype=flat.dtype, device=flat.device)
-    for top in range(0, rows if cols else 0, STRIP):
-        block = out[top : top + STRIP]
-        block.copy_(flat[top * cols : top * cols + block.numel()].view(cols, len(block)).T)
-    return out
 
 
 def read(path: str | Path, device: torch.device) -> tuple[dict[str, Entry], dict[str, Any]]:

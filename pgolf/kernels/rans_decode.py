@@ -12,6 +12,7 @@ What will surprise you:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgolf.errors import ArtifactError
 from pgolf.kernels.device import jit, tl, triton
 from pgolf.packer import rans
-from pgolf.packer.rans import Contexts, Lanes
+from pgolf.packer.strips import Sums, lane_bounds
 
 Array = NDArray[Any]
 
+DOUBLE = 1 << 9  # context bit: the code is 2·value + parity (a trellis lattice), not the value itself
 PAGE = 64  # slots; of a table of 2^15 slots few pages hold more than one symbol
 SCHEDULERS = 4  # of a processor of the GPU: each runs a warp at a time
 
@@ -42,7 +43,7 @@ class Tables:
 
     @staticmethod
     def of(freqs: Array, device: torch.device) -> Tables:
-        """freqs: uint16 [T, 256], rows sum to 2^15."""
+        """freqs: int64 [T, 256], rows sum to 2^15."""
         slots = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel()).reshape(-1, PAGE)
         mixed = slots[:, 0] != slots[:, -1]
         pages = np.where(mixed, 255 + np.cumsum(mixed), slots[:, 0]).astype(np.int32)
@@ -52,41 +53,39 @@ class Tables:
         return Tables(*(torch.from_numpy(a).to(device) for a in (pages, symbols, entries)))
 
 
-def rans_decode_reference(
-    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
-) -> Tensor:
-    """See `rans_decode`."""
-    return torch.from_numpy(rans.decode(lanes, contexts, bounds, freqs, next_states)).to(device)
-
-
 def rans_decode(
-    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
-) -> Tensor:
+    lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
+    freqs: Array, codes: Array, after: Array, device: torch.device,
+) -> Tensor:  # fmt: skip
     """int16 [N] codes in strip order on `device`, as `pgolf.packer.rans.decode`, whose arguments these are.
 
     Raises ArtifactError if a lane does not end where it must.
     """
     decode = decode_with_kernel if device.type == "cuda" else rans_decode_reference
-    return decode(lanes, contexts, bounds, freqs, next_states, device)
+    return decode(lanes, words, sums, lookups, starts, freqs, codes, after, device)
 
 
-def decode_with_kernel(
-    lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
-) -> Tensor:
+def rans_decode_reference(*arguments: Any) -> Tensor:
+    """See `rans_decode`."""
+    *given, device = arguments
+    return torch.from_numpy(rans.decode(*given)).to(device)
+
+
+def decode_with_kernel(lanes: Array, words: Array, *rest: Any) -> Tensor:
     """The kernel, whatever the device, and the check of every lane's end."""
-    if lanes.counts.sum() != len(lanes.words):
-        raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
-    stream = Stream.of(lanes, contexts, bounds, freqs, next_states, device)
-    codes, states, ends = launch(stream)
-    if bool(((states != rans.LOW) | (ends != stream.first_word[1:])).any()):
-        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
+    states, counts = lanes
+    ends = np.cumsum(counts, dtype=np.int64)
+    rans.check_lanes(states, ends, words)
+    codes, final, read = launch(Stream.of(lanes, words, *rest))
+    rans.check_ends(final.cpu().numpy(), read.cpu().numpy(), ends)
     return codes
 
 
 @dataclass(frozen=True)
 class Stream:
     """All that the kernel reads, on the device. int64 [K + 1]: bounds, first_word; int32: states [K], rows, lookup;
-    int64 [K]: first_strip; the others as in `Contexts`. feedback, branch: of the trellis (0 where there is none)."""
+    int64 [K]: first_strip; the others as in `rans.contexts_by_strip`, lookup with DOUBLE. feedback, branch: of the trellis
+    (0 where there is none)."""
 
     states: Tensor
     first_word: Tensor
@@ -104,21 +103,31 @@ class Stream:
 
     @staticmethod
     def of(
-        lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array, device: torch.device
-    ) -> Stream:
+        lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
+        freqs: Array, codes: Array, after: Array, device: torch.device,
+    ) -> Stream:  # fmt: skip
         """From the arguments of `rans_decode`."""
-        c = contexts
+        states, counts = lanes
+        bounds = lane_bounds(starts, len(states))
+        base, first_row, rows, lookup = rans.contexts_by_strip(sums, lookups)
         arrays = (
-            lanes.states.astype(np.uint32).view(np.int32),
-            np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64),
-            np.append(lanes.words, np.zeros(1, np.uint16)).view(np.int16),
-            bounds.astype(np.int64),
-            np.searchsorted(c.starts, bounds[:-1]).astype(np.int64),
-            c.starts, c.base, c.first, c.rows.view(np.int16), c.lookup.view(np.int16),
+            states.astype(np.uint32).view(np.int32),
+            np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            np.append(words, np.zeros(1, np.uint16)).astype(np.uint16).view(np.int16),
+            bounds,
+            np.searchsorted(starts, bounds[:-1]),
+            starts, base, first_row, rows.view(np.int16), _marked(lookup, codes).view(np.int16),
         )  # fmt: skip
         moved = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
-        feedback, branch = (int(next_states[1, 0]), int(next_states[0, 1])) if len(next_states) > 1 else (0, 0)
+        feedback, branch = (int(after[1 << 3 | 2]), int(after[2 | 1])) if len(after) > rans.ONE_STATE else (0, 0)
         return Stream(*moved, Tables.of(freqs, device), feedback, branch)
+
+
+def _marked(lookup: Array, codes: Array) -> Array:
+    """uint16: contexts, with DOUBLE where symbol 129, the value 1, does not stand for the code 1."""
+    double = np.append(codes.reshape(-1, 256)[:, 129] != 1, False)
+    marked: Array = lookup | DOUBLE * double.take(lookup & rans.TABLE, mode="clip").astype(np.uint16)
+    return marked
 
 
 def launch(stream: Stream, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,8 +178,8 @@ def kernel(
         following, turned, strip, edge, column, row = ahead(
             starts, base, first_row, rows, lookup, at + 1, stop, strip, edge, column, row
         )
-        parity = tl.where((context & 0x4000) != 0, node & 1, 0)
-        table = (context & 0x1FF) + parity
+        parity = tl.where((context & 0x100) != 0, node & 1, 0)
+        table = (context & 0xFF) + parity
         slot = (x & 0x7FFF).to(tl.int32)
         page = tl.load(pages + table * 512 + (slot >> 6), running, other=0)
         symbol = tl.load(symbols + page * 64 + (slot & 63), running, other=0).to(tl.int32)
@@ -179,10 +188,10 @@ def kernel(
         need = running & (reduced < 65536)
         x = tl.where(running, tl.where(need, (reduced << 16) | word.to(tl.uint32), reduced), x)
         pointer += need.to(tl.int64)
-        value = tl.where((context & 0x2000) != 0, 2 * (symbol - 128) + parity, symbol - 128)
+        value = tl.where((context & 0x200) != 0, 2 * (symbol - 128) + parity, symbol - 128)
         tl.store(codes + at, tl.where(symbol < 2, -32768, value).to(tl.int16), running)
         moved = (node >> 1) ^ ((node & 1) * feedback) ^ ((symbol & 1) * branch)
-        node = tl.where(turned, 0, tl.where((context & 0x4000) != 0, moved, node))
+        node = tl.where(turned, 0, tl.where((context & 0x100) != 0, moved, node))
         context = following
         at += 1
         step += 1

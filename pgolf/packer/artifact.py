@@ -8,15 +8,15 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError, PgolfError
 from pgolf.packer import codec, container, general, plain
@@ -31,7 +31,7 @@ DTYPE_SIZES = {
 }  # fmt: skip
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
-_ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4}  # of sections worth a byte shuffle
+_ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
 _PIECE = 1 << 15  # codes at a time
 
 
@@ -51,15 +51,6 @@ class Entry:
     alias: str | None = None
     stored: str | None = None
     note: str = ""
-
-    def flat(self) -> tuple[NDArray[Any], str]:
-        """All numbers of an entry that is no alias in one dimension, and their dtype's name.
-
-        float32, or the bytes (uint8) of what was kept.
-        """
-        if self.planes:
-            return np.concatenate([plane.reconstruct().ravel() for plane in self.planes]), "float32"
-        return np.frombuffer(bytearray(self.raw or b""), np.uint8), self.stored or self.dtype
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, 
     stored = dict(zip(sections, on_threads(lambda n: _compress(n, sections[n], coder), sections), strict=True))
     head |= {
         "coder": coder,
-        "check": f"{checksum([plane.codes for plane in matrices]):016x}",
+        "check": checksum(matrices),
         "tensors": [_record(name, entries[name]) for name in names],
         "meta": dict(meta or {}),
     }
@@ -145,24 +136,20 @@ def _raw_bits(entries: Mapping[str, Entry], stored: dict[str, general.Compressed
 
 
 def _record(name: str, entry: Entry) -> list[Any]:
-    """[name, dtype, shape, kind, stored dtype or "", note]; kind: number of planes, 0 for raw bytes, or an alias."""
-    kind: int | str = entry.alias if entry.alias is not None else len(entry.planes or ())
-    return [name, entry.dtype, list(entry.shape), kind, entry.stored or "", entry.note]
+    """[name, dtype, shape, kind, other, note]; kind: number of planes, −bytes a kept number (other: its stored dtype if
+    that is not `dtype`), or 0 (other: the name whose storage it shares)."""
+    kind = 0 if entry.alias is not None else len(entry.planes or ()) or -DTYPE_SIZES[entry.stored or entry.dtype]
+    return [name, entry.dtype, list(entry.shape), kind, entry.alias or entry.stored or "", entry.note]
 
 
-def checksum(codes: Sequence[NDArray[np.signedinteger]]) -> int:
+def checksum(planes: Sequence[Plane]) -> int:
     """Σ code_i · (2i + 1) mod 2^64 over all codes in file order: any order of summation gives it, a GPU's too."""
-    starts = np.cumsum([0, *(matrix.size for matrix in codes)])[:-1].tolist()
-    return sum(on_threads(_partial_checksum, codes, starts)) % (1 << 64)
-
-
-def _partial_checksum(codes: NDArray[np.signedinteger], start: int) -> int:
-    weights = np.arange(1, 2 * _PIECE, 2, dtype=np.int64)  # in pieces: |code| < 2^31, so no sum leaves 64 bits
-    flat, total = codes.reshape(-1), 0
-    for at in range(0, flat.size, _PIECE):
-        piece = flat[at : at + _PIECE].astype(np.int64)
-        total += int(piece @ weights[: piece.size]) + 2 * (start + at) * int(piece.sum())
-    return total
+    total, first = 0, 1
+    for plane in planes:
+        for piece in np.array_split(plane.codes.ravel(), plane.codes.size // _PIECE + 1):
+            total += int(piece @ np.arange(first, first + 2 * piece.size, 2))  # 64-bit integers wrap around
+            first += 2 * piece.size
+    return total % 2**64
 
 
 def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -170,124 +157,95 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
 
     device: decodes the entropy-coded planes and holds their codes; None: numpy.
     """
-    parsed = container.parse(data)
+    head, stored, content = container.parse(data)
     try:
-        return _decode(parsed, device), dict(parsed.head["meta"])
+        entries = {}
+        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device):
+            kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
+            rest = kept if kind else {"alias": other}
+            entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
+        return entries, head["meta"]
     except PgolfError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise ArtifactError(f"the artifact's header is inconsistent ({error!r}): it is damaged") from None
+        raise ArtifactError(f"the artifact is inconsistent ({error!r}): it is damaged") from None
 
 
-def _decode(parsed: container.Parsed, device: Device | None) -> dict[str, Entry]:
-    head = parsed.head
-    coder = head["coder"]
-    if coder not in CODERS:
-        raise ArtifactError(f"the artifact was coded with {coder!r}, which this pgolf does not know: upgrade pgolf")
-    fields = _FIELDS | ({"lanes", "families"} if coder == "rans" else set())
-    if head.keys() != fields or not isinstance(head["meta"], dict):
-        raise ArtifactError("the artifact's header has the wrong fields: it is damaged")
-    described = _parse_records(head["tensors"])
-    if coder == "rans":
-        records = codec.parse(head)
-        _check_shapes(described, [(r.rows, r.cols) for r in records])
-        sections = _sections(parsed, described, codec.section_limits(records))
-        planes = codec.decode(sections, head, records, device)
-    else:
-        widths = plain.parse(head)
-        _check_shapes(described, [(r.rows, r.cols) for r in widths])
-        sections = _sections(parsed, described, plain.section_limits(widths))
-        planes = plain.decode(sections, widths)
-    total = (device.checksum if device else checksum)([plane.codes for plane in planes])
-    if f"{total:016x}" != head["check"]:
+def contents(
+    head: dict[str, Any], stored: dict[str, container.Stored], content: int, device: Device | None = None
+) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
+    """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked."""
+    check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
+    sections = container.unpack(stored, content)
+    planes = _planes(head, sections, device)
+    if (device.checksum if device else checksum)(planes) != head["check"]:
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
-    return _assemble(described, planes, sections)
+    rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
+    for record in head["tensors"]:
+        shape, kind = record[2:4]
+        mine = [next(rest) for _ in range(kind)]
+        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-min(kind, 0) * prod(shape))
 
 
-@dataclass(frozen=True)
-class _Described:
-    """A tensor as the header has it: an entry without its planes or bytes, and how many planes it has."""
-
-    name: str
-    entry: Entry
-    planes: int
-
-    def raw_size(self) -> int:
-        """Bytes that it has in its raw section."""
-        kept = self.entry.alias is None and self.planes == 0
-        return prod(self.entry.shape) * DTYPE_SIZES[self.entry.stored or self.entry.dtype] if kept else 0
+def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:
+    return codec.read(head, sections, device) if head["coder"] == "rans" else plain.read(head, sections)
 
 
-def _parse_records(records: Any) -> list[_Described]:
-    described = [_parse_record(record) for record in records]
-    by_name = {d.name: d.entry for d in described}
-    if [d.name for d in described] != sorted(by_name):
-        raise ArtifactError("tensor names repeat or are out of order: the artifact is damaged")
-    for name, entry in by_name.items():
-        target = by_name.get(entry.alias) if entry.alias is not None else entry
-        if target is None or target.alias is not None:
-            raise ArtifactError(f"tensor {name!r} shares storage with no stored tensor: the artifact is damaged")
-    return described
-
-
-def _parse_record(record: Any) -> _Described:
-    match record:
-        case [str(name), str(dtype), list(shape), int(kind) | str(kind), str(stored), str(note)] if (
-            {dtype, stored or dtype} <= DTYPE_SIZES.keys()
-            and codec.all_integers(shape)
-            and min(shape, default=0) >= 0
-            and prod(n or 1 for n in shape) < 1 << 40
-            and (isinstance(kind, str) or (type(kind) is int and kind >= 0))
-        ):
-            alias = kind if isinstance(kind, str) else None
-            entry = Entry(dtype, tuple(shape), None, None, alias, stored or None, note)
-            return _Described(name, entry, 0 if isinstance(kind, str) else kind)
-    raise ArtifactError("a tensor record is malformed: the artifact is damaged")
-
-
-def _check_shapes(described: Sequence[_Described], shapes: Sequence[tuple[int, int]]) -> None:
-    """Every tensor's planes have one shape and as many codes as the tensor has numbers; none is left over."""
-    rest = iter(shapes)
-    for d in described:
-        mine = list(islice(rest, d.planes))
-        if len(mine) != d.planes or len(set(mine)) > 1 or (mine and d.planes * prod(mine[0]) != prod(d.entry.shape)):
-            raise ArtifactError(f"the planes of tensor {d.name!r} do not fit its shape: the artifact is damaged")
-    if next(rest, None) is not None:
-        raise ArtifactError("planes are left over after the last tensor: the artifact is damaged")
-
-
-def _sections(
-    parsed: container.Parsed, described: Sequence[_Described], limits: dict[str, tuple[int, int]]
-) -> dict[str, bytes]:
-    """The raw sections, once their declared sizes are what the header's tensors need."""
-    raw: dict[str, int] = {}
-    for d in described:
-        if size := d.raw_size():
-            raw[_raw_section(d.entry)] = raw.get(_raw_section(d.entry), 0) + size
-    limits = limits | {name: (size, size) for name, size in raw.items()}
-    declared = {name: section.size for name, section in parsed.stored.items()}
+def check_head(head: dict[str, Any], declared: dict[str, int]) -> None:
+    """Raises ArtifactError for a coder or fields that this format lacks, and where tensors, planes and the sections'
+    declared sizes do not fit each other."""
+    if head.get("coder") not in CODERS:
+        raise ArtifactError(f"the artifact was coded with {head.get('coder')!r}, unknown to this pgolf: upgrade pgolf")
+    if head.keys() != _FIELDS or not isinstance(head["meta"], dict):
+        raise ArtifactError("the artifact's header has the wrong fields: it is damaged")
+    check_tensors(head["tensors"])
+    coder = codec if head["coder"] == "rans" else plain
+    coder.check_planes(head["planes"])
+    check_shapes(head["tensors"], [(rows, cols) for rows, cols, *_ in head["planes"]])
+    limits = coder.section_limits(head["planes"]) | _raw_limits(head["tensors"])
     for name in declared.keys() | limits.keys():
         fewest, most = limits.get(name, (0, 0))
         if not fewest <= declared.get(name, 0) <= most:
             raise ArtifactError(f"section {name!r} does not have the size that its tensors need: it is damaged")
-    return parsed.sections()
 
 
-def _assemble(described: Sequence[_Described], planes: Sequence[Plane], sections: dict[str, bytes]) -> dict[str, Entry]:
-    rest, at = iter(planes), dict.fromkeys(sections, 0)
-    entries: dict[str, Entry] = {}
-    for d in described:
-        if d.entry.alias is not None:
-            entries[d.name] = d.entry
-        elif d.planes:
-            entries[d.name] = replace(d.entry, planes=tuple(islice(rest, d.planes)))
-        elif size := d.raw_size():
-            section = _raw_section(d.entry)
-            entries[d.name] = replace(d.entry, raw=sections[section][at[section] : at[section] + size])
-            at[section] += size
-        else:
-            entries[d.name] = replace(d.entry, raw=b"")
-    return entries
+def check_tensors(records: Sequence[Any]) -> None:
+    """Raises ArtifactError for malformed records, names out of order, and names of what is not stored."""
+    kinds = {record[0]: record[3] for record in records if _is_tensor(record)}
+    if len(kinds) != len(records) or list(kinds) != sorted(kinds):
+        raise ArtifactError("tensor records are malformed, repeated or out of order: the artifact is damaged")
+    for name, _, _, kind, other, _ in records:
+        if kind == 0 and not kinds.get(other):
+            raise ArtifactError(f"tensor {name!r} shares storage with no stored tensor: the artifact is damaged")
+
+
+def _is_tensor(record: Any) -> bool:
+    match record:
+        case [str(_), str(dtype), list(shape), int(kind), str(other), str(_)] if dtype in DTYPE_SIZES:
+            fits = kind == -DTYPE_SIZES.get(other or dtype, 0) if kind < 0 else not kind or not other
+            numbers = codec.all_integers([*shape, kind]) and min(shape, default=0) >= 0
+            return fits and numbers and prod(n or 1 for n in shape) < 1 << 40
+    return False
+
+
+def check_shapes(records: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> None:
+    """Every tensor's planes have one shape and as many codes as the tensor has numbers; none is left over."""
+    rest = iter(shapes)
+    for name, _, shape, kind, *_ in records:
+        mine = list(islice(rest, max(kind, 0)))
+        if kind > 0 and (len(mine) != kind or len(set(mine)) > 1 or kind * prod(mine[0]) != prod(shape)):
+            raise ArtifactError(f"the planes of tensor {name!r} do not fit its shape: the artifact is damaged")
+    if next(rest, None) is not None:
+        raise ArtifactError("planes are left over after the last tensor: the artifact is damaged")
+
+
+def _raw_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
+    """Fewest and most bytes of the sections of kept tensors: they are known exactly."""
+    raw: dict[str, int] = {}
+    for _, _, shape, kind, *_ in records:
+        if kind < 0:
+            raw[f"raw.{-kind}"] = raw.get(f"raw.{-kind}", 0) - kind * prod(shape)
+    return {name: (size, size) for name, size in raw.items()}
 
 
 def write(path: Path, data: bytes) -> None:

@@ -8,9 +8,9 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,13 @@ from pgolf.packer import spread, stream
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.packer.stream import Layout
 from pgolf.packer.threads import on_threads
-from pgolf.packer.trellis import PARITY_CHECKS
 
 Array = NDArray[Any]
 
-MODES = get_args(spread.Mode)
-NO_SCALE = -1
-PER_OCTAVES = {NO_SCALE, HALF, 1, 2, 4, 8, 16, 32, 64}
+PER_OCTAVES = {HALF, 1, 2, 4, 8, 16, 32, 64}
 MAX_CODES = 1 << 33
 MAX_SIDE = 1 << 31  # rows or columns of one plane
+MAX_EMPTY = 1 << 20  # rows and columns of all planes that have no codes
 MAX_INDEX = 1 << 20  # of scales and spread classes
 SIDE_LANE_BYTES = 600  # index vectors are few: short lanes cost nothing that counts, and numpy takes fewer steps
 
@@ -47,129 +45,117 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Vector:
-    """Index vector = base + residual (− the octaves of the scale it follows, in spread steps). spread_class: of residual."""
+    """Index vector = base + residual (− the octaves of the scale it follows, in spread steps). kind: see check_planes.
 
-    residual: Array
+    spread_class: of the residual, which is None for a constant vector.
+    """
+
+    kind: int
     base: int
-    follows: int
-    spread_class: int
+    residual: Array | None = None
+    spread_class: int = 0
+
+    def described(self, families: Iterator[int]) -> list[int]:
+        """As the header has it; see check_planes."""
+        start = [self.kind, self.base]
+        return start if self.residual is None else [*start, self.spread_class, next(families)]
 
 
 def encode(planes: Sequence[Plane]) -> Packed:
     """Code planes. Raises ValueError on codes that break the trellis rule (a quantizer's bug)."""
     choices = on_threads(spread.choose, planes)
-    described = [_describe(plane, choice) for plane, choice in zip(planes, choices, strict=True)]
-    vectors = [v for mine, _ in described for v in mine]
-    halves = [h for _, half in described for h in half]
+    described = [_describe(plane, choice.spread) for plane, choice in zip(planes, choices, strict=True)]
+    coded = [[v for v in mine if v is not None and v.residual is not None] for mine in described]
+    vectors = [(v.residual, v.spread_class) for mine in coded for v in mine if v.residual is not None]
     side = stream.encode(
-        [v.residual[:, None] for v in vectors],
-        [_vector_layout(len(v.residual), v.spread_class, 0) for v in vectors],
+        [residual[:, None] for residual, _ in vectors],
+        [_vector_layout(len(residual), spread_class) for residual, spread_class in vectors],
         "side",
         SIDE_LANE_BYTES,
     )
-    layouts = [Layout(p.codes.shape, c.spread, p.trellis, p.trellis_from) for p, c in zip(planes, choices, strict=True)]
+    layouts = [Layout(c.spread, p.trellis, p.trellis_from) for p, c in zip(planes, choices, strict=True)]
     main = stream.encode([plane.codes for plane in planes], layouts, "codes")
-    half_bits = np.concatenate([*halves, np.zeros(0, np.int32)]).astype("<u2").tobytes()
-    head = {
-        "planes": [
-            _record(plane, choice, mine, family)
-            for plane, choice, (mine, _), family in zip(planes, choices, described, main.families, strict=True)
-        ],
-        "lanes": [side.lanes, main.lanes],
-        "families": side.families,
-    }
-    sections = side.sections | main.sections | ({"half": half_bits} if half_bits else {})
-    bits, taken = iter(side.bits), []
-    for mine, half in described:
-        taken.append(sum(next(bits) for _ in mine) + 16.0 * sum(map(len, half)))
-    return Packed(sections, head, main.bits, taken, main.ideal_bits)
-
-
-def _record(plane: Plane, choice: spread.Choice, vectors: Sequence[_Vector], family: int) -> list[Any]:
-    """The fields of Record."""
-    one = choice.mode == "one" and len(choice.spread.rows) > 0
-    return [
-        *plane.codes.shape,
-        NO_SCALE if plane.row_scale is None else plane.row_scale.per_octave,
-        NO_SCALE if plane.col_scale is None else plane.col_scale.per_octave,
-        plane.trellis,
-        plane.trellis_from,
-        MODES.index(choice.mode),
-        int(choice.spread.rows[0]) if one else 0,
-        [[v.base, v.follows, v.spread_class] for v in vectors],
-        family,
+    families = iter(side.families)
+    records = [
+        [*p.codes.shape, p.trellis, p.trellis_from, family, [v and v.described(families) for v in mine]]
+        for p, mine, family in zip(planes, described, main.families, strict=True)
     ]
+    bits = iter(side.bits)
+    side_bits = [float(sum(next(bits) for _ in mine)) for mine in coded]
+    return Packed(side.sections | main.sections, {"planes": records}, main.bits, side_bits, main.ideal_bits)
 
 
-def _describe(plane: Plane, choice: spread.Choice) -> tuple[list[_Vector], list[Array]]:
-    """The index vectors of a plane in the order of the format, and the scales that stay half-precision bits."""
-    vectors, halves = [], []
-    for scale in (plane.row_scale, plane.col_scale):
-        if scale is not None and scale.per_octave == HALF:
-            halves.append(scale.index)
-        elif scale is not None:
-            vectors.append(_vector(scale.index, None))
-    if choice.mode in {"rows", "both"}:
-        vectors.append(_vector(choice.spread.rows, plane.row_scale))
-    if choice.mode in {"cols", "both"}:
-        vectors.append(_vector(choice.spread.cols, plane.col_scale))
-    return vectors, halves
+def _describe(plane: Plane, chosen: Spread) -> list[_Vector | None]:
+    """The index vectors of a plane, in the order of check_planes."""
+    row, col = plane.row_scale, plane.col_scale
+    scales = [_vector(scale.index, scale.per_octave) if scale else None for scale in (row, col)]
+    return [*scales, _class_vector(chosen.rows, row), _class_vector(chosen.cols, col)]
 
 
-def _octaves(scale: Scale | None) -> Array | None:
-    """The scale in spread steps (rounded down), or None where it is not logarithmic."""
-    if scale is None or scale.per_octave == HALF:
-        return None
-    return scale.index.astype(np.int64) * SPREAD_STEPS // scale.per_octave
-
-
-def _vector(index: Array, followed: Scale | None) -> _Vector:
-    plain = _centred(index, 0)
-    octaves = _octaves(followed)
-    if octaves is None:
-        return plain
-    following = _centred(index + octaves, 1)
-    return min(plain, following, key=lambda v: spread.index_bits(v.residual))
-
-
-def _centred(index: Array, follows: int) -> _Vector:
+def _vector(index: Array, kind: int) -> _Vector:
     if np.abs(index).max(initial=0) > MAX_INDEX:
         raise ValueError(f"a scale or spread index leaves ±{MAX_INDEX}")
     base = int(np.median(index)) if index.size else 0
     residual = (index - base).astype(np.int32)
-    power = max(float(np.mean(residual.astype(np.float64) ** 2)) if index.size else 0.0, 2.0**-10)
-    return _Vector(residual, base, follows, round(0.5 * SPREAD_STEPS * float(np.log2(power))))
+    if not residual.any():
+        return _Vector(kind, base)
+    power = max(float(np.mean(residual.astype(np.float64) ** 2)), 2.0**-10)
+    return _Vector(kind, base, residual, round(0.5 * SPREAD_STEPS * float(np.log2(power))))
 
 
-def _vector_layout(length: int, spread_class: int, family: int) -> Layout:
-    return Layout(
-        (length, 1), Spread(np.broadcast_to(np.int32(spread_class), length), np.zeros(1, np.int32)), family=family
+def _class_vector(index: Array, scale: Scale | None) -> _Vector:
+    plain = _vector(index, 0)
+    if scale is None or scale.per_octave == HALF or plain.residual is None:
+        return plain
+    return min(plain, _vector(index + _octaves(scale), 1), key=_index_bits)
+
+
+def _index_bits(vector: _Vector) -> float:
+    return 0.0 if vector.residual is None else spread.index_bits(vector.residual)
+
+
+def _octaves(scale: Scale) -> Array:
+    """The scale in spread steps, rounded down."""
+    octaves: Array = scale.index.astype(np.int64) * SPREAD_STEPS // scale.per_octave
+    return octaves
+
+
+def _vector_layout(length: int, spread_class: int, family: int = 0) -> Layout:
+    return Layout(Spread(np.full(length, spread_class), np.zeros(1, np.int32)), 0, 0, family)
+
+
+def check_planes(records: Sequence[Any]) -> None:
+    """Raises ArtifactError unless all are well-formed plane records.
+
+    A record is [rows, cols, trellis, trellis_from, family, vectors]; vectors are of the row scale, column scale, row classes
+    and column classes, each [kind, base] if it is constant, else [kind, base, spread class, family], null where there is
+    no scale. kind: steps an octave of a scale; of classes, whether they follow the scale.
+    """
+    if not all(isinstance(record, list) and len(record) == 6 and _fits(*record) for record in records):
+        raise ArtifactError("a plane record is malformed or out of range: the artifact is damaged")
+    if sum(rows * cols for rows, cols, *_ in records) > MAX_CODES:
+        raise ArtifactError("the artifact declares more codes than pgolf reads: it is damaged")
+    if sum(rows + cols for rows, cols, *_ in records if not rows * cols) > MAX_EMPTY:
+        raise ArtifactError("the artifact declares too many rows without codes: it is damaged")
+
+
+def _fits(rows: Any, cols: Any, trellis: Any, trellis_from: Any, family: Any, vectors: Any) -> bool:
+    return (
+        all_integers([rows, cols, trellis, trellis_from, family])
+        and min(rows, cols) >= 0
+        and max(rows, cols) < MAX_SIDE
+        and abs(trellis_from) <= MAX_INDEX
+        and isinstance(vectors, list)
+        and len(vectors) == 4
+        and all(v is None or _vector_fits(v, PER_OCTAVES) for v in vectors[:2])
+        and all(_vector_fits(v, {0, bool(scale and scale[0])}) for v, scale in zip(vectors[2:], vectors, strict=False))
     )
 
 
-def parse(head: dict[str, Any]) -> list[Record]:
-    """The records of the planes, checked. Raises ArtifactError."""
-    records = [Record.parse(fields) for fields in head["planes"]]
-    if sum(r.rows * r.cols for r in records) > MAX_CODES:
-        raise ArtifactError("the artifact declares more codes than pgolf reads: it is damaged")
-    lanes, families = head["lanes"], head["families"]
-    numbers = [*lanes, *families]
-    if len(lanes) != 2 or len(families) != sum(len(r.vectors) for r in records) or not all_integers(numbers):
-        raise ArtifactError("the side stream does not fit the planes: the artifact is damaged")
-    return records
-
-
-def section_limits(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
-    """Section name -> (fewest, most) raw bytes that these planes can need."""
-    half = 2 * sum(r.halves() for r in records)
-    limits = {"half": (half, half)}
-    for name, symbols in (("side", sum(sum(r.lengths()) for r in records)), ("codes", _num_codes(records))):
-        limits |= {f"{name}.{part}": (0, most) for part, most in stream.section_limits(symbols).items()}
-    return limits
-
-
-def _num_codes(records: Sequence[Record]) -> int:
-    return sum(r.rows * r.cols for r in records)
+def _vector_fits(vector: Any, kinds: set[int]) -> bool:
+    if not isinstance(vector, list) or len(vector) not in {2, 4} or not all_integers(vector):
+        return False
+    return vector[0] in kinds and abs(vector[1]) <= MAX_INDEX and all(abs(n) < 1000 for n in vector[2:])
 
 
 def all_integers(numbers: Sequence[Any]) -> bool:
@@ -177,137 +163,61 @@ def all_integers(numbers: Sequence[Any]) -> bool:
     return all(type(n) is int and abs(n) < 1 << 40 for n in numbers)
 
 
-def decode(
-    sections: dict[str, bytes], head: dict[str, Any], records: Sequence[Record], device: stream.Device | None = None
-) -> list[Plane]:
-    """The inverse of `encode`; records: `parse(head)`. Raises ArtifactError; checks sizes before it allocates.
+def _coded(records: Sequence[Any]) -> list[tuple[int, Any]]:
+    """(length, description) of the vectors that are not constant."""
+    return [(n, v) for r in records for n, v in zip(r[:2] * 2, r[5], strict=True) if v and v[2:]]
+
+
+def section_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
+    """Section name -> (fewest, most) raw bytes that these planes can need."""
+    coded = _coded(records)
+    limits: dict[str, tuple[int, int]] = {}
+    for name, symbols, families in (
+        ("side", sum(n for n, _ in coded), [v[3] for _, v in coded]),
+        ("codes", sum(r[0] * r[1] for r in records), [r[4] for r in records]),
+    ):
+        most = stream.section_limits(symbols, max(families, default=-1) + 1)
+        limits |= {f"{name}.{part}": (0, size) for part, size in most.items()}
+    return limits
+
+
+def read(head: dict[str, Any], sections: dict[str, bytes], device: stream.Device | None = None) -> list[Plane]:
+    """The inverse of `encode`. Raises ArtifactError; checks sizes before it allocates.
 
     device: decodes the codes of the planes and holds them; None: numpy.
     """
-    lengths = [(length, meta) for r in records for length, meta in zip(r.lengths(), r.vectors, strict=True)]
-    layouts = [
-        _vector_layout(length, meta[2], family)
-        for (length, meta), family in zip(lengths, head["families"], strict=True)
-    ]
-    side_lanes, lanes = head["lanes"]
-    stream.check_plausible(_num_codes(records), len(sections.get("codes.words", b"")) // 2, lanes)
-    residuals = iter(stream.decode(sections, side_lanes, layouts, "side"))
-    halves = _Cursor(np.frombuffer(sections.get("half", b""), "<u2"))
-    described = [_undescribe(record, residuals, halves) for record in records]
-    halves.finish()
-    layouts = [
-        Layout((r.rows, r.cols), d.spread, r.trellis, r.trellis_from, r.family)
-        for r, d in zip(records, described, strict=True)
-    ]
-    codes = stream.decode(sections, lanes, layouts, "codes", device)
+    records = head["planes"]
+    check_amounts(records, sections)
+    residuals = iter(stream.decode(sections, "side", [_vector_layout(n, *v[2:]) for n, v in _coded(records)]))
+    described = [_described(record, residuals) for record in records]
+    layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
+    codes = stream.decode(sections, "codes", layouts, device)
     return [
-        Plane(c, d.row_scale, d.col_scale, r.trellis, r.trellis_from, d.spread)
-        for c, r, d in zip(codes, records, described, strict=True)
+        Plane(matrix, row, col, record[2], record[3], spread)
+        for matrix, record, (row, col, spread) in zip(codes, records, described, strict=True)
     ]
 
 
-class _Cursor:
-    """Hands out an array piece by piece and insists that nothing is missing or left."""
-
-    def __init__(self, data: Array) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, count: int) -> Array:
-        piece = self.data[self.at : self.at + count]
-        if len(piece) != count:
-            raise ArtifactError("half-precision scales are missing: the artifact is damaged")
-        self.at += count
-        return piece
-
-    def finish(self) -> None:
-        if self.at != len(self.data):
-            raise ArtifactError("half-precision scales are left over: the artifact is damaged")
+def check_amounts(records: Sequence[Any], sections: dict[str, bytes]) -> None:
+    """Raises ArtifactError where a stream declares more symbols than it can hold."""
+    stream.check_plausible(sections, "codes", sum(r[0] * r[1] for r in records))
+    stream.check_plausible(sections, "side", sum(n for n, _ in _coded(records)))
 
 
-@dataclass(frozen=True)
-class Record:
-    """One plane's entry in the header, in file order; vectors: [base, follows, spread class] of its index vectors."""
-
-    rows: int
-    cols: int
-    row_scale: int
-    col_scale: int
-    trellis: int
-    trellis_from: int
-    mode: int
-    overall: int
-    vectors: list[list[int]]
-    family: int
-
-    @staticmethod
-    def parse(fields: Any) -> Record:
-        """A record from JSON, every field checked."""
-        try:
-            record = Record(*fields)
-            numbers = [n for f in fields for n in ([m for v in f for m in v] if isinstance(f, list) else [f])]
-        except TypeError:
-            raise ArtifactError("a plane record has the wrong fields: the artifact is damaged") from None
-        good = (
-            all_integers(numbers)
-            and isinstance(record.vectors, list)
-            and all(isinstance(v, list) and len(v) == 3 and v[1] in {0, 1} and abs(v[2]) < 1000 for v in record.vectors)
-            and min(record.rows, record.cols) >= 0
-            and max(record.rows, record.cols) < MAX_SIDE
-            and {record.row_scale, record.col_scale} <= PER_OCTAVES
-            and 0 <= record.mode < len(MODES)
-            and (record.trellis == 0 or record.trellis in PARITY_CHECKS)
-            and (record.overall == 0 or MODES[record.mode] == "one")
-            and max(abs(record.trellis_from), abs(record.overall)) <= MAX_INDEX
-            and len(record.vectors) == len(record.lengths())
-        )
-        if not good:
-            raise ArtifactError("a plane record is out of range: the artifact is damaged")
-        return record
-
-    def halves(self) -> int:
-        """How many scales are kept as half-precision bits."""
-        return self.rows * (self.row_scale == HALF) + self.cols * (self.col_scale == HALF)
-
-    def lengths(self) -> list[int]:
-        """Lengths of the coded index vectors, in file order."""
-        return [
-            *([self.rows] if self.row_scale > HALF else []),
-            *([self.cols] if self.col_scale > HALF else []),
-            *([self.rows] if MODES[self.mode] in {"rows", "both"} else []),
-            *([self.cols] if MODES[self.mode] in {"cols", "both"} else []),
-        ]
+def _described(record: Any, residuals: Iterator[Array]) -> Any:
+    """Row scale, column scale and spread of a plane."""
+    vectors = record[5]
+    index: Any = [
+        np.full(n, v[1], np.int32) + (next(residuals)[:, 0] if v[2:] else 0) if v else None
+        for n, v in zip(record[:2] * 2, vectors, strict=True)
+    ]
+    scales = [v and Scale(i, v[0]) for i, v in zip(index[:2], vectors[:2], strict=True)]
+    classes = [i - _octaves(s) if v[0] else i for i, v, s in zip(index[2:], vectors[2:], scales, strict=True)]
+    check_indices(*index, *classes)
+    return *scales, Spread(*classes)
 
 
-@dataclass(frozen=True)
-class _Description:
-    row_scale: Scale | None
-    col_scale: Scale | None
-    spread: Spread
-
-
-def _undescribe(record: Record, residuals: Any, halves: _Cursor) -> _Description:
-    metas = iter(record.vectors)
-
-    def index(followed: Scale | None) -> Array:
-        base, follows, _ = next(metas)
-        values = next(residuals)[:, 0].astype(np.int64) + base
-        octaves = _octaves(followed) if follows else 0
-        if octaves is None:
-            raise ArtifactError("spread classes follow a scale that is not there: the artifact is damaged")
-        values = values - octaves
-        if np.abs(values).max(initial=0) > MAX_INDEX:
-            raise ArtifactError("a scale or spread index is out of range: the artifact is damaged")
-        return np.asarray(values, np.int32)
-
-    def scale(per_octave: int, length: int) -> Scale | None:
-        if per_octave == NO_SCALE:
-            return None
-        if per_octave == HALF:
-            return Scale(halves.take(length).astype(np.int32), HALF)
-        return Scale(index(None), per_octave)
-
-    row_scale, col_scale = scale(record.row_scale, record.rows), scale(record.col_scale, record.cols)
-    mode = MODES[record.mode]
-    rows = index(row_scale) if mode in {"rows", "both"} else np.broadcast_to(np.int32(record.overall), record.rows)
-    cols = index(col_scale) if mode in {"cols", "both"} else np.broadcast_to(np.int32(0), record.cols)
-    return _Description(row_scale, col_scale, Spread(rows, cols))
+def check_indices(*vectors: Array | None) -> None:
+    """Raises ArtifactError where an index is out of range."""
+    if any(v is not None and np.abs(v).max(initial=0) > MAX_INDEX for v in vectors):
+        raise ArtifactError("a scale or spread index is out of range: the artifact is damaged")

@@ -1,14 +1,16 @@
 """The artifact file: preamble, header, sections; written whole or not at all, believed only after every check.
 
-    preamble (28 bytes)   magic "\\x89PGOLF\\r\\n", u16 version, u8 header codec, u8 zero, u32 stored header bytes,
-                          u32 raw header bytes, u32 CRC-32 of the content, u32 CRC-32 of the file without this field
+    preamble (24 bytes)   magic "\\x89PGOLF\\r\\n", u16 version, u8 header codec, u8 zero, u32 stored header bytes,
+                          u32 raw header bytes, u32 CRC-32 of the raw header ^ that of the raw sections
     header                canonical JSON (sorted keys, no spaces), stored or brotli
-    sections              stored one after another in the order of their names, nothing between them and nothing after
+    sections              stored one after another in the order of their names, nothing between them
+    end (4 bytes)         CRC-32 of all bytes before it
 
 What will surprise you:
 * The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
   because a hostile file has a good CRC.
-* The CRC of the content goes over the raw header and the raw sections: it holds the decompressors to account.
+* Whatever ends with its own CRC-32 has the CRC-32 SOUND: one look at the whole file.
+* The CRC of the content is that of the raw header and sections: it holds the decompressors to account.
 * docs/FORMAT.md is the specification; its annotated dump is parsed by a test.
 """
 
@@ -20,9 +22,9 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +38,10 @@ except ImportError:  # Windows
 
 MAGIC = b"\x89PGOLF\r\n"
 VERSION = 1
-_PREAMBLE = struct.Struct("<8sHBBIIII")
+_PREAMBLE = "<8sHBBIII"  # struct format
+PREAMBLE_SIZE = 24
+END_SIZE = 4
+SOUND = 0x2144DF1C
 MAX_HEADER = 1 << 24
 MAX_SECTIONS = 64
 HEADER_CODECS = ("stored", "brotli")  # they decompress piece by piece: a lie about the size allocates nothing
@@ -59,96 +64,90 @@ def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, gen
         raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
     header = general.compress(raw, codecs=HEADER_CODECS)
     body = header.data + b"".join(stored[n].data for n in names)
-    number = general.CODECS[header.codec].number
-    content = _content_crc(raw, sections)
-    start = _PREAMBLE.pack(MAGIC, VERSION, number, 0, len(header.data), len(raw), content, 0)[:-4]
-    return start + struct.pack("<I", zlib.crc32(body, zlib.crc32(start))) + body
+    content = zlib.crc32(raw) ^ zlib.crc32(b"".join(sections[name] for name in names))
+    start = struct.pack(_PREAMBLE, MAGIC, VERSION, header.codec, 0, len(header.data), len(raw), content)
+    body = start + header.data + b"".join(stored[n].data for n in names)
+    return body + struct.pack("<I", zlib.crc32(body))
 
 
 def _section_record(name: str, section: general.Compressed) -> list[Any]:
-    return [name, general.CODECS[section.codec].number, section.shuffle, section.size, len(section.data)]
+    return [name, section.codec, section.shuffle, section.size, len(section.data)]
 
 
-def _content_crc(raw_header: bytes, sections: dict[str, bytes]) -> int:
-    crc = zlib.crc32(raw_header)
-    for name in sorted(sections):
-        crc = zlib.crc32(sections[name], crc)
-    return crc
+Stored = tuple[bytes, int, int, int]  # a compressed section: arguments of general.decompress
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """A whole file: its header, and its sections still compressed."""
+def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
+    """(header, compressed sections, CRC-32 of the raw sections).
 
-    head: dict[str, Any]
-    stored: dict[str, general.Compressed]
-    raw_header: bytes
-    content_crc: int
+    Raises ArtifactError on anything but a whole artifact of this version.
+    """
+    check_start(data)
+    if zlib.crc32(data) != SOUND:
+        raise ArtifactError("the artifact's checksum does not match: it is truncated or damaged; copy it again")
+    codec, stored, size, content = struct.unpack_from("<BxIII", data, PREAMBLE_SIZE - 14)
+    body = data[PREAMBLE_SIZE:]
+    if general.BY_NUMBER.get(codec) not in HEADER_CODECS or stored > len(body) or size > MAX_HEADER:
+        raise ArtifactError("the artifact's preamble is out of range: it is damaged")
+    raw = general.decompress(body[:stored], codec, 1, size)
+    check_header(raw)
+    head = json.loads(raw)
+    index, body, sections = head.pop("sections"), body[stored:], {}
+    check_index(index, len(body) - END_SIZE)
+    for name, codec, shuffle, size, stored in index:
+        sections[name] = body[:stored], codec, shuffle, size
+        body = body[stored:]
+    return head, sections, content ^ zlib.crc32(raw)
 
-    def sections(self) -> dict[str, bytes]:
-        """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here."""
-        sections = {name: general.decompress(stored) for name, stored in self.stored.items()}
-        if _content_crc(self.raw_header, sections) != self.content_crc:
-            raise ArtifactError("the content does not match its checksum: the artifact is damaged")
-        return sections
+
+def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
+    """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here."""
+    sections = {name: general.decompress(*section) for name, section in stored.items()}
+    if zlib.crc32(b"".join(sections.values())) != content:
+        raise ArtifactError("the content does not match its checksum: the artifact is damaged")
+    return sections
 
 
-def parse(data: bytes) -> Parsed:
-    """Raises ArtifactError on anything but a whole artifact of this version."""
+def check_start(data: bytes) -> None:
+    """Raises ArtifactError unless the file begins as an artifact of this version does."""
     if not data.startswith(MAGIC[: max(1, min(len(data), len(MAGIC)))]):
         raise ArtifactError("not a pgolf artifact: it does not start with the pgolf magic bytes")
-    if len(data) < _PREAMBLE.size:
+    if len(data) < PREAMBLE_SIZE + END_SIZE:
         raise ArtifactError(f"the artifact is truncated: {len(data)} bytes are fewer than its preamble")
-    _, version, codec, zero, stored, raw_size, content, crc = _PREAMBLE.unpack_from(data)
+    _, version, _, zero, _, _, _ = struct.unpack_from(_PREAMBLE, data)
+    if zero:
+        raise ArtifactError("the artifact's preamble is out of range: it is damaged")
     if version != VERSION:
         raise ArtifactError(f"the artifact has format version {version}, this pgolf reads {VERSION}: upgrade pgolf")
-    body = memoryview(data)[_PREAMBLE.size :]
-    if zlib.crc32(body, zlib.crc32(data[: _PREAMBLE.size - 4])) != crc:
-        raise ArtifactError("the artifact's checksum does not match: it is truncated or damaged; copy it again")
-    name = general.BY_NUMBER.get(codec)
-    if zero or name not in HEADER_CODECS or stored > len(body) or raw_size > MAX_HEADER:
-        raise ArtifactError("the artifact's preamble is out of range: it is damaged")
-    raw = general.decompress(general.Compressed(bytes(body[:stored]), name, 1, raw_size))
-    head = _parse_header(raw)
-    return Parsed(head, _parse_sections(head.pop("sections", None), body[stored:]), raw, content)
 
 
-def _parse_header(raw: bytes) -> dict[str, Any]:
+def check_header(raw: bytes) -> None:
+    """Raises ArtifactError unless it is a canonical JSON object with a list of sections."""
     try:
-        head = json.loads(raw.decode("utf-8", "surrogatepass"))
-        good = isinstance(head, dict) and canonical(head) == raw
+        head = json.loads(raw)
+        good = isinstance(head, dict) and canonical(head) == raw and isinstance(head.get("sections"), list)
     except (ValueError, RecursionError):
         good = False
     if not good:
         raise ArtifactError("the artifact's header is not canonical JSON: it is damaged")
-    return dict(head)
 
 
-def _parse_sections(index: Any, body: memoryview) -> dict[str, general.Compressed]:
-    if not isinstance(index, list) or len(index) > MAX_SECTIONS:
+def check_index(index: list[Any], body: int) -> None:
+    """Raises ArtifactError unless the sections are in order and fill the body's bytes."""
+    good = len(index) <= MAX_SECTIONS and all(map(_is_section, index))
+    if not good or any(a[0] >= b[0] for a, b in pairwise(index)):
         raise ArtifactError("the artifact's section list is malformed: it is damaged")
-    sections: dict[str, general.Compressed] = {}
-    at = 0
-    for entry in index:
-        match entry:
-            case [str(name), *numbers] if len(numbers) == 4 and all(type(n) is int for n in numbers):
-                codec, shuffle, size, stored = numbers
-            case _:
-                raise ArtifactError("a section of the artifact is malformed: it is damaged")
-        good = (
-            codec in general.BY_NUMBER
-            and shuffle in general.SHUFFLES
-            and 0 < size < 1 << 40
-            and 0 < stored <= len(body) - at
-            and name > max(sections, default="")
-        )
-        if not good:
-            raise ArtifactError("a section of the artifact is out of range: it is damaged")
-        sections[name] = general.Compressed(bytes(body[at : at + stored]), general.BY_NUMBER[codec], shuffle, size)
-        at += stored
-    if at != len(body):
-        raise ArtifactError(f"{len(body) - at} bytes left over after the last section: the artifact is damaged")
-    return sections
+    left = body - sum(entry[4] for entry in index)
+    if left:
+        raise ArtifactError(f"{left} bytes left over after the last section: the artifact is damaged")
+
+
+def _is_section(entry: Any) -> bool:
+    match entry:
+        case [str(_), *numbers] if len(numbers) == 4 and all(type(n) is int for n in numbers):
+            codec, shuffle, size, stored = numbers
+            return codec in general.BY_NUMBER and shuffle in general.SHUFFLES and 0 < size < 1 << 40 and stored > 0
+    return False
 
 
 @contextmanager

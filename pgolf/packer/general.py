@@ -93,10 +93,10 @@ BEST = ("stored", "brotli")  # what a submission's decoder needs no further libr
 
 @dataclass(frozen=True)
 class Compressed:
-    """data: stored bytes; codec: name; shuffle: item size in bytes that was shuffled by, 1 = not at all; size: raw."""
+    """data: stored bytes; codec: number; shuffle: item size in bytes that was shuffled by, 1 = not at all; size: raw."""
 
     data: bytes
-    codec: str
+    codec: int
     shuffle: int
     size: int
 
@@ -114,22 +114,23 @@ def unshuffled(raw: bytes, item: int) -> bytes:
 def compress(raw: bytes, item: int = 1, codecs: tuple[str, ...] = BEST) -> Compressed:
     """The smallest stored form of `raw` among codecs, plain and (for item > 1) shuffled; first wins a tie."""
     forms = [(raw, 1)] + ([(shuffled(raw, item), item)] if item > 1 and len(raw) % item == 0 else [])
-    tried = [Compressed(CODECS[c].encode(form), c, step, len(raw)) for form, step in forms for c in codecs]
+    tried = [
+        Compressed(CODECS[c].encode(form), CODECS[c].number, step, len(raw)) for form, step in forms for c in codecs
+    ]
     return min(tried, key=lambda c: len(c.data))
 
 
-def _decoded(stored: Compressed) -> bytes:
-    return CODECS[stored.codec].decode(stored.data, stored.size)
-
-
-def decompress(stored: Compressed) -> bytes:
+def decompress(data: bytes, codec: int, shuffle: int, size: int) -> bytes:
     """The raw bytes. Raises ArtifactError if the data are damaged or do not have exactly the declared size."""
+    return unshuffled(_decoded(data, codec, shuffle, size), shuffle)
+
+
+def _decoded(data: bytes, codec: int, shuffle: int, size: int) -> bytes:
+    name = BY_NUMBER[codec]
     try:
-        raw = _decoded(stored)
+        raw = CODECS[name].decode(data, size)
     except _FAILURES as error:
-        raise ArtifactError(
-            f"a {stored.codec} section does not decompress ({error}): the artifact is damaged"
-        ) from None
-    if len(raw) != stored.size or stored.size % stored.shuffle:
-        raise ArtifactError(f"a {stored.codec} section has the wrong size: the artifact is damaged")
-    return unshuffled(raw, stored.shuffle)
+        raise ArtifactError(f"a {name} section does not decompress ({error}): the artifact is damaged") from None
+    if len(raw) != size or size % shuffle:
+        raise ArtifactError(f"a {name} section has the wrong size: the artifact is damaged")
+    return raw

@@ -35,6 +35,8 @@ def _entry(name: str, array: NDArray[Any]) -> Entry:
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    if not prod(shape):
+        return (0, 0)
     return (shape[0], prod(shape[1:])) if shape else (1, 1)
 
 

@@ -7,44 +7,19 @@ trellis plane comes back as a plane of plain codes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
-from pgolf.packer.codec import MAX_CODES, MAX_SIDE, NO_SCALE, PER_OCTAVES, all_integers
+from pgolf.packer.codec import MAX_CODES, MAX_SIDE, PER_OCTAVES, all_integers
 from pgolf.packer.plane import HALF, Plane, Scale
 from pgolf.packer.spread import narrowed
 
+NO_SCALE = -1
 _CODES = {1: "<i1", 2: "<i2", 4: "<i4"}
 _HALF, _INDEX = "<u2", "<i4"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One plane's entry in the header: shape, steps an octave of its scales (or NO_SCALE, HALF), bytes a code."""
-
-    rows: int
-    cols: int
-    row_scale: int
-    col_scale: int
-    width: int
-
-    @staticmethod
-    def parse(fields: Any) -> Record:
-        """Raises ArtifactError."""
-        if isinstance(fields, list) and len(fields) == 5 and all_integers(fields):
-            record = Record(*fields)
-            sizes = min(record.rows, record.cols) >= 0 and max(record.rows, record.cols) < MAX_SIDE
-            if sizes and {record.row_scale, record.col_scale} <= PER_OCTAVES and record.width in _CODES:
-                return record
-        raise ArtifactError("a plane record is malformed: the artifact is damaged")
-
-    def scales(self) -> list[tuple[int, int]]:
-        """(steps an octave, length) of the row and the column scale."""
-        return [(self.row_scale, self.rows), (self.col_scale, self.cols)]
 
 
 def encode(planes: Sequence[Plane]) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -68,24 +43,28 @@ def _width(codes: NDArray[np.signedinteger]) -> int:
     return next(w for w in _CODES if -(1 << (8 * w - 1)) <= low and high < 1 << (8 * w - 1))
 
 
-def parse(head: dict[str, Any]) -> list[Record]:
-    """The records of the planes, checked. Raises ArtifactError."""
-    records = [Record.parse(fields) for fields in head["planes"]]
-    if sum(r.rows * r.cols for r in records) > MAX_CODES:
+def check_planes(records: Sequence[Any]) -> None:
+    """Raises ArtifactError unless all are [rows, cols, steps an octave of the row and column scale, bytes a code]."""
+    for record in records:
+        good = isinstance(record, list) and len(record) == 5 and all_integers(record)
+        if not good or not 0 <= min(record[:2]) <= max(record[:2]) < MAX_SIDE or record[4] not in _CODES:
+            raise ArtifactError("a plane record is malformed: the artifact is damaged")
+        if not set(record[2:4]) <= PER_OCTAVES | {NO_SCALE}:
+            raise ArtifactError("a plane record is out of range: the artifact is damaged")
+    if sum(rows * cols for rows, cols, *_ in records) > MAX_CODES:
         raise ArtifactError("the artifact declares more codes than pgolf reads: it is damaged")
-    return records
 
 
-def section_limits(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
+def section_limits(records: Sequence[list[int]]) -> dict[str, tuple[int, int]]:
     """Section name -> (fewest, most) raw bytes: here they are known exactly."""
-    sizes = {f"codes.{w}": w * sum(r.rows * r.cols for r in records if r.width == w) for w in _CODES}
-    scales = [scale for r in records for scale in r.scales()]
+    sizes = {f"codes.{w}": w * sum(r * c for r, c, _, _, width in records if width == w) for w in _CODES}
+    scales = [scale for rows, cols, row, col, _ in records for scale in ((row, rows), (col, cols))]
     sizes["half"] = 2 * sum(n for steps, n in scales if steps == HALF)
     sizes["index"] = 4 * sum(n for steps, n in scales if steps > HALF)
     return {name: (size, size) for name, size in sizes.items()}
 
 
-def decode(sections: dict[str, bytes], records: Sequence[Record]) -> list[Plane]:
+def read(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
     """The inverse of `encode`; the sections have the sizes of `section_limits`."""
     rest = {name: memoryview(data) for name, data in sections.items()}
 
@@ -103,8 +82,7 @@ def decode(sections: dict[str, bytes], records: Sequence[Record]) -> list[Plane]
         return Scale(take(name, kind, count).astype(np.int32), steps)
 
     planes = []
-    for r in records:
-        codes = narrowed(take(f"codes.{r.width}", _CODES[r.width], r.rows * r.cols).reshape(r.rows, r.cols))
-        row_scale, col_scale = (scale(*each) for each in r.scales())
-        planes.append(Plane(codes, row_scale, col_scale))
+    for rows, cols, row_steps, col_steps, width in head["planes"]:
+        codes = narrowed(take(f"codes.{width}", _CODES[width], rows * cols).reshape(rows, cols))
+        planes.append(Plane(codes, scale(row_steps, rows), scale(col_steps, cols)))
     return planes

@@ -9,9 +9,8 @@ What will surprise you:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,12 @@ HALF = 0  # Scale.per_octave of scales that are kept as IEEE half-precision bits
 
 @cache
 def mantissa_integers(per_octave: int) -> tuple[int, ...]:
-    """round(2^23 · 2^(k/per_octave)) for k = 0..per_octave-1, a power of two.
+    """round(2^23 · 2^(k/per_octave)) for k = 0..per_octave-1, a power of two up to 64.
 
-    From integer square roots alone, because floating-point pow differs between machines.
+    The same on every machine: none of these powers lies within 0.001 of where rounding changes (a test looks), and no
+    machine's pow errs by a millionth of that.
     """
-    bits = 120
-    root = 2 << bits  # fixed point with `bits` fraction bits
-    for _ in range(per_octave.bit_length() - 1):
-        root = isqrt(root << bits)
-    powers, value = [], 1 << bits
-    for _ in range(per_octave):
-        powers.append(((value >> (bits - 24)) + 1) >> 1)
-        value = value * root >> bits
-    return tuple(powers)
+    return tuple(round(2.0 ** (23 + k / per_octave)) for k in range(per_octave))
 
 
 @dataclass(frozen=True)
@@ -51,10 +43,8 @@ class Scale:
         """float32 [n], the same on every machine."""
         if self.per_octave == HALF:
             return self.index.astype(np.uint16).view(np.float16).astype(np.float32)
-        octave, step = np.divmod(self.index, np.int32(self.per_octave))
         mantissas = np.array(mantissa_integers(self.per_octave), np.float32)  # 24 bits: exact
-        values: NDArray[np.float32] = np.ldexp(mantissas[step], octave - 23)
-        return values
+        return np.ldexp(mantissas[self.index % self.per_octave], self.index // self.per_octave - 23)
 
     @staticmethod
     def nearest(values: NDArray[np.floating], per_octave: int) -> Scale:
@@ -78,6 +68,11 @@ class Spread:
     rows: NDArray[np.int32]
     cols: NDArray[np.int32]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix."""
+        return len(self.rows), len(self.cols)
+
 
 SPREAD_STEPS = 4  # spread classes in an octave
 
@@ -86,7 +81,7 @@ SPREAD_STEPS = 4  # spread classes in an octave
 class Plane:
     """One quantized matrix: W[i, j] = codes[i, j] · row_scale[i] · col_scale[j].
 
-    codes: int32 [R, C], or int16 where a loaded artifact's codes all fit.
+    codes: int32 [R, C]; of a loaded artifact int16 where no code needed more than a symbol.
     row_scale: R values or None (= 1); col_scale: C values or None (= 1).
     trellis: states of the trellis code, 0 for scalar codes. In a trellis plane, entry (i, j) with
         rows[i] + cols[j] < trellis_from of `spread` leaves the trellis state alone and must have an even code.
@@ -98,13 +93,13 @@ class Plane:
     col_scale: Scale | None = None
     trellis: int = 0
     trellis_from: int = 0
-    spread: Spread | None = field(default=None)
+    spread: Spread | None = None
 
     def reconstruct(self) -> NDArray[np.float32]:
         """float32 [R, C] by the reconstruction rule."""
         out = self.codes.astype(np.float32)
-        if self.row_scale is not None:
+        if self.row_scale:
             out *= self.row_scale.values()[:, None]
-        if self.col_scale is not None:
-            out *= self.col_scale.values()[None, :]
+        if self.col_scale:
+            out *= self.col_scale.values()
         return out

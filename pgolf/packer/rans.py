@@ -6,7 +6,7 @@ What will surprise you:
 * The encoder runs backwards. Every lane starts at LOW and must be back at LOW when the decoder has read its last
   symbol and its last word: that is checked, and catches nearly any damage.
 * With a trellis the decoder keeps a code state beside the coder's: its lowest bit (parity) picks the second of two
-  tables, and the lowest bit of the decoded value picks the branch (DESIGN.md §5).
+  tables, and the lowest bit of the symbol picks the branch (DESIGN.md §5).
 
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,17 @@ from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
 from pgolf.packer.compiled import loops
-from pgolf.packer.strips import Sums, strip_lengths
-from pgolf.packer.tables import ESCAPES, OFFSET, PRECISION, TOTAL
+from pgolf.packer.strips import Sums, lane_bounds
+from pgolf.packer.tables import PRECISION, TOTAL
+from pgolf.packer.trellis import STRIP
 
 LOW = 1 << 16  # states live in [LOW, LOW << 16)
-TABLE = 0x1FF  # context bits: number of the table for parity 0 (parity 1: the next one)
-DOUBLE = 1 << 13  # the code is 2·value + parity (a trellis lattice), not the value itself
-ON_TRELLIS = 1 << 14  # this symbol reads and advances the trellis state
-RESTART = 1 << 15  # first symbol of a strip: the trellis state returns to 0 before it
-ESCAPED = -(1 << 15)  # decoded code that says: take the next one of the escape list
+TABLE = 0xFF  # context bits: number of the table for parity 0 (parity 1: the next one)
+ON_TRELLIS = 1 << 8  # this symbol reads and advances the trellis state
+LAST = 1 << 9  # last symbol of a strip: the trellis state returns to 0 behind it
+FLAGS = 8  # bits below ON_TRELLIS
+ONE_STATE = 8  # length of the transitions of a trellis that is none
+CHUNK = 64  # symbols a lane that the numpy decoder fetches and stores at once
 
 # A table gives its two escapes a slot each, so a symbol of frequency f <= 2^15 - 2 takes a state x to at most
 # x·f/2^15 + 2. From 2^32 down to 2^16 that lasts 2^14 · ln(2^17) symbols: no word and no state can hold more.
@@ -49,62 +50,10 @@ class Lanes:
     words: Array
 
 
-@dataclass(frozen=True)
-class Contexts:
-    """The context of every symbol, said strip by strip: symbol i of strip s has lookup[base[s] + rows[first[s] + i]].
-
-    starts: int64 [S + 1], where each strip begins; lookup: uint16, TABLE | DOUBLE | ON_TRELLIS of every possible sum of a
-    row's and a column's class; base, first: int64 [S]; rows: uint16.
-    """
-
-    starts: Array
-    base: Array
-    first: Array
-    rows: Array
-    lookup: Array
-
-    @staticmethod
-    def of(sums: Sequence[Sums], lookups: Sequence[Array]) -> Contexts:
-        """From the class sums of each matrix and the contexts that stand for them."""
-        lengths, base, first = [], [], []
-        row, entry = 0, 0
-        for each, lookup in zip(sums, lookups, strict=True):
-            mine = strip_lengths((each.rows.size, each.cols.size))
-            blocks = len(mine) // max(each.cols.size, 1)
-            lengths.append(mine)
-            base.append(np.tile(each.cols.astype(np.int64) + entry, blocks))
-            first.append(
-                row + np.cumsum(mine.reshape(blocks, -1)[:, 0]).repeat(each.cols.size) - mine if blocks else mine
-            )
-            row += each.rows.size
-            entry += len(lookup)
-        starts = np.concatenate([[0], np.cumsum(_joined(lengths, np.int64))]).astype(np.int64)
-        rows = _joined([each.rows for each in sums], np.uint16)
-        return Contexts(
-            starts, _joined(base, np.int64), _joined(first, np.int64), rows, _joined(list(lookups), np.uint16)
-        )
-
-    def expanded(self) -> Array:
-        """uint16 [N]: the context of every symbol, with RESTART."""
-        out = np.empty(self.starts[-1], np.uint16)
-        blocks = np.flatnonzero(np.diff(self.first, prepend=-1, append=-1))  # strips of one block share their rows
-        for a, b in pairwise(blocks):
-            height = self.starts[a + 1] - self.starts[a]
-            rows = self.rows[self.first[a] : self.first[a] + height].astype(np.int32)
-            index = self.base[a:b, None].astype(np.int32) + rows
-            out[self.starts[a] : self.starts[b]] = self.lookup.take(index).ravel()
-        out[self.starts[:-1]] |= RESTART
-        return out
-
-
-def _joined(parts: list[Array], dtype: Any) -> Array:
-    return np.concatenate([*parts, np.zeros(0, dtype)]).astype(dtype, copy=False)
-
-
 def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> Lanes:
-    """Code symbols (uint8 [N]), each with its table's number (uint16 [N], parity included).
+    """Code symbols (uint8 [N]), each with its table's number (uint8 [N], parity included).
 
-    bounds: int64 [K+1], lane l owns symbols bounds[l]:bounds[l+1]. freqs: uint16 [T, 256], rows sum to 2^15.
+    bounds: int64 [K+1], lane l owns symbols bounds[l]:bounds[l+1]. freqs: int64 [T, 256], rows sum to 2^15.
     """
     compiled = loops()
     freq = freqs.astype(np.uint32)
@@ -136,92 +85,6 @@ def _encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: A
     return x[back].astype(np.uint32), emitted.sum(0)[back], words.T[back][emitted.T[back]]
 
 
-def decode(lanes: Lanes, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array) -> Array:
-    """The inverse of `encode`, as codes: int16 [N], ESCAPED where the symbol was an escape.
-
-    bounds, freqs: as in `encode`. next_states: uint8 [S, 2]; any array of that form when nothing is ON_TRELLIS.
-    Raises ArtifactError if a lane does not end where it must.
-    """
-    first_word = np.concatenate([[0], np.cumsum(lanes.counts)]).astype(np.int64)
-    if first_word[-1] != len(lanes.words):
-        raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
-    words = np.append(lanes.words, np.zeros(1, np.uint16))  # a damaged lane may look one past the end
-    compiled = loops()
-    out, states, ends = (compiled.decode if compiled else _decode)(
-        lanes.states.astype(np.uint32), first_word[:-1], words, contexts, bounds, freqs, next_states
-    )
-    if (states != LOW).any() or (ends != first_word[1:]).any():
-        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
-    return out
-
-
-def _slots(freqs: Array) -> Array:
-    """int64 [T · 2^15], all that a slot decides: frequency << 32 | code << 16 | symbol's parity << 15 | slot's offset."""
-    symbol = np.tile(np.arange(256), len(freqs)).repeat(freqs.ravel())
-    code = np.where(symbol < ESCAPES, ESCAPED, symbol - OFFSET)
-    freq = freqs.ravel().repeat(freqs.ravel()).astype(np.int64)
-    first = (np.cumsum(freqs, axis=1, dtype=np.int64) - freqs).ravel().repeat(freqs.ravel())
-    offset = np.arange(len(symbol)) % TOTAL - first
-    slots: Array = freq << 32 | (code & 0xFFFF) << 16 | (symbol & 1) << PRECISION | offset
-    return slots
-
-
-def _decode(
-    states: Array, first_word: Array, words: Array, strips: Contexts, bounds: Array, freqs: Array, next_states: Array
-) -> tuple[Array, Array, Array]:
-    """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step.
-
-    Everything is int64, because numpy would convert narrower indices at every step.
-    """
-    contexts, slots = strips.expanded(), _slots(freqs)
-    trellis = _Trellis(next_states, len(bounds) - 1) if (strips.lookup & (ON_TRELLIS | DOUBLE)).any() else None
-    order, active = _schedule(bounds)
-    at, x, pointer = bounds[:-1][order], states[order].astype(np.int64), first_word[order]
-    final_x, final_pointer = x.copy(), pointer.copy()
-    out = np.empty(len(contexts), np.int16)
-    if trellis is None:
-        contexts &= TABLE
-    for k in active:
-        if k < len(x):  # lanes are sorted by length: the last ones have ended
-            final_x[: len(x)], final_pointer[: len(x)] = x, pointer
-            at, x, pointer = at[:k], x[:k], pointer[:k]
-        context = contexts.take(at)
-        table = context if trellis is None else trellis.tables(context)
-        slot = slots.take(np.left_shift(table, PRECISION, dtype=np.int64) + (x & (TOTAL - 1)))
-        x = (slot >> 32) * (x >> PRECISION) + (slot & (TOTAL - 1))
-        need = np.flatnonzero(x < LOW)
-        read = pointer.take(need)
-        x[need] = x.take(need) << 16 | words.take(read, mode="clip")
-        pointer[need] = read + 1
-        code = slot >> 16
-        out[at] = code if trellis is None else trellis.advance(code.astype(np.int16), slot >> PRECISION & 1)
-        at += 1
-    final_x[: len(x)], final_pointer[: len(x)] = x, pointer
-    back = np.argsort(order)
-    return out, final_x[back], final_pointer[back]
-
-
-class _Trellis:
-    """The trellis states of all running lanes."""
-
-    def __init__(self, next_states: Array, lanes: int) -> None:
-        self.next_states, self.state = next_states, np.zeros(lanes, np.uint16)
-
-    def tables(self, context: Array) -> Array:
-        """Table numbers, parity included, of each lane's next symbol; its context is remembered."""
-        self.state = self.state[: len(context)] * (context < RESTART)
-        self.on, self.doubled = (context & ON_TRELLIS) != 0, (context & DOUBLE) != 0
-        self.parity = self.state & self.on
-        tables: Array = (context & TABLE) + self.parity
-        return tables
-
-    def advance(self, code: Array, branch: Array) -> Array:
-        """Codes of the symbols just decoded; the states move on."""
-        successors = self.next_states[self.state, branch]
-        self.state = np.where(self.on, successors, self.state)
-        return np.where(self.doubled & (code != ESCAPED), 2 * code + self.parity.astype(np.int16), code)
-
-
 def _schedule(bounds: Array) -> tuple[Array, list[int]]:
     """Lanes by falling length, and how many of them are still running at each step."""
     lengths = np.diff(bounds)
@@ -229,3 +92,122 @@ def _schedule(bounds: Array) -> tuple[Array, list[int]]:
     steps = int(lengths.max(initial=0))
     running = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(steps), side="right")
     return order, [int(k) for k in running]
+
+
+def decode(
+    lanes: Array,
+    words: Array,
+    sums: Sequence[Sums],
+    lookups: Sequence[Array],
+    starts: Array,
+    freqs: Array,
+    codes: Array,
+    after: Array,
+) -> Array:
+    """The inverse of `encode`, as codes: int16 [N], ESCAPED where the symbol was an escape.
+
+    lanes: uint32 [2, K], states and counts as in Lanes; words: uint16.
+    sums: of each matrix; lookups: the context (uint16: TABLE | ON_TRELLIS) that each of its sums stands for.
+    starts: int64 [S + 1], where strips begin. freqs: int64 [T, 256]; codes: int16 [T · 256], what the symbols mean.
+    after: trellis.transitions.
+    Raises ArtifactError if a lane does not end where it must.
+    """
+    states, counts = lanes
+    ends = np.cumsum(counts, dtype=np.int64)
+    check_lanes(states, ends, words)
+    found = _decode_lanes(states.astype(np.uint32), ends - counts, words, sums, lookups, starts, freqs, codes, after)
+    check_ends(*found[1:], ends)
+    return found[0]
+
+
+def _decode_lanes(*arguments: Any) -> tuple[Array, Array, Array]:
+    found: tuple[Array, Array, Array] = getattr(loops(), "decode", _decode)(*arguments)
+    return found
+
+
+def check_ends(states: Array, read: Array, ends: Array) -> None:
+    """Raises ArtifactError unless every lane came back to where its encoder started, and read all of its words."""
+    if (states != LOW).any() or (read != ends).any():
+        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
+
+
+def check_lanes(states: Array, ends: Array, words: Array) -> None:
+    """Raises ArtifactError unless the lanes share out all words and start in states that a coder can be in."""
+    if int(ends[-1] if ends.size else 0) != len(words):
+        raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
+    if (states < LOW).any():
+        raise ArtifactError("a coder state is out of range: the artifact is damaged")
+
+
+def _decode(
+    x: Array,
+    at_word: Array,
+    words: Array,
+    sums: Sequence[Sums],
+    lookups: Sequence[Array],
+    starts: Array,
+    freqs: Array,
+    codes: Array,
+    after: Array,
+) -> tuple[Array, Array, Array]:
+    """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step.
+
+    A lane at its end goes on with a table of one symbol, which changes nothing.
+    """
+    idle = np.uint16(len(freqs))
+    number, entries = _slots(freqs)
+    bounds = lane_bounds(starts, len(x))[:, None]
+    out = np.concatenate(
+        [*(lookup[s.where()] for s, lookup in zip(sums, lookups, strict=True)), [idle]], dtype=np.uint16
+    )
+    out[starts[1:] - 1] |= LAST  # contexts: they give way to codes
+    node = 0 * at_word
+    symbols = np.empty((CHUNK, len(x)), np.uint16)
+    for step in range(0, int(np.diff(bounds[:, 0]).max(initial=0)), CHUNK):
+        at = bounds[:-1] + np.arange(step, step + CHUNK)
+        at[at >= bounds[1:]] = len(out) - 1
+        contexts = out[at].T.astype(np.int64, order="C")
+        for slot, flags, symbol in zip((contexts & TABLE) << PRECISION, contexts >> FLAGS, symbols, strict=True):
+            low = x & (TOTAL - 1)
+            slot += low
+            if len(after) > ONE_STATE:
+                slot += (node & flags & 1) << PRECISION
+            number.take(slot, out=symbol, mode="clip")
+            if len(after) > ONE_STATE:
+                node = after.take(node << 3 | flags << 1 | symbol & 1)
+            entry = entries.take(symbol, mode="clip")
+            x >>= PRECISION
+            x *= entry >> 16
+            x += low - (entry & 0xFFFF)
+            need = np.flatnonzero(x < LOW)
+            x[need] = x[need] << 16 | words.take(at_word[need], mode="clip")
+            at_word[need] += 1
+        out[at] = codes.take(symbols, mode="clip").view(np.uint16).T
+        out[-1] = idle
+    return out[:-1].view(np.int16), x, at_word
+
+
+def _slots(freqs: Array) -> tuple[Array, Array]:
+    """Of each slot table · 2^15 + s: the symbol's number, uint16 256 · table + symbol.
+    Of each number: frequency << 16 | first slot, uint32.
+
+    One more table, of a single symbol, leaves a state as it is.
+    """
+    first = np.cumsum(freqs, 1) - freqs
+    number = np.arange(freqs.size + 1, dtype=np.uint16).repeat(np.append(freqs, TOTAL))
+    return number, np.append(freqs << 16 | first, TOTAL << 16).astype(np.uint32)
+
+
+def contexts_by_strip(sums: Sequence[Sums], lookups: Sequence[Array]) -> tuple[Array, Array, Array, Array]:
+    """Every symbol's context, said strip by strip: symbol i of strip s has lookup[base[s] + rows[first[s] + i]]."""
+    base, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    row, entry = 0, 0
+    for each, lookup in zip(sums, lookups, strict=True):
+        tops = np.arange(0, each.rows.size, STRIP)
+        base.append(np.tile(each.cols.astype(np.int64) + entry, len(tops)))
+        first.append((row + tops).repeat(each.cols.size))
+        row += each.rows.size
+        entry += len(lookup)
+    nothing = np.zeros(0, np.uint16)
+    rows, table = np.concatenate([nothing, *(s.rows for s in sums)]), np.concatenate([nothing, *lookups])
+    return np.concatenate(base), np.concatenate(first), rows, table

@@ -11,14 +11,16 @@ What will surprise you:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.packer.rans import DOUBLE, ESCAPED, LOW, ON_TRELLIS, TABLE, Contexts
-from pgolf.packer.tables import ESCAPES, OFFSET, PRECISION
+from pgolf.packer.rans import LOW, ON_TRELLIS, TABLE, contexts_by_strip
+from pgolf.packer.strips import Sums, lane_bounds
+from pgolf.packer.tables import PRECISION
 from pgolf.packer.threads import on_threads, workers
 
 Array = NDArray[Any]
@@ -72,21 +74,30 @@ def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, 
 
 
 def decode(
-    states: Array, first_word: Array, words: Array, contexts: Contexts, bounds: Array, freqs: Array, next_states: Array
+    states: Array,
+    first_word: Array,
+    words: Array,
+    sums: Sequence[Sums],
+    lookups: Sequence[Array],
+    starts: Array,
+    freqs: Array,
+    codes: Array,
+    after: Array,
 ) -> tuple[Array, Array, Array]:
     """See rans._decode."""
+    bounds = lane_bounds(starts, len(states))
     out = np.empty(bounds[-1], np.int16)
     final, ends = states.copy(), first_word.copy()
     cum = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
     entries = (freqs.astype(np.uint32) << 16 | cum).ravel()
     guide = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel())[:: 1 << COARSE].copy()
-    c = contexts
-    first_strip = np.searchsorted(c.starts, bounds[:-1])
+    first_strip = np.searchsorted(starts, bounds[:-1])
+    base, first_row, rows, lookup = contexts_by_strip(sums, lookups)
 
     def run(first: int, last: int) -> None:
         _decode(
-            first, last, bounds, first_strip, c.starts, c.base, c.first, c.rows, c.lookup,
-            words, entries, guide, next_states, out, final, ends,
+            first, last, bounds, first_strip, starts, base, first_row, rows, lookup,
+            words, entries, guide, codes, after, out, final, ends,
         )  # fmt: skip
 
     on_threads(run, *_shares(len(bounds) - 1))
@@ -96,12 +107,12 @@ def decode(
 @numba.njit(cache=True, nogil=True)
 def _decode(  # type: ignore[no-untyped-def]
     first, last, bounds, first_strip, starts, base, first_row, rows, lookup,
-    words, entries, guide, next_states, out, final, ends,
+    words, entries, guide, codes, after, out, final, ends,
 ):  # fmt: skip
     at, stop, edge = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
     strip, column, row = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
     node = np.zeros(TOGETHER, np.int64)
-    last_word = len(words) - 1
+    past = len(words)
     for group in range(first, last, TOGETHER):
         size = min(TOGETHER, last - group)
         steps = 0
@@ -130,17 +141,12 @@ def _decode(  # type: ignore[no-untyped-def]
                     entry = entries[(table << 8) + symbol]
                 x = (entry >> np.uint32(16)) * (x >> np.uint32(PRECISION)) + slot - (entry & np.uint32(0xFFFF))
                 if x < LOW:
-                    x = x << np.uint32(16) | np.uint32(words[min(ends[group + j], last_word)])
+                    x = x << np.uint32(16) | np.uint32(words[ends[group + j]] if ends[group + j] < past else 0)
                     ends[group + j] += 1
                 final[group + j] = x
-                code = symbol - OFFSET
-                if symbol < ESCAPES:
-                    code = np.int64(ESCAPED)
-                elif context & DOUBLE:
-                    code = 2 * code + parity
-                out[i] = code
+                out[i] = codes[(table << 8) + symbol]
                 if context & ON_TRELLIS:
-                    node[j] = next_states[node[j], symbol & 1]
+                    node[j] = after[node[j] << 3 | 2 | symbol & 1]
                 at[j] = i + 1
                 row[j] += 1
 

@@ -24,7 +24,7 @@ from pgolf.packer.tables import ESCAPES, OFFSET
 Array = NDArray[Any]
 Mode = Literal["one", "rows", "cols", "both"]
 
-LOWEST = -5 * SPREAD_STEPS  # codes that are nearly always zero
+LOWEST = -22  # codes that are nearly always zero; with WIDEST it makes 40 classes
 WIDEST = 17  # a value's spread of 2^(17/4) = 19 still fits a byte symbol; wider classes put bits aside
 CLASSES = WIDEST + 1 - LOWEST
 FLOOR = np.float32(2.0 ** (2 * LOWEST / SPREAD_STEPS))  # second moment of the lowest class
@@ -33,14 +33,14 @@ SAMPLE = 1 << 17  # entries that a choice between modes looks at
 
 
 def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
-    """Table class (int16, 0..CLASSES-1) and bits put aside (int8) for values of rows[i] + cols[j].
+    """Table class (0..CLASSES-1) and bits put aside (int8) for values (int64) of rows[i] + cols[j].
 
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
-    classes = sums.astype(np.int64) - (SPREAD_STEPS if trellis else 0)
+    classes = sums - SPREAD_STEPS if trellis else sums
     widths = np.clip(-((WIDEST - classes) // SPREAD_STEPS), 0, aside.MAX_WIDTH)
     classes = np.clip(classes - SPREAD_STEPS * widths, LOWEST, WIDEST) - LOWEST
-    return classes.astype(np.int16), widths.astype(np.int8)
+    return classes, widths.astype(np.int8)
 
 
 def narrowed(codes: Array) -> Array:
@@ -128,7 +128,7 @@ def _cost(codes: Array, spread: Spread, keep: slice) -> float:
     classes, widths = classes_of(np.arange(lowest, int(sums.max()) + 1), trellis=0)
     where = sums - lowest
     put_aside = widths[where].astype(np.int32) if widths.any() else None
-    values = sampled if put_aside is None else aside.shorten(sampled.astype(np.int32), put_aside)
+    values = sampled if put_aside is None else aside.shorten(sampled.astype(np.int32), put_aside, 1)
     counts = count(classes.astype(np.uint8)[where], symbols(values), CLASSES)
     bits = entropy_bits(counts) + (float(put_aside.sum(dtype=np.int64)) if put_aside is not None else 0.0)
     tables = TABLE_BITS * int(counts.any(1).sum())

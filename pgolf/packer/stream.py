@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,17 +17,18 @@ from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import aside, families, rans, spread, tables
-from pgolf.packer.families import Directory
-from pgolf.packer.plane import Spread
-from pgolf.packer.strips import Sums, from_strips, lane_bounds, strip_lengths, to_strips
+from pgolf.packer.plane import Plane, Spread
+from pgolf.packer.strips import Sums, class_sums, from_strips, lane_bounds, strip_lengths, strip_starts, to_strips
 from pgolf.packer.threads import on_threads
-from pgolf.packer.trellis import PARITY_CHECKS, next_states, on_path
+from pgolf.packer.trellis import PARITY_CHECKS, on_path, transitions
 
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
+PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
+_PIECE = 1 << 18  # codes at a time, where temporaries would be large
 MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps numpy busy for long
 
 
@@ -36,7 +36,6 @@ MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps nump
 class Layout:
     """What the decoder must know of one matrix before its codes; family is left at 0 for the encoder, who chooses it."""
 
-    shape: tuple[int, int]
     spread: Spread
     trellis: int = 0
     trellis_from: int = 0
@@ -45,13 +44,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Coded:
-    """sections: name -> bytes. lanes: for the header. families: of each matrix. bits: of each matrix's codes.
+    """sections: name -> bytes. families: of each matrix. bits: of each matrix's codes.
 
     ideal_bits: what all codes would take with each table's own exact histogram and an ideal coder, for benchmarks.
     """
 
     sections: dict[str, bytes]
-    lanes: int
     families: list[int]
     bits: list[float]
     ideal_bits: float
@@ -61,37 +59,35 @@ class Coded:
 class _Prepared:
     """One matrix in strip order.
 
-    slots: uint8 [N], 2 · class + parity; symbols: uint8 [N]; codes: [N]; wide: int64, where bits are put aside, and
-    widths: how many; counts: int64 [SLOTS, 256]; shift: 1 for a trellis, whose lowest bit is in the slot.
+    slots: uint8 [N], 2 · class + parity; symbols: uint8 [N]; both are parts of arrays for all matrices, and change in place.
+    wide: int64, where bits are put aside; widths: how many; middles: the bits; counts: int64 [SLOTS, 256].
     """
 
     slots: Array
     symbols: Array
-    codes: Array
     wide: Array
     widths: Array
+    middles: Array
     counts: Array
-    shift: int
 
 
-def _prepare(matrix: Array, layout: Layout) -> _Prepared:
-    sums = Sums.of(layout.spread)
-    classes, put_aside = spread.classes_of(sums.values(), layout.trellis)
-    codes, where, shift = to_strips(spread.narrowed(matrix)), sums.where(), int(layout.trellis > 0)
-    slots = (2 * classes).astype(np.uint8)[where]
-    values = codes
-    if layout.trellis:
-        on = (sums.values() >= layout.trellis_from)[where]
-        if not on_path(codes, on, strip_lengths(layout.shape), layout.trellis):
+def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array) -> _Prepared:
+    """Fills slots and symbols."""
+    sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
+    classes, put_aside = spread.classes_of(sums.values, layout.trellis)
+    codes, where = to_strips(spread.narrowed(matrix)), sums.where()
+    (2 * classes).astype(np.uint8).take(where, out=slots, mode="clip")
+    if trellis:
+        on = (sums.values >= layout.trellis_from)[where]
+        if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
             raise ValueError("codes do not follow the trellis")
         slots += (codes & 1).astype(np.uint8)
-        values = codes >> 1
     wide, widths = _wide(where, put_aside)
+    middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
     if wide.size:
-        values = values.copy()
-        values[wide] = aside.shorten(values[wide].astype(np.int32), widths)
-    symbols = spread.symbols(values)
-    return _Prepared(slots, symbols, codes, wide, widths, spread.count(slots, symbols, families.SLOTS), shift)
+        codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
+    symbols[:] = spread.symbols(codes >> trellis if trellis else codes)
+    return _Prepared(slots, symbols, wide, widths, middles, spread.count(slots, symbols, families.SLOTS))
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
@@ -109,29 +105,33 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
     """
     if len({layout.trellis for layout in layouts} - {0}) > 1:
         raise ValueError("planes of one artifact have different trellises")
-    prepared = on_threads(_prepare, codes, layouts)
+    ends = np.cumsum([matrix.size for matrix in codes], dtype=np.int64)
+    slots, symbols = np.empty((2, ends[-1] if codes else 0), np.uint8)
+    prepared = on_threads(_prepare, codes, layouts, np.split(slots, ends)[:-1], np.split(symbols, ends)[:-1])
     counts, trellis = [p.counts for p in prepared], [bool(layout.trellis) for layout in layouts]
     chosen = families.choose(counts, trellis)
-    directory = Directory.of(counts, chosen, trellis)
-    totals = directory.totals(counts, chosen)
-    entries = on_threads(tables.cheapest, totals, directory.parities())
-    freqs = np.stack([tables.frequencies(t) for t in entries]) if entries else np.zeros((0, 256), np.uint16)
-    numbers = [directory.numbers(family) for family in chosen]
+    used = families.directory(counts, chosen)
+    totals = families.totals(used, counts, chosen)
+    entries = on_threads(tables.cheapest, totals, families.parities(used))
+    freqs = np.stack([tables.frequencies(t) for t in entries]) if entries else np.zeros((0, 256), np.int64)
+    numbers = families.table_numbers(used)[chosen]
     done = on_threads(lambda p, n: _finished(p, n, freqs), prepared, numbers)
     bits = [_bits(p, n, freqs) for p, n in zip(done, numbers, strict=True)]
-    lanes = _lane_count(sum(bits), sum(len(p.symbols) for p in done), lane_bytes)
-    bounds = lane_bounds([layout.shape for layout in layouts], lanes)
-    tables_of = _joined(on_threads(lambda p, n: n.astype(np.uint16)[p.slots], done, numbers), np.uint16)
-    coded = rans.encode(_joined([p.symbols for p in done], np.uint8), tables_of, bounds, freqs)
+    bounds = lane_bounds(
+        strip_starts(layout.spread.shape for layout in layouts), _lane_count(sum(bits), len(symbols), lane_bytes)
+    )
+    coded = rans.encode(symbols, slots, bounds, freqs)  # slots have become numbers of tables
     sections = {
-        f"{name}.tables": directory.dump() + tables.dump_tables(entries) if entries else b"",
-        f"{name}.lanes": _dump_lanes(coded),
-        f"{name}.words": coded.words.astype("<u2").tobytes(),
-        f"{name}.aside": _dump_aside(done),
-        f"{name}.escapes": _joined([p.codes[p.symbols < tables.ESCAPES] for p in done], "<i4").tobytes(),
+        f"{name}.tables": families.dump(used) + tables.dump_tables(entries),
+        f"{name}.lanes": np.concatenate([coded.states, coded.counts]).astype("<u4").tobytes(),
+        f"{name}.words": coded.words.astype("<u2", copy=False).tobytes(),
+        f"{name}.aside": aside.write(
+            _joined([p.middles for p in done], np.int32), _joined([p.widths for p in done], np.int32)
+        ),
+        f"{name}.escapes": _joined(on_threads(_escapes, codes, done), "<i4").tobytes(),
     }
     ideal = spread.entropy_bits(totals) + float(sum(p.widths.sum(dtype=np.int64) for p in done))
-    return Coded({k: v for k, v in sections.items() if v}, lanes, chosen, bits, ideal)
+    return Coded({k: v for k, v in sections.items() if v}, chosen, bits, ideal)
 
 
 def _joined(parts: Sequence[Array], dtype: Any) -> Array:
@@ -139,14 +139,23 @@ def _joined(parts: Sequence[Array], dtype: Any) -> Array:
 
 
 def _finished(p: _Prepared, numbers: Array, freqs: Array) -> _Prepared:
-    """With what the tables do not hold turned into escapes; an escape puts no bits aside."""
+    """With slots turned into tables' numbers, and what the tables do not hold into escapes, which put no bits aside."""
+    of_slot = np.zeros(256, np.uint8)
+    of_slot[: families.SLOTS] = numbers
+    p.slots[:] = np.frombuffer(p.slots.tobytes().translate(of_slot.tobytes()), np.uint8)
     used = np.flatnonzero(p.counts.any(1))
-    holds = np.ones((families.SLOTS, 256), bool)
-    holds[used] = freqs[numbers[used]] > 0
-    if (p.counts * ~holds).any():
-        p = replace(p, symbols=np.where(holds[p.slots, p.symbols], p.symbols, p.symbols & 1))
+    if (p.counts[used] * (freqs[numbers[used]] == 0)).any():
+        for at in range(0, p.slots.size, _PIECE):
+            symbols = p.symbols[at : at + _PIECE]
+            symbols[freqs[p.slots[at : at + _PIECE], symbols] == 0] &= 1
     kept = p.symbols[p.wide] >= tables.ESCAPES
-    return replace(p, wide=p.wide[kept], widths=p.widths[kept])
+    return replace(p, wide=p.wide[kept], widths=p.widths[kept], middles=p.middles[kept])
+
+
+def _escapes(matrix: Array, p: _Prepared) -> Array:
+    """The codes of the escapes, in strip order."""
+    escaped = np.flatnonzero(p.symbols < tables.ESCAPES)
+    return to_strips(matrix)[escaped] if escaped.size else np.zeros(0, matrix.dtype)
 
 
 def _bits(p: _Prepared, numbers: Array, freqs: Array) -> float:
@@ -156,50 +165,60 @@ def _bits(p: _Prepared, numbers: Array, freqs: Array) -> float:
 
 
 def _lane_count(bits: float, symbols: int, lane_bytes: int) -> int:
-    return min(max(1, int(bits / 8 / lane_bytes), -(-symbols // LANE_SYMBOLS)), MAX_LANES)
+    return min(max(int(bits / 8 / lane_bytes), -(-symbols // LANE_SYMBOLS)), MAX_LANES)
 
 
-def _dump_lanes(coded: rans.Lanes) -> bytes:
-    """Lane states' and word counts' bytes, most significant plane first, so that a general codec sees their order."""
-    table = np.concatenate([coded.states, coded.counts.astype(np.uint32)]).astype(">u4")
-    return table.view(np.uint8).reshape(-1, 4).T.tobytes()
+class Device(Protocol):
+    """What decodes in numpy's stead and keeps the codes where it is, in arrays of its own kind."""
+
+    def decode(
+        self, lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
+        freqs: Array, codes: Array, after: Array,
+    ) -> Any:  # fmt: skip
+        """As `rans.decode`."""
+
+    def escaped(self, part: Any) -> Array:
+        """int64, ascending: which codes of a matrix are ESCAPED."""
+
+    def patched(
+        self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
+    ) -> Any:
+        """As `_patched`, with the same arrays from the host."""
+
+    def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
+        """As `strips.from_strips`."""
+
+    def checksum(self, planes: Sequence[Plane]) -> int:
+        """As `artifact.checksum`."""
 
 
-def _dump_aside(prepared: Sequence[_Prepared]) -> bytes:
-    middles = [aside.middle(p.codes[p.wide].astype(np.int32) >> p.shift, p.widths) for p in prepared]
-    return aside.write(_joined(middles, np.int32), _joined([p.widths for p in prepared], np.int32))
-
-
-def decode(
-    sections: dict[str, bytes], lanes: int, layouts: Sequence[Layout], name: str, device: Device | None = None
-) -> list[Any]:
-    """The inverse of `encode`: int16 matrices, int32 where they do not fit. Raises ArtifactError.
+def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout], device: Device | None = None) -> list[Any]:
+    """The inverse of `encode`: int16 matrices, int32 where a code needed more than a symbol. Raises ArtifactError.
 
     device: does the work and holds the matrices; None: numpy.
     """
-    mine = {part: sections.get(f"{name}.{part}", b"") for part in section_limits(0)}
-    shapes = [layout.shape for layout in layouts]
-    check_plausible(sum(rows * cols for rows, cols in shapes), len(mine["words"]) // 2, lanes)
-    bounds = lane_bounds(shapes, lanes)
-    coded = _parse_lanes(mine["lanes"], mine["words"], len(bounds) - 1)
-    directory, rest = Directory.parse(mine["tables"]) if mine["tables"] else (Directory.of([], [], []), b"")
-    parsed = tables.parse_tables(rest, directory.tables)
-    freqs = np.stack(parsed) if parsed else np.zeros((0, 256), np.uint16)
-    sums = [Sums.of(layout.spread) for layout in layouts]
-    contexts = rans.Contexts.of(sums, [_lookup(s, y, directory) for s, y in zip(sums, layouts, strict=True)])
-    codes = (device.decode if device else rans.decode)(coded, contexts, bounds, freqs, _machine(layouts))
-    ends = np.cumsum([0, *(rows * cols for rows, cols in shapes)])
-    parts = [codes[a:b] for a, b in pairwise(ends)]
-    escaped = on_threads(device.escaped if device else _escaped, parts)
-    patches = _patches(escaped, sums, layouts, mine)
-    return on_threads(device.restored if device else _restored, parts, layouts, patches)
+    check_layouts(layouts)
+    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
+    used = families.parse(table[:bitmaps])
+    sums = [class_sums(y.spread) for y in layouts]
+    codes = (device.decode if device else rans.decode)(
+        np.frombuffer(lanes, "<u4").reshape(2, -1),
+        np.frombuffer(words, "<u2"),
+        sums,
+        [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
+        strip_starts(y.spread.shape for y in layouts),
+        tables.parse_tables(table[bitmaps:], used.sum()),
+        families.table_codes(used),
+        transitions(max([0, *(y.trellis for y in layouts)])),
+    )
+    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
 
 
-def section_limits(symbols: int) -> dict[str, int]:
-    """Part of a stream's section names -> the most bytes that so many symbols can need."""
-    tables_at_most = 1 + 255 * families.BITMAP_BYTES + families.MAX_TABLES * tables.MAX_BYTES
+def section_limits(symbols: int, count: int) -> dict[str, int]:
+    """Part of a stream's section names -> the most bytes that so many symbols in so many families can need."""
     return {
-        "tables": tables_at_most if symbols else 0,
+        "tables": count * families.BITMAP_BYTES + families.MAX_TABLES * tables.MAX_BYTES,
         "lanes": 8 * min(MAX_LANES, symbols),
         "words": 2 * symbols,
         "aside": (aside.MAX_WIDTH * symbols + 7) // 8,
@@ -207,118 +226,80 @@ def section_limits(symbols: int) -> dict[str, int]:
     }
 
 
-def check_plausible(symbols: int, words: int, lanes: int) -> None:
+def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the coder can have put into its words."""
-    if not 1 <= lanes <= MAX_LANES:
-        raise ArtifactError(f"{lanes} coder lanes are outside 1..{MAX_LANES}: the artifact is damaged")
+    words, lanes = (len(sections.get(f"{name}.{part}", b"")) // size for part, size in (("words", 2), ("lanes", 8)))
     if symbols > min(rans.SYMBOLS_A_WORD * (words + lanes), MAX_LANE_SYMBOLS * lanes):
         raise ArtifactError(f"{symbols} codes cannot be in {2 * words} coded bytes: the artifact is damaged")
 
 
-def _lookup(sums: Sums, layout: Layout, directory: Directory) -> Array:
-    """uint16 [sums.size]: the coder's context for each value of rows[i] + cols[j]."""
-    numbers = directory.numbers(layout.family)
-    classes, _ = spread.classes_of(sums.values(), layout.trellis)
-    contexts = numbers[2 * classes]
-    missing = contexts == families.NO_TABLE
-    if layout.trellis:
-        missing = missing | (numbers[2 * classes + 1] == families.NO_TABLE)
-        contexts = contexts | np.where(sums.values() >= layout.trellis_from, rans.ON_TRELLIS | rans.DOUBLE, rans.DOUBLE)
-    if missing.any() and missing[sums.where()].any():
-        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
-    lookup: Array = contexts.astype(np.uint16)
-    return lookup
-
-
-def _machine(layouts: Sequence[Layout]) -> Array:
-    states = {layout.trellis for layout in layouts} - {0}
-    if not states:
-        return np.zeros((1, 2), np.uint8)
+def check_layouts(layouts: Sequence[Layout]) -> None:
+    """Raises ArtifactError where trellises differ or a family serves the wrong kind."""
+    states = {y.trellis for y in layouts} - {0}
     if len(states) > 1 or not states <= PARITY_CHECKS.keys():
         raise ArtifactError(f"no single known trellis among {sorted(states)} states: the artifact is damaged")
-    return next_states(states.pop()).astype(np.uint8)
+    if any(not 0 <= y.family < families.MAX_FAMILIES or y.family & 1 != (y.trellis > 0) for y in layouts):
+        raise ArtifactError("a family of tables is of another kind than its matrix: the artifact is damaged")
 
 
-def _parse_lanes(table: bytes, words: bytes, lanes: int) -> rans.Lanes:
-    if len(table) != 8 * lanes or len(words) % 2:
-        raise ArtifactError("the coder's lane table does not fit its lanes: the artifact is damaged")
-    numbers = np.ascontiguousarray(np.frombuffer(table, np.uint8).reshape(4, -1).T).view(">u4").ravel()
-    states, counts = numbers[:lanes].astype(np.uint32), numbers[lanes:].astype(np.int64)
-    if (states < rans.LOW).any():
-        raise ArtifactError("a coder state is out of range: the artifact is damaged")
-    return rans.Lanes(states, counts, np.frombuffer(words, "<u2").astype(np.uint16, copy=False))
+def _lookup(sums: Sums, layout: Layout, used: Array) -> Array:
+    """uint16 [len(sums.values)]: the coder's context for each value of rows[i] + cols[j]."""
+    classes, _ = spread.classes_of(sums.values, layout.trellis)
+    check_tables(used[layout.family][2 * classes], sums)
+    tables_of = families.table_numbers(used)[layout.family][2 * classes]
+    lookup: Array = tables_of | rans.ON_TRELLIS * (sums.values >= layout.trellis_from) * (layout.trellis > 0)
+    return lookup.astype(np.uint16)
 
 
-@dataclass(frozen=True)
-class Patch:
-    """What changes the codes of one matrix that came from the coder, in strip order.
+def check_tables(held: Array, sums: Sums) -> None:
+    """Raises ArtifactError where an entry has no table. held: whether there is one for each of the sums."""
+    if not held.all() and not held[sums.where()].all():
+        raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
-    escaped: int64 [E], their codes are `escapes` int32 [E]; wide: int64 [W], `widths` and `middles` int32 [W] were put aside.
+
+def _restored(
+    codes: Any,
+    sums: Sequence[Sums],
+    layouts: Sequence[Layout],
+    middles: bytes,
+    escapes: Array,
+    device: Device | None = None,
+) -> list[Any]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+    parts = []
+    bit = 0
+    for s, layout in zip(sums, layouts, strict=True):
+        rows, cols = layout.spread.shape
+        part, codes = codes[: rows * cols], codes[rows * cols :]
+        _, put_aside = spread.classes_of(s.values, layout.trellis)
+        escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
+        if put_aside.any() or escaped.size:
+            widths = put_aside[s.where()]
+            widths[escaped] = 0
+            wide = np.flatnonzero(widths)
+            widths = widths[wide].astype(np.int32)
+            part = (device.patched if device else _patched)(
+                part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
+                escaped, escapes[: escaped.size],
+            )  # fmt: skip
+            bit += widths.sum()
+            escapes = escapes[escaped.size :]
+        parts.append((device.from_strips if device else from_strips)(part, layout.spread.shape))
+    if len(escapes):
+        raise ArtifactError("escapes are left over: the artifact is damaged")
+    aside.check_all_read(middles, bit)
+    return parts
+
+
+def _patched(
+    part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
+) -> Array:
+    """int32: codes of one matrix in strip order from what the coder gave.
+
+    wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are
+    `escapes` instead.
     """
-
-    escaped: Array
-    escapes: Array
-    wide: Array
-    widths: Array
-    middles: Array
-
-
-class Device(Protocol):
-    """What decodes in numpy's stead and keeps the codes where they are: arrays of its own kind."""
-
-    def decode(self, lanes: rans.Lanes, contexts: rans.Contexts, bounds: Array, freqs: Array, machine: Array) -> Any:
-        """As `rans.decode`."""
-
-    def escaped(self, part: Any) -> Array:
-        """int64, ascending: which codes of a matrix are rans.ESCAPED."""
-
-    def restored(self, part: Any, layout: Layout, patch: Patch) -> Any:
-        """The matrix that a part of the stream and its patch make."""
-
-    def checksum(self, matrices: Sequence[Any]) -> int:
-        """As `artifact.checksum`."""
-
-
-def _escaped(part: Array) -> Array:
-    return np.flatnonzero(part == rans.ESCAPED)
-
-
-def _patches(
-    escaped: Sequence[Array], sums: Sequence[Sums], layouts: Sequence[Layout], mine: dict[str, bytes]
-) -> list[Patch]:
-    """From the escape list and the bits put aside."""
-    escapes = _split(np.frombuffer(mine["escapes"], "<i4") if len(mine["escapes"]) % 4 == 0 else None, escaped)
-    wide = on_threads(_wide_kept, sums, layouts, escaped)
-    middles = _split(aside.read(mine["aside"], _joined([w for _, w in wide], np.int32)), [w for _, w in wide])
-    return [Patch(e, v, *w, m) for e, v, w, m in zip(escaped, escapes, wide, middles, strict=True)]
-
-
-def _split(values: Array | None, like: Sequence[Array]) -> list[Array]:
-    """`values` cut into pieces as long as those of `like`."""
-    ends = np.cumsum([0, *(len(piece) for piece in like)])
-    if values is None or len(values) != ends[-1]:
-        raise ArtifactError("the escape list does not fit the codes: the artifact is damaged")
-    return [values[a:b] for a, b in pairwise(ends)]
-
-
-def _wide_kept(sums: Sums, layout: Layout, escaped: Array) -> tuple[Array, Array]:
-    _, put_aside = spread.classes_of(sums.values(), layout.trellis)
-    if not put_aside.any():
-        return _wide(np.zeros(0, np.uint8), put_aside)
-    wide, widths = _wide(sums.where(), put_aside)
-    kept = ~np.isin(wide, escaped, assume_unique=True)
-    return wide[kept], widths[kept]
-
-
-def _restored(part: Array, layout: Layout, patch: Patch) -> Array:
-    if len(patch.escaped) or len(patch.wide):
-        part = part.astype(np.int32)
-        part[patch.escaped] = patch.escapes
-        part[patch.wide] = lengthened(part[patch.wide], layout, patch.middles, patch.widths)
-    return spread.narrowed(from_strips(part, layout.shape))
-
-
-def lengthened(short: Any, layout: Layout, middles: Any, widths: Any) -> Any:
-    """Wide codes from what the coder gave and the bits put aside: int32 arrays of any kind."""
-    shift = int(layout.trellis > 0)
-    return aside.lengthen(short >> shift, middles, widths) << shift | (short & shift)
+    part = part.astype(np.int32)
+    part[wide] = aside.lengthen(part[wide], middles, widths, low)
+    part[escaped] = escapes
+    return part

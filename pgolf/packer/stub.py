@@ -3,30 +3,30 @@
 What will surprise you:
 * Nothing is written twice. `source` reads the packer's modules, keeps what `weights.load` needs, and moves it inside
   one function, `load`, so that a script gets a single new name and a minifier may shorten all others.
-* Left out: annotations, docstrings, caches, threads, compiled loops and checks. A check is an `if` that only raises, or
-  a call of a function named check_...; those whose condition speaks of a crc or checksum stay.
+* Left out: annotations, docstrings, caches, compiled loops, devices, general coders for codes, and checks. A check is an
+  `if` that only raises, or a call of a function named check_...; those whose condition speaks of a crc or checksum stay.
 """
 
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
+from pgolf.packer.stub_parts import Stripped, shorten_fields
+
 PACKAGE = "pgolf.packer"
 ROOT = (f"{PACKAGE}.weights", "load")
 STANDS_FOR = {
-    (f"{PACKAGE}.threads", "on_threads"): "lambda function, *each: list(map(function, *each))",
-    (f"{PACKAGE}.compiled", "loops"): "lambda: None",
-    (f"{PACKAGE}.general", "_decoded"): "lambda s: __import__('brotli').decompress(s.data) if s.codec else s.data",
-    (f"{PACKAGE}.general", "BY_NUMBER"): "{0: '', 1: 'brotli'}",
+    (f"{PACKAGE}.general", "_decoded"): "lambda d, c, *_: __import__('brotli').decompress(d) if c else d",
 }
-CACHES = {"cache", "lru_cache"}
-FUNCTIONS = (ast.FunctionDef, ast.Lambda)
+INSTEAD = {
+    (f"{PACKAGE}.artifact", "_planes"): (f"{PACKAGE}.codec", "read"),  # no general coders for codes
+    (f"{PACKAGE}.rans", "_decode_lanes"): (f"{PACKAGE}.rans", "_decode"),  # no compiled loops
+}
 
 Key = tuple[str, str]  # module, name
 
@@ -43,13 +43,18 @@ def source() -> str:
     load = program.done.pop(ROOT)
     assert isinstance(load, ast.FunctionDef)
     load.name = "load"
-    load.body = [*program.imports(), *program.done.values(), *load.body]
+    load.args.posonlyargs, load.args.args = [], load.args.posonlyargs
+    load.body = [*program.outside.values(), *program.done.values(), *load.body]
+    shorten_fields(load)
     return ast.unparse(ast.fix_missing_locations(load)) + "\n"
 
 
 @dataclass
 class _Program:
-    """Definitions reached so far, each after those that it needs. used: attribute names that keep a method alive."""
+    """Definitions reached so far, each after those that it needs.
+
+    used: attribute names that keep a method alive; outside: import statements of what is not the packer's.
+    """
 
     used: set[str]
     done: dict[Key, ast.stmt] = field(default_factory=dict)
@@ -70,16 +75,12 @@ class _Program:
             return
         self.started.add(key)
         if key in STANDS_FOR:
-            node: ast.stmt = ast.Assign([ast.Name(_flat(key), ast.Store())], ast.parse(STANDS_FOR[key]).body[0].value)  # type: ignore[attr-defined]
+            node = ast.parse(f"{_flat(key)} = {STANDS_FOR[key]}").body[0]
         else:
-            node = _bare(copy.deepcopy(self.module(key[0]).definitions[key[1]]), self.used)
+            node = Stripped(self.used).visit(self.module(key[0]).definitions[key[1]])
             node = _Renamed(self, self.module(key[0])).visit(node)
         self.attributes |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
         self.done[key] = node
-
-    def imports(self) -> Iterator[ast.stmt]:
-        """Import statements of what is not the packer's."""
-        yield from self.outside.values()
 
 
 def _flat(key: Key) -> str:
@@ -113,104 +114,6 @@ class _Module:
         return _Module(module.__name__, definitions, imported)
 
 
-def _bare(node: ast.stmt, used: set[str]) -> ast.stmt:
-    """A definition without what a decoder can do without."""
-    node = _Stripped(used).visit(node)
-    if isinstance(node, ast.AnnAssign):
-        assert node.value is not None
-        return ast.Assign([node.target], node.value)
-    return node
-
-
-class _Stripped(ast.NodeTransformer):
-    """Takes out docstrings, annotations, caches, checks and methods that nothing names."""
-
-    def __init__(self, used: set[str]) -> None:
-        self.used = used
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        node.returns = None
-        node.decorator_list = [d for d in node.decorator_list if _name(d) not in CACHES]
-        self.generic_visit(node)
-        _forget_unread(node)
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.annotation = None
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        node.body = [
-            n for n in node.body if not isinstance(n, ast.FunctionDef) or n.name in self.used or n.name.startswith("__")
-        ]
-        node.decorator_list = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
-        for part in node.body:
-            if isinstance(part, ast.AnnAssign):
-                part.annotation = ast.Constant(0)
-        self.generic_visit(node)
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
-        self.generic_visit(node)
-        if isinstance(node.annotation, ast.Constant) and node.annotation.value == 0:
-            return node
-        return ast.Assign([node.target], node.value) if node.value is not None else None
-
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        check = isinstance(node.value, ast.Call) and _name(node.value).lstrip("_").startswith("check_")
-        return None if check or isinstance(node.value, ast.Constant) else node
-
-    def visit_If(self, node: ast.If) -> ast.stmt | None:
-        if isinstance(node.body[0], ast.Raise) and not node.orelse and not _is_checksum(node.test):
-            return None
-        self.generic_visit(node)
-        return node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.stmt:
-        return ast.parse("raise ValueError('damaged artifact')").body[0]
-
-    def visit_Try(self, node: ast.Try) -> list[ast.stmt]:
-        return [self.visit(n) for n in node.body]
-
-
-def _name(node: ast.expr) -> str:
-    """The last part of a dotted or called name."""
-    match node:
-        case ast.Call(func=func):
-            return _name(func)
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name
-    return ""
-
-
-def _is_checksum(test: ast.expr) -> bool:
-    return any("crc" in _name(n) or "check" in _name(n) for n in ast.walk(test) if isinstance(n, ast.expr))
-
-
-def _forget_unread(function: ast.FunctionDef) -> None:
-    """Drop assignments to names that nothing reads any more, now that checks are gone."""
-    while True:
-        read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-
-        class Forget(ast.NodeTransformer):
-            found = False
-
-            def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
-                match node.targets:
-                    case [ast.Name(id=name)] if name not in read:
-                        self.found = True
-                        return None
-                return node
-
-        forget = Forget()
-        forget.generic_visit(function)
-        if not forget.found:
-            break
-    for node in ast.walk(function):
-        if isinstance(node, ast.For | ast.If | ast.FunctionDef) and not node.body:
-            node.body = [ast.Pass()]
-
-
 class _Renamed(ast.NodeTransformer):
     """Gives every module-level name the one that it has in the stub, and takes in what it stands for."""
 
@@ -219,16 +122,12 @@ class _Renamed(ast.NodeTransformer):
         self.local: list[set[str]] = []
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        outer = (
-            not self.local
-            and node.name in self.module.definitions
-            and self.module.definitions[node.name].lineno == node.lineno
-        )
+        definition = self.module.definitions.get(node.name)
+        if definition and definition.lineno == node.lineno:  # not a method or an inner function
+            node.name = _flat((self.module.name, node.name))
         self.local.append(_bound(node))
         self.generic_visit(node)
         self.local.pop()
-        if outer:
-            node.name = _flat((self.module.name, node.name))
         return node
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.Lambda:
@@ -247,40 +146,36 @@ class _Renamed(ast.NodeTransformer):
         node.name = _flat((self.module.name, node.name))
         return node
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if any(node.id in names for names in self.local):
             return node
         if node.id in self.module.definitions:
-            key = (self.module.name, node.id)
-            if isinstance(node.ctx, ast.Load):
-                self.program.reach(key)
-            elif any(
-                isinstance(d, ast.AnnAssign | ast.Assign) and d is not None for d in [self.module.definitions[node.id]]
-            ):
-                pass
-            node.id = _flat(key)
-        elif node.id in self.module.imported:
-            node.id = self._imported(node.id)
+            return self._known((self.module.name, node.id), node.ctx)
+        if node.id in self.module.imported:
+            origin, name = self.module.imported[node.id]
+            if origin.startswith(PACKAGE):
+                return self._known((origin, name), node.ctx)
+            alias = ast.alias(name or origin, node.id if node.id != (name or origin) else None)
+            self.program.outside[node.id] = ast.ImportFrom(origin, [alias], 0) if name else ast.Import([alias])
         return node
+
+    def _known(self, key: Key, context: ast.expr_context) -> ast.expr:
+        """What stands for a name of the packer: its value if that is a number."""
+        key = INSTEAD.get(key, key)
+        value = getattr(import_module(key[0]), key[1])
+        if type(value) is int and isinstance(context, ast.Load):
+            return ast.parse(str(value), mode="eval").body
+        if isinstance(context, ast.Load):
+            self.program.reach(key)
+        return ast.Name(_flat(key), context)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if isinstance(node.value, ast.Name) and not any(node.value.id in names for names in self.local):
             origin, name = self.module.imported.get(node.value.id, ("", ""))
             if origin == PACKAGE:
-                key = (f"{PACKAGE}.{name}", node.attr)
-                self.program.reach(key)
-                return ast.Name(_flat(key), node.ctx)
+                return self._known((f"{PACKAGE}.{name}", node.attr), node.ctx)
         self.generic_visit(node)
         return node
-
-    def _imported(self, local: str) -> str:
-        origin, name = self.module.imported[local]
-        if origin.startswith(PACKAGE):
-            self.program.reach((origin, name))
-            return _flat((origin, name))
-        alias = ast.alias(name or origin, local if local != (name or origin) else None)
-        self.program.outside[local] = ast.ImportFrom(origin, [alias], 0) if name else ast.Import([alias])
-        return local
 
 
 def _bound(function: ast.FunctionDef | ast.Lambda) -> set[str]:

@@ -13,63 +13,55 @@ What will surprise you:
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.general import shuffled, unshuffled
 from pgolf.packer.plane import mantissa_integers
 
 PRECISION = 15
 TOTAL = 1 << PRECISION
 ESCAPES = 2  # the bytes below this one
 OFFSET = 128  # symbol byte = value + OFFSET; values reach from -126 to 127
-NO_LINEAR = 255  # parameter byte that says A = 0
+ESCAPED = -(1 << 15)  # the int16 that stands for an escaped code: take the next one of the escape list
 
-Frequencies = NDArray[np.uint16]  # [256], sums to TOTAL
+Frequencies = NDArray[np.int64]  # [256], sums to TOTAL
 Parameters = tuple[int, int, int, int]  # linear, quadratic, zero, parity: see `parametric`
 
 NEWTON_STEPS = 12
 NEWTON_REACH = 1.0  # longest step, in bits at the mean: far from the top Newton overshoots
 
-MAX_BYTES = 3 + 2 * (256 - ESCAPES)  # of a table in the file
-_ENERGY_BITS = 20  # fraction bits of the fixed-point energies
-_WEIGHT_BITS = 6  # a weight of 1 is 2^23 << 6; with a zero boost of 2^8, 256 of them and TOTAL it stays under 2^63
+MAX_BYTES = 4 + 2 * (256 - ESCAPES)  # of a table in the file
+_ENERGY_SHIFT = 19  # from rates with 29 fraction bits, 4 octaves higher, to energies in 64ths of a bit
 PARAMETRIC_UP_TO = 1 << 18  # symbols of a table; beyond, an explicit one always pays and the fit only costs time
-_STEPS = 64  # resolution of 2^-energy, steps an octave
 
 
 @lru_cache(1 << 14)
 def parametric(linear: int, quadratic: int, zero: int, parity: int) -> Frequencies:
     """Frequencies of the density with A = 2^(4 - linear/16), B = 2^(4 - quadratic/16), and 2^((zero-128)/16) at value 0.
 
-    linear, quadratic, zero: bytes; linear == NO_LINEAR means A = 0. parity: 0 or 1.
+    linear, quadratic, zero: bytes. parity: 0 or 1.
     Values whose share of TOTAL would fall under a quarter of a slot are left to the escapes.
     """
-    a = np.abs(2 * np.arange(-OFFSET, OFFSET, dtype=np.int64) + parity)
-    rate_a = 0 if linear == NO_LINEAR else _power(64 - linear)
-    energy = (a * rate_a + a * a * _power(64 - quadratic)) * _STEPS >> _ENERGY_BITS
-    if parity == 0:
-        energy[OFFSET] -= (zero - 128) * (_STEPS // 16)
-    energy -= energy.min()  # the odd half of a narrow trellis table has no value near zero
-    octave, step = np.divmod(-energy, _STEPS)
-    shift = np.clip(octave + _WEIGHT_BITS, -62, None)
-    mantissa = np.array(mantissa_integers(_STEPS), np.int64)[step]
-    weights = (mantissa << np.maximum(shift, 0)) >> np.maximum(-shift, 0)
+    a = np.abs(2 * np.arange(-OFFSET, OFFSET) + parity)
+    energy = (a * _exp2(-4 * linear) + a * a * _exp2(-4 * quadratic)) >> _ENERGY_SHIFT
+    energy[OFFSET] -= 4 * (zero - 128)
+    weights = _exp2(energy.min() - energy)  # the odd half of a narrow trellis table has no value near zero
     weights[:ESCAPES] = 0
-    total = int(weights.sum())
+    total = weights.sum()
     freqs = np.where(4 * TOTAL * weights >= total, np.maximum(1, weights * (TOTAL - ESCAPES) // total), 0)
     freqs[:ESCAPES] = 1
-    freqs[np.argmax(freqs)] += TOTAL - int(freqs.sum())
-    return freqs.astype(np.uint16)
+    freqs[np.argmax(freqs)] += TOTAL - freqs.sum()
+    return freqs
 
 
-def _power(sixteenths: int) -> int:
-    """2^(sixteenths/16) with _ENERGY_BITS fraction bits."""
-    octave, step = divmod(sixteenths, 16)
-    shift = octave + _ENERGY_BITS - 23
-    mantissa = mantissa_integers(16)[step]
-    return mantissa << shift if shift >= 0 else mantissa >> -shift
+def _exp2(exponent: Any) -> Any:
+    """2^(exponent/64) with 29 fraction bits, rounded down; exponent: integers up to 0."""
+    octave, step = np.divmod(exponent, 64)
+    return np.array(mantissa_integers(64))[step] << 6 >> np.minimum(-octave, 62)
 
 
 def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
@@ -84,7 +76,7 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
     if not total:  # the escapes share everything
         freqs = np.zeros(256, np.int64)
         _share_escapes(freqs)
-        return freqs.astype(np.uint16)
+        return freqs
     freqs = np.where(seen, np.maximum(1, counts * TOTAL // total), 0)
     left = TOTAL - int(freqs.sum())
     while left != 0:
@@ -98,12 +90,12 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
         freqs[best] += 1 if left > 0 else -1
         left = TOTAL - int(freqs.sum())
     _share_escapes(freqs)
-    return freqs.astype(np.uint16)
+    return freqs
 
 
 def _share_escapes(freqs: NDArray[np.int64]) -> None:
-    rest = TOTAL - int(freqs[ESCAPES:].sum())
-    freqs[0], freqs[1] = rest - rest // 2, rest // 2
+    rest = TOTAL - freqs[ESCAPES:].sum()
+    freqs[:ESCAPES] = rest - rest // 2, rest // 2
 
 
 def code_bits(counts: NDArray[np.int64], freqs: Frequencies) -> float:
@@ -126,14 +118,13 @@ def fit_parametric(counts: NDArray[np.int64], parity: int) -> tuple[int, int, in
     values = np.arange(ESCAPES - OFFSET, OFFSET)
     a = np.abs(2.0 * values + parity)
     statistics = np.stack([-a, -a * a, (values == 0).astype(np.float64)])
-    best = (np.inf, (NO_LINEAR, 254, 128))
+    best = (np.inf, (255, 255, 128))
     for used in ([0, 1], [0], [1]) if parity else ([0, 1, 2], [1, 2], [0, 2], [0], [1]):
         rates = np.zeros(3)
         rates[used] = _likeliest(n / max(n.sum(), 1.0), statistics[used])
         if min(rates[:2]) >= 0:
-            linear = _parameter(rates[0]) if rates[0] > 0 else NO_LINEAR
             zero = int(np.clip(round(128 + 16 * rates[2]), 0, 255))
-            candidate = (linear, _parameter(rates[1]), zero)
+            candidate = (_parameter(rates[0]), _parameter(rates[1]), zero)
             best = min(best, (code_bits(counts, parametric(*candidate, parity)), candidate))
     return best[1]
 
@@ -157,7 +148,7 @@ def _likeliest(p: NDArray[np.float64], statistics: NDArray[np.float64]) -> NDArr
 
 
 def _parameter(rate: float) -> int:
-    return int(np.clip(round(64 - 16 * np.log2(max(rate, 1e-9))), 0, 254))
+    return int(np.clip(round(64 - 16 * np.log2(max(rate, 1e-9))), 0, 255))
 
 
 def cheapest(counts: NDArray[np.int64], parity: int) -> Parameters | Frequencies:
@@ -180,7 +171,7 @@ def frequencies(table: Parameters | Frequencies) -> Frequencies:
 def dump_tables(tables: list[Parameters | Frequencies]) -> bytes:
     """Tables -> bytes: a tag byte each (parity of a parametric one, 2 for explicit), then parameters or frequencies.
 
-    An explicit table is first symbol, number of symbols, the low bytes of their frequencies, then the high bytes; the
+    An explicit table is first symbol, number of symbols, 0, the low bytes of their frequencies, then the high bytes; the
     two escapes share what is left of 2^15.
     """
     out = bytearray()
@@ -192,39 +183,31 @@ def dump_tables(tables: list[Parameters | Frequencies]) -> bytes:
             used = np.flatnonzero(table[ESCAPES:]) + ESCAPES
             first, last = (int(used[0]), int(used[-1])) if used.size else (ESCAPES, ESCAPES - 1)
             body = table[first : last + 1].astype("<u2").tobytes()
-            out += bytes([2, first, last + 1 - first]) + body[0::2] + body[1::2]
+            out += bytes([2, first, last + 1 - first, 0]) + shuffled(body, 2)
     return bytes(out)
 
 
-def parse_tables(data: bytes, count: int) -> list[Frequencies]:
-    """The inverse of `dump_tables`, as frequencies. Raises ArtifactError on anything but `count` well-formed tables."""
-    tables: list[Frequencies] = []
-    at = 0
-    for _ in range(count):
-        tag = data[at] if at < len(data) else -1
-        if tag in {0, 1} and at + 4 <= len(data):
-            tables.append(parametric(data[at + 1], data[at + 2], data[at + 3], tag))
-            at += 4
-        elif tag == 2 and at + 3 <= len(data):
-            table, at = _parse_explicit(data, at)
-            tables.append(table)
+def parse_tables(data: bytes, count: int) -> Frequencies:
+    """int64 [count, 256]: the inverse of `dump_tables`.
+
+    Raises ArtifactError unless the tables are well formed, ValueError if they end too soon.
+    """
+    freqs = np.zeros((count, 256), np.int64)
+    for table in freqs:
+        (tag, a, b, c), data = data[:4], data[4:]
+        if tag < 2:
+            table[:] = parametric(a, b, c, tag)
         else:
-            raise ArtifactError("probability tables are malformed: the artifact is damaged")
-    if at != len(data):
+            table[a : a + b] = np.frombuffer(unshuffled(data[: 2 * b], 2), "<u2")
+            data = data[2 * b :]
+            check_explicit(tag, a, b, c, table)
+            _share_escapes(table)
+    if data:
         raise ArtifactError("bytes left over after the probability tables: the artifact is damaged")
-    return tables
+    return freqs
 
 
-def _parse_explicit(data: bytes, at: int) -> tuple[Frequencies, int]:
-    first, size = data[at + 1], data[at + 2]
-    body = data[at + 3 : at + 3 + 2 * size]
-    if first < ESCAPES or first + size > 256 or len(body) != 2 * size:
-        raise ArtifactError("a probability table reaches outside its range: the artifact is damaged")
-    freqs = np.zeros(256, np.int64)
-    freqs[first : first + size] = np.frombuffer(body[:size], np.uint8) + 256 * np.frombuffer(
-        body[size:], np.uint8
-    ).astype(np.int64)
-    _share_escapes(freqs)
-    if freqs[1] < 1:
-        raise ArtifactError("a probability table sums to more than 2^15: the artifact is damaged")
-    return freqs.astype(np.uint16), at + 3 + 2 * size
+def check_explicit(tag: int, first: int, size: int, zero: int, table: NDArray[np.int64]) -> None:
+    """Raises ArtifactError for an unknown tag, symbols out of range, and frequencies that leave no room for escapes."""
+    if tag != 2 or zero or first < ESCAPES or first + size > 256 or table.sum() > TOTAL - ESCAPES:
+        raise ArtifactError("a probability table is out of range: the artifact is damaged")

@@ -15,6 +15,7 @@ Array = NDArray[Any]
 
 # states: (h0, h1), the parity-check polynomials
 PARITY_CHECKS = {
+    0: (0, 0),
     4: (0o5, 0o2),
     8: (0o13, 0o4),
     16: (0o23, 0o4),
@@ -27,11 +28,20 @@ STRIP = 1024  # rows after which the state returns to 0, so that a coder may int
 
 
 def next_states(states: int) -> NDArray[np.int32]:
-    """int32 [states, 2]: the state after branch 0 and 1, from the systematic feedback form of the parity checks."""
+    """int32 [states, 2]: the state after branch 0 and 1."""
+    return transitions(states).reshape(-1, 4, 2)[:, 1].astype(np.int32)
+
+
+def transitions(states: int) -> Array:
+    """int64 [8 · states]: the state after each state << 3 | last of its strip << 2 | on the trellis << 1 | branch.
+
+    From the systematic feedback form of the parity checks. states: 0, of scalar codes, gives a state that is never left.
+    """
     h0, h1 = PARITY_CHECKS[states]
-    state = np.arange(states, dtype=np.int32)[:, None]
-    branch = np.arange(2, dtype=np.int32)[None, :]
-    return (state >> 1) ^ (state & 1) * np.int32(h0 >> 1) ^ branch * np.int32(h1 >> 1)
+    index = np.arange(8 * max(states, 1))
+    state, branch = index >> 3, index & 1
+    moved = state >> 1 ^ (state & 1) * (h0 >> 1) ^ branch * (h1 >> 1)
+    return np.where(index & 4, 0, np.where(index & 2, moved, state))
 
 
 def on_path(codes: Array, on: Array, lengths: Array, states: int) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgolf.packer import artifact
+import numpy as np
+
+from pgolf.packer import artifact, container
 
 
 def load(path: str, torch: Any = None) -> dict[str, Any]:
@@ -13,14 +15,15 @@ def load(path: str, torch: Any = None) -> dict[str, Any]:
     Without torch: name -> (flat array, the dtype that its bytes are, shape, the dtype that it stands for), because numpy
     lacks some dtypes. Raises ArtifactError.
     """
-    with open(path, "rb") as file:
-        entries, _ = artifact.decode(file.read())
-    found: dict[str, Any] = {}
-    for name, entry in entries.items():
-        if entry.alias is None:
-            flat, stored = entry.flat()
-            found[name] = flat, stored, entry.shape, entry.dtype
-            if torch:
-                tensor = torch.from_numpy(flat).view(getattr(torch, stored)).reshape(entry.shape)
-                found[name] = tensor.to(getattr(torch, entry.dtype))
-    return {name: found[entry.alias or name] for name, entry in entries.items()}
+    parsed = container.parse(np.fromfile(path, np.uint8).tobytes())
+    found, home = {}, {}
+    for (name, dtype, shape, kind, other, _), planes, raw in artifact.contents(*parsed):
+        home[name] = name if kind else other
+        flat, stored = np.frombuffer(bytearray(raw), np.uint8), other or dtype
+        if planes:
+            flat = np.concatenate([p.codes if "int" in dtype else p.reconstruct() for p in planes]).ravel()
+            stored = flat.dtype.name
+        found[name] = flat, stored, shape, dtype
+        if torch and kind:
+            found[name] = torch.from_numpy(flat).view(getattr(torch, stored)).reshape(shape).to(getattr(torch, dtype))
+    return {name: found[other] for name, other in home.items()}
