@@ -99,11 +99,11 @@ def factors(kind):
 @pytest.mark.parametrize("method", ["auto", "quick", "gptq", "hessian-sdclip"])
 @pytest.mark.parametrize("kind", ["singular", "dead", "zero", "minute", "vast", "indefinite", "NaN", "infinite"])
 def test_odd_curvature(kind, method):
-    try:
-        found = packed(W, method, factors(kind))
-    except CurvatureError as error:
-        assert "'w'" in str(error)
+    if kind in {"NaN", "infinite"}:
+        with pytest.raises(CurvatureError, match="'w' has NaN or infinite"):
+            packed(W, method, factors(kind))
         return
+    found = packed(W, method, factors(kind))
     assert torch.isfinite(found).all()
     if kind not in {"minute", "vast"}:  # there the steps rightly follow
         assert distance(found, W) < 1.5

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pgolf.commands.shared import json_option
+
 
 @click.command()
 @click.option("--device", metavar="D", help="cpu or cuda [default: cuda where there is one].")
@@ -16,8 +18,11 @@ import click
 )
 @click.option("--peak-tflops", metavar="X", type=float, default=989.0, show_default=True, help="bf16 peak, for MFU.")
 @click.option("-o", "--out", metavar="R.json", type=click.Path(path_type=Path), help="Save the result.")
-def bench(device: str | None, artifact: Path | None, layers: int, peak_tflops: float, out: Path | None) -> None:
-    """Measure the kernels, loading and evaluation; JSON on stdout.
+@json_option
+def bench(
+    device: str | None, artifact: Path | None, layers: int, peak_tflops: float, out: Path | None, as_json: bool
+) -> None:
+    """Measure the kernels, loading and evaluation; indented JSON on stdout, with --json on one line.
 
     Example: pgolf bench --device cuda -o kernels.json
     """
@@ -36,4 +41,4 @@ def bench(device: str | None, artifact: Path | None, layers: int, peak_tflops: f
         click.echo(f"bench: only loading was measured, there is no {facts['missing'].removeprefix('a ')}", err=True)
     if out:
         report.write_json(out, facts)
-    click.echo(json.dumps(facts, indent=1))
+    click.echo(json.dumps(facts, indent=None if as_json else 1))

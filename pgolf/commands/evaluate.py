@@ -82,11 +82,13 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     Example: pgolf eval model.pgolf --model train.py:GPT --data val.bin --tokenizer t.model
     """
     from pgolf import report
+    from pgolf.kernels.device import need
     from pgolf.train import compare
     from pgolf.train.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
+    need(options["device"])
     text = None if all(map(is_result, sources)) else _text(options)
     with progress_bars() as progress:
         scored = [
