@@ -37,7 +37,7 @@ def test_the_current_version_is_among_them():
 def add() -> None:
     from fuzz.targets import TARGETS
 
-    digests = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
+    digests = json.loads(DIGESTS.read_text())
     for coder, data in zip(artifact.CODERS, TARGETS["artifact"].seeds(), strict=True):
         path = FOLDER / f"{container.VERSION}-{coder}.pgolf"
         if not path.exists():
