@@ -197,3 +197,11 @@ def test_the_contests_packer_on_golf3m(tmp_path):
         "--coder", "brotli", "-o", tmp_path / "contest.pgolf", "--json",
     )  # fmt: skip
     assert json.loads(result.stdout)["bits_per_weight"] == pytest.approx(3.52, abs=0.02)
+
+
+def test_a_log_shows_that_work_goes_on(folder, monkeypatch):
+    """Without a terminal there are no bars, but a line now and then."""
+    monkeypatch.setattr("pgolf.commands.shared.LINE_SECONDS", 0)
+    result = run("pack", "ckpt.pt", "--budget", "9kB", "--method", "sdclip", "--json")
+    assert "fill the budget: " in result.stderr
+    json.loads(result.stdout)

@@ -42,6 +42,7 @@ def is_artifact(source: Path) -> bool:
 
 
 def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str) -> nn.Module:
+    """The user's model at FILE.py:NAME, or ours from the configuration, holding `state`. what: for the message."""
     from pgolf import usermodel
 
     if spec is not None:
@@ -52,6 +53,7 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
 
 
 def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options: dict[str, Any]) -> Curvature:
+    """The curvature of a checkpoint's model over the text that --calib names."""
     from pgolf.quant.calibrate import calibrate
 
     model = build(options["model"], source.state_dict(), source.config, "the checkpoint")

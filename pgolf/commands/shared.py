@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from pgolf.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
+LINE_SECONDS = 20  # between two lines of progress in a log
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +37,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an existing
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
+    """UsageError before any work is done, where the result could not be written."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
     if not path.parent.is_dir():
@@ -42,17 +45,30 @@ def refuse_overwrite(path: Path, force: bool) -> None:
 
 
 def print_table(table: Any) -> None:
+    """A rich table on stdout, as wide as the terminal, or as it needs where there is none."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
     Console(width=width, soft_wrap=False).print(table)
 
 
+def _lines() -> Progress:
+    said = time.monotonic()
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+
+    return update
+
+
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars on stderr; nothing where stderr is not a terminal."""
+    """Bars on stderr; where stderr is not a terminal, a line now and then, so that a log shows that work goes on."""
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
