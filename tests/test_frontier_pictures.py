@@ -102,7 +102,7 @@ mark.dispatchEvent(new PointerEvent("pointerenter"));
 found.tip = tell.textContent; found.tipShown = seen(tell);
 mark.dispatchEvent(new PointerEvent("pointerleave"));
 found.tipGone = !seen(tell);
-mark.focus(); found.focus = seen(tell); mark.blur();
+mark.dispatchEvent(new FocusEvent("focus")); found.focus = seen(tell); mark.dispatchEvent(new FocusEvent("blur"));
 button.click(); found.hidden = !seen(document.querySelector("g.series")); found.pressed = button.getAttribute("aria-pressed");
 button.click(); found.back = seen(document.querySelector("g.series"));
 const paper = () => getComputedStyle(document.body).backgroundColor;
