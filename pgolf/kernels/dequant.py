@@ -80,6 +80,7 @@ def kernel(
     codes, row_scale, col_scale, out, rows, cols, stride_r, stride_c,
     ROW_SCALE: tl.constexpr, COL_SCALE: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """A tile of BLOCK_R rows and BLOCK_C columns a program; see `dequant`."""
     across = tl.cdiv(cols, BLOCK_C)
     r = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = (tl.program_id(0) % across).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -90,10 +91,16 @@ def kernel(
     if COL_SCALE:
         value = value * tl.load(col_scale + c, c < cols, other=0.0)[None, :]
     at = out + r[:, None] * cols + c[None, :]
+    put(at, value, inside, BF16)
+
+
+@jit
+def put(at, value, inside, BF16: tl.constexpr):
+    """Store float32 `value`, rounded once to the dtype that `at` points to; bfloat16 (BF16) is stored as its bits, int16."""
     if BF16:
         tl.store(at, rounded(value), inside)
     else:
-        tl.store(at, value.to(out.dtype.element_ty), inside)
+        tl.store(at, value.to(at.dtype.element_ty), inside)
 
 
 @jit

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pgolf.kernels.dequant import dequant_reference, rounded
+from pgolf.kernels.dequant import dequant_reference, put
 from pgolf.kernels.device import jit, tl, triton
 
 WIDTHS = (4, 5, 6, 8)
@@ -163,6 +163,7 @@ def kernel(
     low, high, row_scale, col_scale, out, rows, cols, row_words,
     BITS: tl.constexpr, WORDS: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_R rows of one unit of words a program; see `dense`."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     unit = tl.program_id(1)
     word = r[:, None] * row_words + (unit * WORDS + tl.arange(0, WORDS))[None, :]
@@ -180,10 +181,7 @@ def kernel(
             value = value * tl.load(col_scale + c, c < cols, other=0.0)[None, :]
         inside = (r < rows)[:, None] & (c < cols)[None, :]
         at = out + r[:, None] * cols + c[None, :]
-        if BF16:
-            tl.store(at, rounded(value), inside)
-        else:
-            tl.store(at, value.to(out.dtype.element_ty), inside)
+        put(at, value, inside, BF16)
 
 
 @jit

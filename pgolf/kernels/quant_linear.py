@@ -131,6 +131,7 @@ def kernel(
     COLS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, UNITS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)

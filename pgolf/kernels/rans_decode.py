@@ -156,6 +156,7 @@ def kernel(
     states, first_word, words, bounds, first_strip, starts, base, first_row, rows, lookup, pages, symbols, entries,
     codes, final, ends, lanes, last_word, feedback, branch, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK lanes a program, a symbol of each at every step; see `rans_decode`."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     known = lane < lanes
     x = tl.load(states + lane, known, other=0).to(tl.uint32, bitcast=True)

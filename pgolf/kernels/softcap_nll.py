@@ -63,6 +63,7 @@ def kernel(
     logits, targets, out, stride, softcap,
     VOCAB: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One row of logits a program, its maximum and sum kept while it goes; see `softcap_nll`."""
     row = tl.program_id(0).to(tl.int64)
     highest = -float("inf")
     total = 0.0
