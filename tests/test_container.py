@@ -10,6 +10,7 @@ from pathlib import Path
 import brotli
 import pytest
 
+from fuzz.mutate import repaired
 from pgolf.errors import ArtifactError
 from pgolf.packer import container, general
 
@@ -17,11 +18,6 @@ from pgolf.packer import container, general
 def an_artifact(head=None, **sections):
     raw = {"a": b"first", "b": bytes(5000), **sections}
     return container.dump(head or {"x": 1}, raw, {name: general.compress(data) for name, data in raw.items()})
-
-
-def repaired(data):
-    """With the CRC of the file that these bytes need."""
-    return data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
 
 
 def unpacked(data):
