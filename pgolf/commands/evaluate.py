@@ -229,9 +229,9 @@ def _audit(
     """Experiments on the scorer that gave `nats`, then the text's bytes and the size."""
     import torch
 
-    from pgolf.packer.code import counted_bytes
     from pgolf.quant.logits import device_of, logits_of
     from pgolf.sizes import parse_size
+    from pgolf.submission import counted_bytes
     from pgolf.train import audit
 
     sample = audit.sample(text.scored, text.bos, prefix=reading.audit_prefix, crosses=reading.crosses)
