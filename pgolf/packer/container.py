@@ -16,6 +16,7 @@ What will surprise you:
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -158,6 +159,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     while it is written: what a killed process left behind is unlocked, and the next writer of `path` removes it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was to be written there", str(path))
     _remove_abandoned(path)
     file, name = _locked_sibling(path)
     try:
@@ -170,7 +173,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(name, path)
     except BaseException as error:
         name.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in {None, name, str(name)}:
             error.filename = str(path)  # a full disk does not say where
         raise
 
@@ -179,8 +182,12 @@ def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
     """A new file beside `path`, with the permissions that the user's umask gives, and its name."""
     while True:
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        file = open(name, "xb")  # noqa: SIM115 - the caller closes it
-        _lock(file, wait=True)
+        try:
+            file = open(name, "xb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            error.filename = str(path)  # nobody knows the temporary name
+            raise
+        lock(file.fileno(), wait=True)
         if name.exists():  # else a cleaner took it between creation and lock
             return file, name
         file.close()
@@ -189,12 +196,12 @@ def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
 def _remove_abandoned(path: Path) -> None:
     for name in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), name.open("rb") as file:
-            if _lock(file):
+            if lock(file.fileno()):
                 name.unlink()
 
 
-def _lock(file: BinaryIO, wait: bool = False) -> bool:
-    """Whether the file is ours alone now. False too where there are no such locks: nothing is then taken for abandoned."""
+def lock(file: int, wait: bool = False) -> bool:
+    """Whether the open file or folder is ours alone now; where there are no such locks it never is, and nothing is tidied up."""
     if fcntl is None:
         return False
     try:

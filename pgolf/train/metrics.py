@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pgolf.errors import DataError
+from pgolf.packer.container import replacing
+from pgolf.report import write_text
 from pgolf.train.loop import StepInfo
 
 
@@ -18,20 +20,20 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= keep] if keep and path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._write(row)
+        write_text(path, "".join(map(_line, kept)))
+        self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, info: StepInfo, **more: float) -> None:
-        self._write(asdict(info) | more)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(asdict(info) | more))
         self._file.flush()
 
     def close(self) -> None:
         """Nothing may be written afterwards."""
         self._file.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -71,7 +73,8 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
         right.set_ylabel("held-out bits per byte (points)", color="C1")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -11,7 +11,6 @@ What will surprise you:
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ import torch
 
 from pgolf import pipeline
 from pgolf.errors import PgolfError, UsageError
+from pgolf.packer.container import replacing
 from pgolf.report import write_json
 from pgolf.sizes import parse_size
 from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
@@ -184,7 +184,8 @@ class _Run:
     def _config(self, files: DataFiles) -> dict[str, Any]:
         """The checkpoint's; the tokenizer is copied beside it."""
         if files.tokenizer is not None and self.writes and not (self.out / "tokenizer.model").exists():
-            shutil.copyfile(files.tokenizer, self.out / "tokenizer.model")
+            with replacing(self.out / "tokenizer.model") as file:
+                file.write(files.tokenizer.read_bytes())
         return self.recipe.to_config(seed=self.seed, tokenizer="tokenizer.model" if files.tokenizer else "")
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
