@@ -16,9 +16,16 @@ A message is one line, names the thing and the mend. Anything that is not a Pgol
 
 
 class PgolfError(Exception):
-    """Root of every error that pgolf raises on purpose."""
+    """Root of every error that pgolf raises on purpose.
+
+    Its text is one line of printable characters, whatever names a stranger's file brought into it: what moves a
+    terminal's cursor or cannot be encoded is shown as an escape sequence of Python.
+    """
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
 
 
 class UsageError(PgolfError):

@@ -120,9 +120,25 @@ def test_bfloat16_compute_keeps_float32_weights():
 
 
 def test_checkpoint_config_rebuilds_the_model():
-    model = from_config({"gpt": asdict(CONFIG)})
-    model.load_state_dict(GPT(CONFIG, seed=9).state_dict())
+    state = GPT(CONFIG, seed=9).state_dict()
+    model = from_config({"gpt": asdict(CONFIG)}, state)
+    model.load_state_dict(state)
     assert model.config == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"vocab_size": 10**9}, ValueError, "hold 1"),
+        ({"layers": 10**9}, ValueError, "1000000000 layers"),
+        ({"dim": 64.0}, TypeError, "dim is 64.0"),
+        ({"softcap": float("nan")}, TypeError, "softcap is nan"),
+        ({"heads": -4, "kv_heads": -2}, TypeError, "heads is -4"),
+    ],
+)
+def test_configurations_that_lie_are_refused_before_anything_is_built(changed, error, says):
+    with pytest.raises(error, match=says):
+        from_config({"gpt": asdict(CONFIG) | changed}, GPT(CONFIG).state_dict())
 
 
 def test_shapes_that_do_not_divide_are_refused():

@@ -15,6 +15,9 @@ from pgolf.report import write_text
 from pgolf.train.loop import StepInfo
 
 
+_FIELDS = {"step": {int}, "tokens": {int}, "loss": {int, float}}  # what is read again
+
+
 class MetricsLog:
     """Appends a line for every step. Lines of `path` beyond `keep` steps are dropped: a resumed run repeats them."""
 
@@ -38,14 +41,21 @@ def _line(row: dict[str, Any]) -> str:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a log; a last one that was cut off is left out. DataError for anything else."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a log of training: {error.reason} at byte {error.start}") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise DataError(f"{path}, line {number}: not JSON, so not a log of training") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number}: not JSON, so not a log of training") from None
+        if not isinstance(row, dict) or not all(type(row.get(name)) in kinds for name, kinds in _FIELDS.items()):
+            raise DataError(f"{path}, line {number}: not a step of a training log")
+        rows.append(row)
     return rows
 
 
@@ -57,7 +67,7 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
     rows = read_metrics(log)
     if not rows:
         raise DataError(f"{log}: no steps to plot")
-    tokens, loss = (np.array([row[key] for row in rows], np.float64) for key in ("tokens", "loss"))
+    tokens, loss = columns(rows, "tokens", "loss")
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -75,6 +85,14 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
     axes.legend()
     with replacing(Path(path)) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def columns(rows: list[dict[str, Any]], *names: str) -> list[np.ndarray]:
+    """float64 [rows] of each of the fields. DataError for figures that no float holds."""
+    try:
+        return [np.array([row[name] for row in rows], np.float64) for name in names]
+    except OverflowError:
+        raise DataError("a figure in the log of training is beyond all bounds: delete the log") from None
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -14,7 +14,9 @@ softcap arXiv 2408.00118, U-Net skips KellerJordan/modded-nanogpt; the combinati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -56,9 +58,28 @@ PRESETS = {
 }
 
 
-def from_config(config: dict[str, Any]) -> GPT:
-    """The untrained `GPT` of the "config" entry of a checkpoint that the trainer wrote."""
-    return GPT(GPTConfig(**config["gpt"]))
+def from_config(config: dict[str, Any], state: Mapping[str, Tensor]) -> GPT:
+    """The untrained `GPT` of the "config" entry of a checkpoint that the trainer wrote.
+
+    state: what stands beside it, which bounds the model; a configuration may ask for any size. Raises ValueError for a
+    larger one, KeyError and TypeError for what is no configuration, UsageError for shapes that do not fit.
+    """
+    shapes = GPTConfig(**config["gpt"])
+    _check_types(shapes)
+    size = shapes.dim * (shapes.vocab_size + shapes.layers * (2 * shapes.dim + 2 * shapes.mlp_mult * shapes.dim))
+    held = sum(tensor.numel() for tensor in state.values())
+    if size > held or shapes.layers > len(state):
+        raise ValueError(f"{shapes.layers} layers and at least {size:,} weights, where {len(state)} tensors hold {held:,}")
+    return GPT(shapes)
+
+
+def _check_types(shapes: GPTConfig) -> None:
+    """TypeError unless counts are integers, the rest finite numbers, and all above zero; nothing may be rotated."""
+    for field in fields(shapes):
+        value = getattr(shapes, field.name)
+        fits = type(value) is int if field.type == "int" else type(value) in {int, float} and math.isfinite(value)
+        if not fits or value < (field.name != "rope_dims"):
+            raise TypeError(f"{field.name} is {value!r}")
 
 
 class Linear(nn.Linear):

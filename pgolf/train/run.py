@@ -40,7 +40,8 @@ from pgolf.train.qat import QAT
 from pgolf.train.qat_settings import QATSettings, parse_options
 from pgolf.train.ranks import Ranks, joined
 from pgolf.train.recipes import RECIPES, Recipe, override
-from pgolf.train.save import load_state, save_checkpoint, save_state
+from pgolf.train.save import resume as resume_from
+from pgolf.train.save import save_checkpoint, save_state
 
 SAVE_SECONDS = 120.0  # of training between two saves
 SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
@@ -156,7 +157,7 @@ class _Run:
         """Train to the end, save, score, plot, pack."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
-            trainer.load_state_dict(load_state(self.state, self._settings(trainer)))
+            resume_from(trainer, self.state, self._settings(trainer))
         if self.writes:
             with _interrupt_flag() as interrupted:
                 self._train_and_save(trainer, config, interrupted, progress)
