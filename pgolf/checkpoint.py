@@ -23,6 +23,7 @@ from torch import Tensor
 from pgolf import huggingface
 from pgolf.errors import CheckpointError
 from pgolf.packer.artifact import DTYPE_SIZES
+from pgolf.packer.container import replacing
 
 MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
 _PREFERRED = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "weights", "ema", "params")
@@ -86,6 +87,17 @@ def torch_load(path: Path) -> Any:
     except Exception as error:  # torch.load raises nearly anything on foreign bytes
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+def torch_save(value: Any, path: Path) -> None:
+    """Write by torch.save, whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch closes its archive after a failed write, and that fails again
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _check_archive(path: Path) -> None:

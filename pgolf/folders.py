@@ -47,10 +47,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     made, held = _locked_sibling(path)
     try:
         yield made
-        if path.exists():
-            _exchange(made, path)
-        else:
-            os.rename(made, path)
+        _put(made, path)
     finally:
         shutil.rmtree(made, ignore_errors=True)  # what came of a failure, or the folder that was replaced
         if held is not None:
@@ -61,18 +58,14 @@ def _locked_sibling(path: Path) -> tuple[Path, int | None]:
     while True:
         made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         made.mkdir()
-        held = _open(made)
-        if held is None:
-            return made, None
-        lock(held, wait=True)
-        if made.exists():  # else a cleaner took it between creation and lock
-            return made, held
-        os.close(held)
-
-
-def _open(folder: Path) -> int | None:
-    """A descriptor to lock a folder by; None on Windows, which has none."""
-    return os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+        if os.name != "posix":
+            return made, None  # folders cannot be opened there, so not locked
+        with suppress(FileNotFoundError):
+            held = os.open(made, os.O_RDONLY)
+            lock(held, wait=True)
+            if made.exists():  # else a cleaner took it between creation and lock
+                return made, held
+            os.close(held)
 
 
 def _tidy(path: Path) -> None:
@@ -83,19 +76,30 @@ def _tidy(path: Path) -> None:
             os.rename(old, path)
         shutil.rmtree(old, ignore_errors=True)
     for left in path.parent.glob(f".{name}.*.tmp"):
-        if left.is_dir() and not left.is_symlink() and _abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir() and not left.is_symlink():
+            _remove_abandoned(left)
 
 
-def _abandoned(folder: Path) -> bool:
-    with suppress(OSError):
-        held = _open(folder)
-        if held is not None:
-            try:
-                return lock(held)
-            finally:
-                os.close(held)
-    return False
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError):  # gone already; or Windows, see above
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            if lock(held):  # and kept until the folder is gone, so that nobody takes it for a new one
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(held)
+
+
+def _put(made: Path, path: Path) -> None:
+    """Give `made` the name `path`; what had it is then called `made`."""
+    if not path.exists():
+        try:
+            os.rename(made, path)
+            return
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:  # another writer was quicker
+                raise
+    _exchange(made, path)
 
 
 def _exchange(made: Path, path: Path) -> None:

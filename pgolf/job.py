@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pgolf import checkpoint, plan
 from pgolf.checkpoint import Checkpoint
+from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
@@ -82,6 +83,10 @@ class Job:
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _entry(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
+        with enough_memory(name, self.source.tensors[name]):
+            return self._packed(name, tensor_plan, step)
+
+    def _packed(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
         tensor = self.source.tensors[name]
         self.hurry(tensor.numel())
         dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
@@ -145,10 +150,11 @@ class Job:
             settings = plans[name].at(step)
             staged = METHODS[settings.method].staged
             assert staged is not None
-            prepared = self.prepare(name, settings)
-            return sum(
-                staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
-            )
+            with enough_memory(name, self.source.tensors[name]):
+                prepared = self.prepare(name, settings)
+                return sum(
+                    staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
+                )
 
         names = [name for name, p in plans.items() if p.settings is not None]
         with one_thread_each() as pool:
@@ -192,6 +198,20 @@ def integer_plane(tensor: Tensor) -> Plane:
     """The values of an integer tensor as codes without scales, one row a first index."""
     matrix = tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
     return Plane(narrowed(matrix.to(torch.int32).numpy()))
+
+
+@contextmanager
+def enough_memory(name: str, tensor: Tensor) -> Iterator[None]:
+    """Turn whatever says that memory ran out into a MemoryLimitError that names the tensor."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"not enough memory to pack {name!r} {list(tensor.shape)}: free some, or let fewer cores work at a time "
+            "(taskset -c 0 pgolf ...)"
+        ) from error
 
 
 @contextmanager

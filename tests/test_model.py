@@ -133,7 +133,7 @@ def test_checkpoint_config_rebuilds_the_model():
         ({"layers": 10**9}, ValueError, "1000000000 layers"),
         ({"dim": 64.0}, TypeError, "dim is 64.0"),
         ({"softcap": float("nan")}, TypeError, "softcap is nan"),
-        ({"heads": -4, "kv_heads": -2}, TypeError, "heads is -4"),
+        ({"heads": -4, "kv_heads": -2, "rope_dims": -20}, TypeError, "heads is -4"),
     ],
 )
 def test_configurations_that_lie_are_refused_before_anything_is_built(changed, error, says):

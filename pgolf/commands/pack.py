@@ -18,6 +18,7 @@ from pgolf.commands.shared import (
     print_table,
     progress_bars,
     refuse_overwrite,
+    refuse_unwritable,
 )
 from pgolf.errors import UsageError
 
@@ -86,6 +87,7 @@ def pack(
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
+    refuse_unwritable(options["report_file"])
     source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,11 +38,22 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an existing
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """UsageError before any work is done, where the result could not be written."""
+    """UsageError before any work is done, where the result could not be written or would replace something."""
+    refuse_unwritable(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
+
+
+def refuse_unwritable(path: Path | None) -> None:
+    """UsageError before any work is done, where a file that may be replaced could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UsageError(f"{path}: nothing can be written in the folder {path.parent}")
 
 
 def print_table(table: Any) -> None:

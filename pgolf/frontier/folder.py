@@ -61,7 +61,7 @@ def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], 
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: -o names the folder of a sweep")
     known = _read(path / "sweep.json", _is_plan) if (path / "sweep.json").is_file() else None
-    if known is None and path.is_dir() and any(path.iterdir()):
+    if known is None and path.is_dir() and not all(_unfinished(p) for p in path.iterdir()):
         raise UsageError(f"{path} is not a sweep's folder and not empty: give another name with -o")
     if known is not None and (changed := differences(known["shared"], shared)):
         if not force:
@@ -73,9 +73,15 @@ def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], 
         known = None
     old = [_point(facts) for facts in known["plan"]] if known else []
     plan = tuple({p.key: p for p in (*old, *points)}.values())
-    (path / "points").mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     write_json(path / "sweep.json", {"shared": dict(shared), "plan": [asdict(p) for p in plan]})
+    (path / "points").mkdir(exist_ok=True)
     return Folder(path, plan)
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether a file is what a sweep leaves that was killed before it had written anything."""
+    return path.name.startswith(".sweep.json.")
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -24,11 +24,14 @@ class MetricsLog:
     def __init__(self, path: Path, *, keep: int = 0) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= keep] if keep and path.exists() else []
         write_text(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def __call__(self, info: StepInfo, **more: float) -> None:
-        self._file.write(_line(asdict(info) | more))
-        self._file.flush()
+        try:
+            self._file.write(_line(asdict(info) | more).encode())
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk does not say where
+            raise
 
     def close(self) -> None:
         """Nothing may be written afterwards."""

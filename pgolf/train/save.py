@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from pgolf.checkpoint import torch_load
+from pgolf.checkpoint import torch_load, torch_save
 from pgolf.errors import CheckpointError, UsageError
-from pgolf.packer.container import replacing
 
 if TYPE_CHECKING:
     from pgolf.train.loop import Trainer
@@ -27,12 +25,12 @@ SHOWN = 3  # differences that a refusal names
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Write {"model": state dict on the CPU, "config": config}, what `pgolf pack` reads."""
-    _save(path, {"model": {name: tensor.cpu() for name, tensor in state.items()}, "config": config})
+    torch_save({"model": {name: tensor.cpu() for name, tensor in state.items()}, "config": config}, path)
 
 
 def save_state(path: Path, trainer: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write {"trainer": Trainer.state_dict(), "settings": plain data}."""
-    _save(path, {"trainer": trainer, "settings": settings})
+    torch_save({"trainer": trainer, "settings": settings}, path)
 
 
 def resume(trainer: Trainer, path: Path, settings: dict[str, Any]) -> None:
@@ -77,8 +75,3 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
         elif a != b:
             found.append(f"{prefix}{name} is {a} there, {b} here")
     return found
-
-
-def _save(path: Path, value: Any) -> None:
-    with replacing(path) as file:
-        torch.save(value, file)
