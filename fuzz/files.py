@@ -191,9 +191,9 @@ def read_curvature(path: Path) -> Any:
 @cache
 def results() -> list[bytes]:
     """What `pgolf eval -o` writes of one model."""
+    from pgolf.train.bpb import result_of
     from pgolf.train.documents import per_document
     from pgolf.train.results import Result
-    from pgolf.train.bpb import result_of
 
     nats, counts = np.random.default_rng(0).uniform(1, 5, 299), np.full(300, 3, np.uint16)
     documents = per_document(nats, counts, np.arange(0, 299, 50))

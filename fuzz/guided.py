@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 

@@ -30,7 +30,12 @@ def read_rule(text: str) -> Any:
 
     from pgolf import plan
 
-    tensors = {"tok_emb.weight": torch.ones(64, 48), "a.w.b": torch.ones(8, 300), "x": torch.ones(3), "ab": torch.ones(70, 70)}
+    tensors = {
+        "tok_emb.weight": torch.ones(64, 48),
+        "a.w.b": torch.ones(8, 300),
+        "x": torch.ones(3),
+        "ab": torch.ones(70, 70),
+    }
     return plan.make(tensors, method="auto", rules=[plan.parse_rule(text)], search=True)
 
 

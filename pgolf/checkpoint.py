@@ -110,7 +110,9 @@ def _check_archive(path: Path) -> None:
         stored = all(p.compress_type == zipfile.ZIP_STORED and p.file_size == p.compress_size for p in parts)
         plain = stored and not any(p.flag_bits & 1 for p in parts)  # 1: encrypted
         if not plain or len({p.filename for p in parts}) < len(parts):
-            raise CheckpointError(f"{path}: a zip archive with compressed or repeated parts, not what torch.save writes")
+            raise CheckpointError(
+                f"{path}: a zip archive with compressed or repeated parts, not what torch.save writes"
+            )
         if sum(p.file_size for p in parts) > path.stat().st_size:
             raise CheckpointError(f"{path}: the parts of this zip archive overlap: it is damaged, or hostile")
         if bad := archive.testzip():

@@ -16,6 +16,11 @@ A message is one line, names the thing and the mend. Anything that is not a Pgol
 """
 
 
+def printable(text: str) -> str:
+    """One line in which every other character is an escape sequence of Python, as "\\x1b"."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class PgolfError(Exception):
     """Root of every error that pgolf raises on purpose.
 
@@ -26,7 +31,7 @@ class PgolfError(Exception):
     exit_code = 3
 
     def __str__(self) -> str:
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class UsageError(PgolfError):

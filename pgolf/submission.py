@@ -261,4 +261,3 @@ def _earlier_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(facts, dict) and "bytes_model" in facts and not any(p.is_symlink() for p in folder.rglob("*"))
-

@@ -23,7 +23,6 @@ from pgolf.cli import main
 from pgolf.errors import MemoryLimitError, PgolfError, is_out_of_memory
 from pgolf.folders import replacing_folder, write_folder
 from pgolf.packer.container import replacing
-from pgolf.quant import METHODS
 from pgolf.train.data import write_shard
 from tests.helpers import sweep_inputs, toy_state, without_times
 
@@ -31,7 +30,9 @@ MODEL = "--model toy.py:Toy"
 TEXT = "--data val.bin --bytes bytes.bin --seq-len 64"
 TRAIN = "train --preset tiny --data data -o run --set vocab_size=64 --set dim=32 --set heads=2 --set kv_heads=1"
 TRAIN += " --set rope_dims=8 --set seq_len=16 --set batch_size=4 --set steps=3"
-SWEEP = f"sweep ckpt.pt {MODEL} {TEXT} --methods gptq:int6 --bits 4 --baseline none --calib val.bin --tokens 640 --jobs 1"
+SWEEP = (
+    f"sweep ckpt.pt {MODEL} {TEXT} --methods gptq:int6 --bits 4 --baseline none --calib val.bin --tokens 640 --jobs 1"
+)
 REPORTS = "pack ckpt.pt --budget 9kB --method sdclip --force -o /tmp/m.pgolf --report m.json"
 WRITERS = {  # what is written: the command
     "m.pgolf": "pack ckpt.pt --budget 9kB --method sdclip --force -o m.pgolf",
@@ -271,7 +272,9 @@ def test_where_names_cannot_be_exchanged_nothing_is_lost(tmp_path, monkeypatch):
 OUT_OF_MEMORY = {
     "Python": MemoryError(),
     "numpy": np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype(np.float64)),
-    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    "torch": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"
+    ),
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
 }
 

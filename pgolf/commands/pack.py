@@ -15,6 +15,7 @@ from pgolf.commands.shared import (
     force_option,
     json_option,
     model_options,
+    print_lines,
     print_table,
     progress_bars,
     refuse_overwrite,
@@ -112,7 +113,7 @@ def pack(
         click.echo(json.dumps(facts))
         return
     print_table(report.pack_table(facts))
-    click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
+    print_lines([*report.pack_summary(facts), f"written            {out}"])
 
 
 def _default_name(ckpt: Path) -> Path:

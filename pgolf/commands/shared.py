@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pgolf.errors import UsageError
+from pgolf.errors import UsageError, printable
 
 Progress = Callable[[str, int, int], None]
 LINE_SECONDS = 20  # between two lines of progress in a log
@@ -59,9 +59,21 @@ def refuse_unwritable(path: Path | None) -> None:
 def print_table(table: Any) -> None:
     """A rich table on stdout, as wide as the terminal, or as it needs where there is none."""
     from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        """Shows strings as they are: names from a stranger's file may look like markup or move the cursor."""
+
+        def render_str(self, text: str, **_: Any) -> Text:
+            return Text(printable(text))
 
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, soft_wrap=False).print(table)
+    Plain(width=width, soft_wrap=False).print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout, whatever names are in them."""
+    click.echo("\n".join(map(printable, lines)))
 
 
 def _lines() -> Progress:

@@ -24,7 +24,13 @@ from pgolf.report import write_json
 
 BEFORE = "before"  # the key of the unquantized checkpoint
 SCORE = ("bpb", "loss", "tokens", "text_bytes", "score_seconds")  # figures of every point...
-PACKED = ("bytes", "bits_per_weight", "quantized_bits_per_weight", "pack_seconds", "load_seconds")  # ...and of a packed one
+PACKED = (
+    "bytes",
+    "bits_per_weight",
+    "quantized_bits_per_weight",
+    "pack_seconds",
+    "load_seconds",
+)  # ...and of a packed one
 MOST = 1e15  # beyond it no figure of a sweep is
 
 

@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pgolf.errors import ArtifactError
+from pgolf.errors import ArtifactError, UsageError
 from pgolf.packer import general
 
 try:
@@ -56,10 +56,12 @@ def canonical(value: Any) -> bytes:
 def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
     """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
 
-    Raises ValueError if the header is larger than a reader accepts.
+    Raises ValueError if the header is larger than a reader accepts, UsageError if the sections are.
     """
     names = sorted(stored)
     index = [_section_record(name, stored[name]) for name in names]
+    if sum(s.size for s in stored.values()) > most_raw(sum(len(s.data) for s in stored.values())):
+        raise UsageError("over a gigabyte of the kept tensors is repetition, as of masks: leave such buffers out")
     raw = canonical({**head, "sections": index})
     if len(raw) > MAX_HEADER:
         raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
@@ -141,6 +143,13 @@ def check_index(index: list[Any], body: int) -> None:
     left = body - sum(entry[4] for entry in index)
     if left:
         raise ArtifactError(f"{left} bytes left over after the last section: the artifact is damaged")
+    if (raw := sum(entry[3] for entry in index)) > most_raw(body):
+        raise ArtifactError(f"the sections declare {raw} raw bytes, more than a file of this size may: it is damaged")
+
+
+def most_raw(stored: int) -> int:
+    """Raw bytes that so many stored ones may stand for: masks and zeros shrink without end, a bomb would too."""
+    return (1 << 30) + 64 * stored
 
 
 def _is_section(entry: Any) -> bool:

@@ -14,7 +14,6 @@ from pgolf.packer.container import replacing
 from pgolf.report import write_text
 from pgolf.train.loop import StepInfo
 
-
 _FIELDS = {"step": {int}, "tokens": {int}, "loss": {int, float}}  # what is read again
 
 

@@ -69,7 +69,9 @@ def from_config(config: dict[str, Any], state: Mapping[str, Tensor]) -> GPT:
     size = shapes.dim * (shapes.vocab_size + shapes.layers * (2 * shapes.dim + 2 * shapes.mlp_mult * shapes.dim))
     held = sum(tensor.numel() for tensor in state.values())
     if size > held or shapes.layers > len(state):
-        raise ValueError(f"{shapes.layers} layers and at least {size:,} weights, where {len(state)} tensors hold {held:,}")
+        raise ValueError(
+            f"{shapes.layers} layers and at least {size:,} weights, where {len(state)} tensors hold {held:,}"
+        )
     return GPT(shapes)
 
 

@@ -72,7 +72,9 @@ def read(path: Path) -> Result:
         facts = json.loads(path.read_text())
         columns = {name: np.array(facts["per_document"][name], dtype) for name, dtype in COLUMNS.items()}
         score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
-        made = Result(facts["source"], facts["how"], score, Documents(**columns), facts["note"], facts["compile_seconds"])
+        made = Result(
+            facts["source"], facts["how"], score, Documents(**columns), facts["note"], facts["compile_seconds"]
+        )
         _check(made)
         return made
     except OSError as error:
@@ -87,7 +89,11 @@ def _check(made: Result) -> None:
     if {column.shape for column in vars(documents).values()} != {(len(documents),)} or not len(documents):
         raise ValueError
     texts = [made.source, made.how, made.note or ""]
-    if not all(isinstance(text, str) for text in texts) or type(score.tokens) is not int or type(score.bytes) is not int:
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or type(score.tokens) is not int
+        or type(score.bytes) is not int
+    ):
         raise ValueError
     counted = documents.tokens.min() > 0 and documents.bytes.min() >= 0 and score.bytes > 0
     if not counted or documents.tokens.sum() != score.tokens or documents.bytes.sum() != score.bytes:
