@@ -28,6 +28,7 @@ from pgolf.packer.spread import narrowed
 from pgolf.packer.threads import workers
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature import MatrixCurvature
+from pgolf.quant.factor import watched
 from pgolf.search import OutOfTime
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -52,6 +53,7 @@ class Trial:
 class Job:
     """A checkpoint with its curvature (name -> one for each slice), ready to be packed at any position of the knob.
 
+    damping: name -> share of the mean diagonal that had to be added to its curvature before it could be factored.
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     """
 
@@ -60,6 +62,7 @@ class Job:
     progress: Progress
     coder: str
     prepared: dict[str, list[Any]] = field(default_factory=dict)
+    damping: dict[str, float] = field(default_factory=dict)
     until: float = math.inf
     seconds_per_weight: float = 0.0
 
@@ -105,7 +108,8 @@ class Job:
         """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
         method, slices = METHODS[settings.method], self._slices(name)
         if method.staged is None:
-            planes = [method.quantize(w, c, settings) for w, c in slices]
+            with self._damping_of(name):
+                planes = [method.quantize(w, c, settings) for w, c in slices]
         else:
             finish, prepared = method.staged.finish, self.prepare(name, settings)
             planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
@@ -123,8 +127,16 @@ class Job:
         staged = METHODS[settings.method].staged
         assert staged is not None
         if name not in self.prepared:
-            self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+            with self._damping_of(name):
+                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
         return self.prepared[name]
+
+    @contextmanager
+    def _damping_of(self, name: str) -> Iterator[None]:
+        with watched() as shares:
+            yield
+        if shares:
+            self.damping[name] = max(shares)
 
     def hurry(self, weights: int) -> None:
         """Raise OutOfTime where quantizing so many weights would not end in time."""
