@@ -20,7 +20,8 @@ _grown: ContextVar[list[float] | None] = ContextVar("grown", default=None)
 @contextmanager
 def watched() -> Iterator[list[float]]:
     """Collects, of this thread, by what share of a mean diagonal `cholesky` had to raise it; nothing where it did not."""
-    token = _grown.set(shares := [])
+    shares: list[float] = []
+    token = _grown.set(shares)
     try:
         yield shares
     finally:
