@@ -193,6 +193,40 @@ def test_bytes_must_be_countable(folder):
     assert "several checkpoints" in run("sweep", "ckpt.pt", "ckpt.pt", *some, code=2).stderr
 
 
+WORKERS = """
+import os, sys, time
+from pgolf.frontier.executors import executor
+if __name__ == "__main__":
+    with executor(2, None) as two:
+        print(two.submit(os.getpid).result(), flush=True)
+        time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_sweep_is_killed(tmp_path):
+    (tmp_path / "main.py").write_text(WORKERS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(tmp_path / "main.py")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    worker = int(child.stdout.readline())
+    child.kill()
+    child.wait()
+    child.stdout.close()  # without waiting for its end: the worker holds it too
+    deadline = time.monotonic() + 20
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.filterwarnings("ignore")  # distributed's own, about sockets and loops
 def test_points_run_on_a_dask_cluster(folder):
     distributed = pytest.importorskip("distributed", reason="the package distributed is not installed: pgolf[dask]")
