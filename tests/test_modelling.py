@@ -13,11 +13,13 @@ import pgolf
 from pgolf import usermodel
 from pgolf.errors import UsageError
 from pgolf.quant.calibrate import calibrate
+from pgolf.quant.logits import logits_of
+from pgolf.quant.selfgen import _kept_bytes
 from pgolf.train.data import WindowSampler
 from pgolf.train.loop import Trainer, TrainSettings
 from pgolf.train.model import GPT, GPTConfig, from_config
 from pgolf.train.recipes import RECIPES, override
-from tests.test_parts import ALL, EVERY, NAMES, OPTIONS
+from tests.test_parts import ALL, EVERY, NAMES, OPTIONS, awake
 
 TINY = GPTConfig(vocab_size=64, layers=5, dim=64, heads=4, kv_heads=2, mlp_mult=2, rope_dims=8)
 BIG = {"bigram_buckets": 256, "bigram_dim": 16}  # a table large enough to be quantized
@@ -70,22 +72,28 @@ def test_settings_are_set_as_any_other():
 
 
 def test_the_loop_starts_at_its_share_of_the_run():
-    """Half of four steps run without; untied matrices rest until then, and stay in the average what they were."""
+    """After half of four steps the model has the other form; its untied matrices rest until then."""
     model = GPT(config(OPTIONS["loop"]))
     trainer = Trainer(model, sampler(), TrainSettings(steps=4, loop_start=0.5))
     untied = model.blocks[1].again.mlp.fc.weight
     first, seen = untied.detach().clone(), []
     trainer.run(lambda info: seen.append((model.looped, torch.equal(untied, first))))
-    assert [looped for looped, _ in seen] == [False, False, True, True]
-    assert [rests for _, rests in seen[:2]] == [True, True]
-    assert model.looped
+    assert [looped for looped, _ in seen] == [False, True, True, True]
+    assert [rests for _, rests in seen] == [True, True, False, False]
     with pytest.raises(UsageError, match="is a share of the run"):
-        TrainSettings(steps=1, loop_start=1.5)
+        TrainSettings(steps=1, loop_start=1.0)
 
 
 def test_a_checkpoint_from_before_the_loop_is_one_without_it():
     assert from_config({"gpt": asdict(config(OPTIONS["loop"])), "looped": False}).looped is False
     assert from_config({"gpt": asdict(config(OPTIONS["loop"]))}).looped is True
+
+
+def test_text_of_its_own_costs_one_position_a_token():
+    """Calibration without data: no option makes the model generate by whole passes."""
+    run = logits_of(awake(ALL))
+    with torch.no_grad():
+        assert _kept_bytes(run, 50, 21, torch.device("cpu")) > 0
 
 
 @pytest.mark.slow

@@ -57,8 +57,8 @@ class TrainSettings:
             raise UsageError("training needs an end: give it steps or minutes above 0")
         if self.accumulate < 1:
             raise UsageError(f"accumulate {self.accumulate} must be at least 1")
-        if not 0.0 <= self.loop_start <= 1.0:
-            raise UsageError(f"loop_start {self.loop_start:g} is a share of the run, 0 to 1")
+        if not 0.0 <= self.loop_start < 1.0:
+            raise UsageError(f"loop_start {self.loop_start:g} is a share of the run, from 0 to below 1")
 
     def progress(self, steps: int, seconds: float) -> float:
         """Share of the run that is over after `steps` updates and `seconds`, 0..1."""
@@ -119,6 +119,7 @@ class Trainer:
         self._loss: Callable[[Tensor, Tensor], Tensor] = model
         self._compile = compile
         self._fetched: tuple[int, Tensor] | None = None
+        self._follow(self.progress)
 
     @property
     def progress(self) -> float:
@@ -134,7 +135,6 @@ class Trainer:
             info = self.step()
             if progress is not None:
                 progress(info)
-        self._follow(1.0)
         self.average.copy_to_model()
         self.model.eval()
 
@@ -159,6 +159,7 @@ class Trainer:
         for progress in sorted({self.progress, 1.0}) if self._has_loop else [self.progress]:
             self._follow(progress)
             self._accumulate_gradients(self._batch(self.step_count))
+        self._follow(self.progress)
 
     def _follow(self, progress: float) -> None:
         """Switch the model's loop on or off, as this share of the run has it; torch.compile guards the attribute."""
@@ -168,7 +169,6 @@ class Trainer:
     def step(self) -> StepInfo:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
         began = time.perf_counter()
-        self._follow(self.progress)
         quantized = self.qat is not None and self.qat.step(self.progress)
         loss_tensor = self._accumulate_gradients(self._batch(self.step_count))
         rate = self._close_qat() if quantized else 0.0
@@ -179,6 +179,7 @@ class Trainer:
         self._check_finite(loss, norm)
         scale = self._update()
         self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
+        self._follow(self.progress)
         tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
         return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens, quantized, rate)
 
@@ -205,6 +206,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.average.load_state_dict(state["average"])
+        self._follow(self.progress)
         if self.qat is not None and state.get("qat") is not None:
             self.qat.load_state_dict(state["qat"])
 
