@@ -126,7 +126,8 @@ class Block(nn.Module):
         return x if self.skip is None or skip is None else x + self.skip.to(x.dtype) * skip
 
     def _attended(self, x: Tensor, shared: Shared, again: bool) -> tuple[Tensor, Tensor]:
-        scale = self.again.attn_scale if again and self.again else self.attn_scale
+        own = self.again if again else None
+        scale = self.attn_scale if own is None else own.attn_scale
         y, values = self.attn(rms_norm(x), shared)
         return scale.to(x.dtype) * y, values
 
