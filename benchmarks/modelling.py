@@ -54,6 +54,7 @@ ROWS: dict[str, list[str]] = {
     "loop_untied": ["loop=2", "loop_untied=1"],
     "spectral": ["spectral=0.5"],
     "decay": ["matrix_decay=0.1"],
+    "paying": ["smear=1", "bigram_buckets=4096", "bigram_dim=64", "value_residual=1"],
 }
 
 

@@ -97,6 +97,7 @@ def test_text_of_its_own_costs_one_position_a_token():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports parts of torch that it deprecates
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 def test_all_options_train_compiled():
     """Both forms are compiled before the clock starts; the weights end where those of a run without compiling do."""
