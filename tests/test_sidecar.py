@@ -95,6 +95,12 @@ def test_several_shards_have_one_each(corpus: Path, tmp_path: Path, monkeypatch:
         assert (sidecar.byte_counts(path, tokens) == stream_bytes(tokens, token_bytes(files.tokenizer))).all()
 
 
+def test_a_folder_written_anew_keeps_no_sidecar_of_before(corpus: Path, tmp_path: Path):
+    for with_caseops in (True, False):
+        files = tokenize([corpus / "text.txt"], tmp_path, vocab_size=VOCAB, with_caseops=with_caseops)
+        assert all(bool(sidecar.beside(path)) is with_caseops for path in (*files.train, files.val))
+
+
 def test_counts_that_are_not_the_texts_are_never_written(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pgolf.train.caseops.count_escaped", lambda *_: None)
     with pytest.raises(DataError, match="the tokenizer lost some"):

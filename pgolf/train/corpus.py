@@ -131,6 +131,7 @@ def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list
         nonlocal num_bytes
         paths.append(out / f"{split}_{len(paths):06d}.bin")
         tokens = np.concatenate(rows)
+        sidecar.path_of(paths[-1]).unlink(missing_ok=True)  # of a shard that this one replaces
         if lut.operators:
             _write_sidecar(paths[-1], stream_bytes(tokens, lut), num_bytes)
         write_shard(paths[-1], tokens)
