@@ -55,6 +55,8 @@ def _rewritten(text: str, pattern: re.Pattern[str], rewrite: Callable[[str], str
 
 def _folded(match: str) -> str:
     """A word of ASCII letters that begins with a capital, or a run of characters beyond ASCII."""
+    if match.isascii() and match[1:].islower():
+        return TITLE + match.lower()  # the usual case, without which encoding takes twice as long
     grammar = _grammar()
     if not match.isascii():
         match = grammar.literal.sub(lambda found: ESCAPE + found[0].replace(SPACE, SPACE_SUBSTITUTE), match)
