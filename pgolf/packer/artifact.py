@@ -20,6 +20,7 @@ import numpy as np
 
 from pgolf.errors import ArtifactError, PgolfError
 from pgolf.packer import codec, container, general, plain
+from pgolf.packer.compiled import host
 from pgolf.packer.plane import Plane
 from pgolf.packer.stream import Device
 from pgolf.packer.threads import on_threads
@@ -155,12 +156,12 @@ def checksum(planes: Sequence[Plane]) -> int:
 def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
     """(entries, meta) of an artifact. Raises ArtifactError unless every byte is accounted for.
 
-    device: decodes the entropy-coded planes and holds their codes; None: numpy.
+    device: decodes the entropy-coded planes and holds their codes; None: the processor, compiled where numba is there.
     """
     head, stored, content = container.parse(data)
     try:
         entries = {}
-        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device):
+        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device or host()):
             kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
             rest = kept if kind else {"alias": other}
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)

@@ -15,3 +15,12 @@ def loops() -> Any:
     except ImportError:
         return None
     return rans_numba
+
+
+def host() -> Any:
+    """The compiled `stream.Device` of this processor, or None: numpy then does the same."""
+    if loops() is None:
+        return None
+    from pgolf.packer.host import Host
+
+    return Host()

@@ -183,7 +183,7 @@ class Device(Protocol):
     def patched(
         self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
     ) -> Any:
-        """As `_patched`, with the same arrays from the host."""
+        """As `patched`, with the same arrays from the host."""
 
     def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
         """As `strips.from_strips`."""
@@ -253,7 +253,7 @@ def _lookup(sums: Sums, layout: Layout, used: Array) -> Array:
 
 def check_tables(held: Array, sums: Sums) -> None:
     """Raises ArtifactError where an entry has no table. held: whether there is one for each of the sums."""
-    if not held.all() and not held[sums.where()].all():
+    if not held.all() and not held[np.add.outer(np.unique(sums.rows), np.unique(sums.cols))].all():
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
@@ -278,7 +278,7 @@ def _restored(
             widths[escaped] = 0
             wide = np.flatnonzero(widths)
             widths = widths[wide].astype(np.int32)
-            part = (device.patched if device else _patched)(
+            part = (device.patched if device else patched)(
                 part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
                 escaped, escapes[: escaped.size],
             )  # fmt: skip
@@ -291,9 +291,7 @@ def _restored(
     return parts
 
 
-def _patched(
-    part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-) -> Array:
+def patched(part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array) -> Array:
     """int32: codes of one matrix in strip order from what the coder gave.
 
     wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are

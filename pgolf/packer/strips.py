@@ -9,7 +9,7 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,27 +28,17 @@ MAX_SUMS = (
 )  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights can differ by
 
 
-def _blocks(matrix: Array, flat: Array) -> Iterator[tuple[Array, Array]]:
-    """Blocks of rows of a matrix, each with its place [rows, cols] in strip order: views of both."""
-    rows, cols = matrix.shape
-    for top in range(0, rows, STRIP):
-        block = matrix[top : top + STRIP].T
-        yield block, flat[top * cols :][: block.size].reshape(block.shape)
-
-
 def to_strips(matrix: Array) -> Array:
     """[R, C] -> [R · C], strip after strip."""
-    flat = np.empty(matrix.size, matrix.dtype)
-    for block, place in _blocks(matrix, flat):
-        place[:] = block
-    return flat
+    return np.concatenate([matrix[top : top + STRIP].T for top in range(0, len(matrix) + 1, STRIP)], None)
 
 
 def from_strips(flat: Array, shape: Shape) -> Array:
     """The inverse of `to_strips`."""
     matrix = np.empty(shape, flat.dtype)
-    for block, place in _blocks(matrix, flat):
-        block[:] = place
+    for top in range(0, len(matrix), STRIP):
+        block = matrix[top : top + STRIP].T
+        block[:] = flat[top * len(block) :][: block.size].reshape(block.shape)
     return matrix
 
 
@@ -82,7 +72,8 @@ class Sums:
 
     def where(self) -> Array:
         """uint16 [R · C] in strip order: each entry's place among `values`."""
-        return to_strips(self.rows[:, None] + self.cols)
+        blocks = [self.cols[:, None] + self.rows[top : top + STRIP] for top in range(0, len(self.rows) + 1, STRIP)]
+        return np.concatenate(blocks, None)
 
 
 def class_sums(spread: Spread) -> Sums:
