@@ -28,7 +28,8 @@ from pgolf.errors import PgolfError, UsageError
 from pgolf.packer.container import replacing
 from pgolf.report import write_json
 from pgolf.sizes import parse_size
-from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
+from pgolf.train import sidecar
+from pgolf.train.bpb import EvalResult, evaluate
 from pgolf.train.corpus import BOS, DataFiles, find_data
 from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
 from pgolf.train.export import measured_while_training, pack_checkpoint
@@ -53,7 +54,7 @@ Progress = Callable[[StepInfo], None]
 class TrainReport:
     """What a run did, as train.json holds it.
 
-    score: on held-out text, None without a validation shard and tokenizer. qat: what QAT touched, None without.
+    score: on held-out text, None without a validation shard and its sidecar or tokenizer. qat: what QAT touched, None without.
     packed: file, bytes and held-out score of the artifact that `pack` asked for, None without.
     """
 
@@ -224,7 +225,8 @@ class _Run:
             log.close()
 
     def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
-        save_checkpoint(self.checkpoint, trainer.averaged_state(), config)
+        looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
+        save_checkpoint(self.checkpoint, trainer.averaged_state(), config | {"looped": looped})
         save_state(self.state, trainer.state_dict(), self._settings(trainer))
 
     def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
@@ -264,12 +266,12 @@ class _Run:
         )
 
     def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
-        if files.val is None or files.tokenizer is None:
+        if files.val is None or (files.tokenizer is None and not sidecar.beside(files.val)):
             return None
         model.compute_dtype = torch.float32
-        tokens = read_shard(files.val)[: SCORED_TOKENS + 1]
-        counts = stream_bytes(tokens, token_bytes(files.tokenizer))
-        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len)
+        tokens = read_shard(files.val)
+        counts = sidecar.byte_counts(files.val, tokens, tokenizer=files.tokenizer)
+        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, max_tokens=SCORED_TOKENS)
 
 
 @contextmanager
