@@ -104,6 +104,30 @@ def test_a_changed_setting_is_named_and_refused_unless_forced(folder):
         measured(folder, "s", PLAN[:1])
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("points/before.json", {"bpb": "1.5"}),
+        ("points/before.json", {"tokens": 0}),
+        ("points/KEY.json", {"bytes": None}),
+        ("points/KEY.json", {"bytes": -3}),
+        ("points/KEY.json", {"bpb": float("nan")}),
+        ("points/KEY.json", {"step": "x"}),
+        ("sweep.json", {"plan": [{"series": "auto"}]}),
+        ("sweep.json", {"shared": 3}),
+    ],
+)
+def test_damaged_files_of_a_sweep_are_named(folder, name, change):
+    measured(folder, "s", PLAN[:1])
+    path = folder / "s" / name.replace("KEY", PLAN[0].key)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=rf"{path.name}: not readable as a sweep's JSON .*; delete it and run again"):
+        measured(folder, "s", PLAN[:1])
+    if path.name != "sweep.json":
+        path.unlink()
+        assert measured(folder, "s", PLAN[:1])["points"][0]["bytes"] > 0
+
+
 def test_differences_are_named_by_their_place():
     assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == ["a.c", "d"]
 
