@@ -48,7 +48,7 @@ def fill(job: Job, plans: Mapping[str, plan.TensorPlan], limit: int, code_bytes:
     outcome = search.largest_that_fits(
         run,
         room,
-        start=_promising(job, plans, room - search.SPARE * tolerance, per_octave),
+        start=_promising(job, plans, room - tolerance, per_octave),
         finest=max(plans[name].finest for name in searched),
         per_octave=per_octave,
         tolerance=tolerance,
@@ -65,7 +65,10 @@ def fill(job: Job, plans: Mapping[str, plan.TensorPlan], limit: int, code_bytes:
 
 
 def _promising(job: Job, plans: Mapping[str, plan.TensorPlan], aim: float, per_octave: float) -> float:
-    """A step that should give about `aim` bytes, from expected sizes where the method can tell, else 1."""
+    """A step that should give about `aim` bytes, from expected sizes where the method can tell, else 1.
+
+    From 3 bits a weight on, files came out 0.05 to 0.09% larger than expected (golf3m and 36M synthetic weights).
+    """
     if not job.foresees(plans):
         return 1.0
     octaves = search.crossing(

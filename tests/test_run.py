@@ -83,6 +83,19 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(folder: Path, tmp_p
     assert losses[0] == losses[1]
 
 
+def test_a_checkpoint_knows_whether_the_loop_had_started(folder: Path, tmp_path: Path):
+    """And a run that is resumed with its loop on ends as an uninterrupted one."""
+    looped = [*SMALL, "loop=1", "loop_start=0.4"]
+    for step, started in ((1, False), (4, True)):
+        with pytest.raises(KeyboardInterrupt):
+            train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=step > 1, progress=stop_at(step))
+        config = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["config"]
+        assert config["looped"] is from_config(config).looped is started
+    train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=True)
+    train("tiny", tmp_path / "whole", data=folder, overrides=looped)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
 def test_a_finished_run_resumes_to_itself(folder: Path, tmp_path: Path):
     train("tiny", tmp_path, data=folder, overrides=SMALL)
     before = weights(tmp_path)

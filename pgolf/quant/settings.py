@@ -20,7 +20,8 @@ class Settings:
     lam: strength of the Hessian in hessian-sdclip (PR #1412).
     damp: added to the diagonal of H, as a share of its mean; act_order and block: GPTQ's column order and lazy batch.
     trellis: states of the trellis code of method `auto`, 0 = scalar.
-    damp_inputs, damp_outputs: method `auto` adds these shares of the mean to the diagonals of H and G.
+    damp_inputs, damp_outputs: method `auto` adds these shares of the mean to the diagonals of H and G. Right for 20,000
+    calibration tokens and more; three times as much saved 0.02 bits a weight with 8,000, and cost as much with 65,000.
     two_sided: whether `auto` also feeds errors from row to row where it knows the whole of G.
     unbias: where `auto` puts its levels between least squared error (0) and no bias toward zero (1).
     scale_per_octave: resolution of coded scales; HALF (0) keeps IEEE half precision as the contest does.
@@ -36,8 +37,8 @@ class Settings:
     act_order: bool = True
     block: int = 128
     trellis: int = 8
-    damp_inputs: float = 0.03
-    damp_outputs: float = 0.1
+    damp_inputs: float = 0.01
+    damp_outputs: float = 0.03
     two_sided: bool = True
     unbias: float = 0.5
     scale_per_octave: int = LOG_SCALE

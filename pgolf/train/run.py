@@ -223,7 +223,8 @@ class _Run:
             log.close()
 
     def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
-        save_checkpoint(self.checkpoint, trainer.averaged_state(), config)
+        looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
+        save_checkpoint(self.checkpoint, trainer.averaged_state(), config | {"looped": looped})
         save_state(self.state, trainer.state_dict(), self._settings(trainer))
 
     def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
