@@ -120,15 +120,16 @@ def test_bfloat16_compute_keeps_float32_weights():
 
 
 def test_checkpoint_config_rebuilds_the_model():
-    model = from_config({"gpt": asdict(CONFIG)})
-    model.load_state_dict(GPT(CONFIG, seed=9).state_dict())
+    state = GPT(CONFIG, seed=9).state_dict()
+    model = from_config({"gpt": asdict(CONFIG)}, state)
+    model.load_state_dict(state)
     assert model.config == CONFIG
 
 
 def test_a_checkpoint_without_options_is_the_model_that_it_was():
     """Logits taken before there were options, of weights that a formula gives."""
     old = {"vocab_size": 50, "layers": 5, "dim": 64, "heads": 4, "kv_heads": 2, "mlp_mult": 2, "rope_dims": 8}
-    model = from_config({"gpt": old})
+    model = from_config({"gpt": old}, GPT(GPTConfig(**old)).state_dict())
     assert len(list(model.parameters())) == 48
     with torch.no_grad():
         for i, param in enumerate(model.parameters()):
@@ -137,6 +138,21 @@ def test_a_checkpoint_without_options_is_the_model_that_it_was():
         logits = model.forward_logits(torch.arange(24).view(2, 12) * 7 % 50)
     assert logits[0, 11, :4].tolist() == pytest.approx([-0.966344, -2.003847, -1.776187, -0.425447], abs=1e-4)
     assert logits[1, 5, 20:24].tolist() == pytest.approx([2.033216, 2.131387, 0.883633, -0.925709], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"vocab_size": 10**9}, ValueError, "hold 1"),
+        ({"layers": 10**9}, ValueError, "1000000000 layers"),
+        ({"dim": 64.0}, TypeError, "dim is 64.0"),
+        ({"softcap": float("nan")}, TypeError, "softcap is nan"),
+        ({"heads": -4, "kv_heads": -2, "rope_dims": -20}, TypeError, "heads is -4"),
+    ],
+)
+def test_configurations_that_lie_are_refused_before_anything_is_built(changed, error, says):
+    with pytest.raises(error, match=says):
+        from_config({"gpt": asdict(CONFIG) | changed}, GPT(CONFIG).state_dict())
 
 
 def test_shapes_that_do_not_divide_are_refused():

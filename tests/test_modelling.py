@@ -52,7 +52,7 @@ def test_every_option_trains_is_traced_whole_packs_and_comes_back(options: dict,
     assert set(curvature.coverage.values()) <= {"traced", "not a matrix"}
     report = pgolf.pack(model, tmp_path / "m.pgolf", curvature=curvature, rules=["*=step=0.002"])
     assert all(row.method.startswith("auto") for row in report.rows if row.weights >= 2048)
-    loaded = from_config({"gpt": asdict(model.config)}).eval()
+    loaded = from_config({"gpt": asdict(model.config)}, model.state_dict()).eval()
     loaded.load_state_dict(pgolf.load(tmp_path / "m.pgolf"))
     ids = sampler().batch(1)[:, :-1]
     with torch.no_grad():
@@ -85,8 +85,10 @@ def test_the_loop_starts_at_its_share_of_the_run():
 
 
 def test_a_checkpoint_from_before_the_loop_is_one_without_it():
-    assert from_config({"gpt": asdict(config(OPTIONS["loop"])), "looped": False}).looped is False
-    assert from_config({"gpt": asdict(config(OPTIONS["loop"]))}).looped is True
+    looped = config(OPTIONS["loop"])
+    state = GPT(looped).state_dict()
+    assert from_config({"gpt": asdict(looped), "looped": False}, state).looped is False
+    assert from_config({"gpt": asdict(looped)}, state).looped is True
 
 
 def test_text_of_its_own_costs_one_position_a_token():

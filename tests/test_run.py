@@ -64,7 +64,7 @@ def test_a_run_leaves_all_its_files(folder: Path, tmp_path: Path):
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 6
     saved = torch.load(report.checkpoint, weights_only=True)
-    from_config(saved["config"]).load_state_dict(saved["model"])
+    from_config(saved["config"], saved["model"]).load_state_dict(saved["model"])
 
 
 def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(folder: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.models import is_artifact, model_with
-from pgolf.commands.shared import Progress, json_option, model_options, progress_bars
+from pgolf.commands.shared import Progress, json_option, model_options, print_lines, progress_bars, refuse_unwritable
 from pgolf.errors import AuditError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
     need(options["device"])
+    refuse_unwritable(options["out"])
     text = None if all(map(is_result, sources)) else _text(options)
     with progress_bars() as progress:
         scored = [
@@ -104,7 +105,7 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     else:
         for note in filter(None, (result.note for result in results)):
             click.echo(f"note: {note}", err=True)
-        click.echo("\n".join(_lines(results, change, checks)))
+        print_lines(_lines(results, change, checks))
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 

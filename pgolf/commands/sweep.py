@@ -11,7 +11,7 @@ import click
 
 from pgolf.commands.live import live_table
 from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import json_option, model_options, print_table, progress_bars
+from pgolf.commands.shared import json_option, model_options, print_lines, print_table, progress_bars
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -197,4 +197,4 @@ def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
         print_table(tables.cells_table(tables.comparison_cells(results)))
     if "gains" in results:
         print_table(tables.seeds_table(results))
-    click.echo("\n".join([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"]))
+    print_lines([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"])

@@ -63,7 +63,13 @@ class TokenBytes:
 
 def token_bytes(tokenizer: str | Path) -> TokenBytes:
     """The table of a SentencePiece model file. DataError if it is not one."""
-    sp = load_tokenizer(tokenizer)
+    try:
+        return _table(load_tokenizer(tokenizer))
+    except (ValueError, RuntimeError, LookupError) as error:  # pieces that are no UTF-8, or in contradiction
+        raise DataError(f"{tokenizer} is a damaged SentencePiece model ({error})") from None
+
+
+def _table(sp: Any) -> TokenBytes:
     ids = range(sp.get_piece_size())
     operators = caseops.operator_ids(sp)
     pieces = ["" if operators and i in operators.all else sp.id_to_piece(i) for i in ids]
@@ -89,7 +95,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise DataError(f"no tokenizer at {path}")
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError):
         raise DataError(f"{path} is not a SentencePiece model") from None
 
 

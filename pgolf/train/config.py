@@ -6,7 +6,9 @@ written for. docs/MODELS.md tells what each is worth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import Field, dataclass, fields
+from typing import Any
 
 from pgolf.errors import UsageError
 
@@ -68,6 +70,25 @@ class GPTConfig:
         if self.looped and self.lanes and self.looped[-1] >= self.layers - self.lanes:
             raise UsageError(f"loop {self.loop} and lanes {self.lanes} overlap: a looped layer has one residual stream")
 
+    @staticmethod
+    def checked(values: dict[str, Any]) -> GPTConfig:
+        """The configuration in a stranger's checkpoint.
+
+        TypeError for an unknown name, and unless counts are integers and the rest finite numbers, above zero where
+        zero does not switch something off. UsageError for shapes that do not fit.
+        """
+        for field in fields(GPTConfig):
+            if field.name in values and not _holds(field, values[field.name]):
+                raise TypeError(f"{field.name} is {values[field.name]!r}")
+        return GPTConfig(**values)
+
+    @property
+    def least_weights(self) -> int:
+        """Fewer than the model has, in closed form: what a file must hold for it to be built."""
+        mlp = 2 * self.mlp_mult * self.dim**2
+        blocks = self.layers * (2 * self.dim**2 + mlp) + self.loop_untied * mlp
+        return self.vocab_size * self.dim + blocks + self.bigram_buckets * self.bigram_dim
+
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
@@ -77,6 +98,15 @@ class GPTConfig:
         """The layers that `loop` runs twice."""
         first = (self.layers - self.loop) // 2
         return range(first, first + self.loop)
+
+
+def _holds(field: Field[Any], value: object) -> bool:
+    if value is None:
+        return "None" in str(field.type)
+    whole = str(field.type).startswith("int")
+    if not (type(value) is int or (type(value) is float and not whole and math.isfinite(value))):
+        return False
+    return value > 0 or (value == 0 and (field.default == 0 or field.name in {"rope_dims", "bos_id"}))
 
 
 PRESETS = {

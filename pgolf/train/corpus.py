@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import DataError, UsageError
+from pgolf.packer.container import replacing
 from pgolf.train import caseops, sidecar
 from pgolf.train.bpb import load_tokenizer, stream_bytes, token_bytes
 from pgolf.train.data import write_shard
@@ -185,7 +186,8 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, *, with_c
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-150:]
         raise DataError(f"no tokenizer of {vocab_size} pieces can be trained on this text: {reason}") from None
-    path.write_bytes(model.getvalue())
+    with replacing(path) as file:
+        file.write(model.getvalue())
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ softcap arXiv 2408.00118, U-Net skips KellerJordan/modded-nanogpt; the combinati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,9 +39,19 @@ from pgolf.train.parts.xsa import without_own_value
 __all__ = ["GPT", "PRESETS", "GPTConfig", "from_config", "rotate"]
 
 
-def from_config(config: dict[str, Any]) -> GPT:
-    """The untrained `GPT` of the "config" entry of a checkpoint that the trainer wrote."""
-    model = GPT(GPTConfig(**config["gpt"]))
+def from_config(config: dict[str, Any], state: Mapping[str, Tensor]) -> GPT:
+    """The untrained `GPT` of the "config" entry of a checkpoint that the trainer wrote.
+
+    state: what stands beside it, which bounds the model; a configuration may ask for any size. Raises ValueError for a
+    larger one, KeyError and TypeError for what is no configuration, UsageError for shapes that do not fit.
+    """
+    shapes = GPTConfig.checked(config["gpt"])
+    held = sum(tensor.numel() for tensor in state.values())
+    if shapes.least_weights > held or shapes.layers > len(state):
+        raise ValueError(
+            f"{shapes.layers} layers and at least {shapes.least_weights:,} weights, where {len(state)} tensors hold {held:,}"
+        )
+    model = GPT(shapes)
     model.looped = config.get("looped", True)
     return model
 

@@ -11,7 +11,6 @@ What will surprise you:
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ import torch
 
 from pgolf import pipeline
 from pgolf.errors import PgolfError, UsageError
+from pgolf.packer.container import replacing
 from pgolf.report import write_json
 from pgolf.sizes import parse_size
 from pgolf.train import sidecar
@@ -41,7 +41,8 @@ from pgolf.train.qat import QAT
 from pgolf.train.qat_settings import QATSettings, parse_options
 from pgolf.train.ranks import Ranks, joined
 from pgolf.train.recipes import RECIPES, Recipe, override
-from pgolf.train.save import load_state, save_checkpoint, save_state
+from pgolf.train.save import resume as resume_from
+from pgolf.train.save import save_checkpoint, save_state
 
 SAVE_SECONDS = 120.0  # of training between two saves
 SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
@@ -157,7 +158,7 @@ class _Run:
         """Train to the end, save, score, plot, pack."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
-            trainer.load_state_dict(load_state(self.state, self._settings(trainer)))
+            resume_from(trainer, self.state, self._settings(trainer))
         if self.writes:
             with _interrupt_flag() as interrupted:
                 self._train_and_save(trainer, config, interrupted, progress)
@@ -185,7 +186,8 @@ class _Run:
     def _config(self, files: DataFiles) -> dict[str, Any]:
         """The checkpoint's; the tokenizer is copied beside it."""
         if files.tokenizer is not None and self.writes and not (self.out / "tokenizer.model").exists():
-            shutil.copyfile(files.tokenizer, self.out / "tokenizer.model")
+            with replacing(self.out / "tokenizer.model") as file:
+                file.write(files.tokenizer.read_bytes())
         return self.recipe.to_config(seed=self.seed, tokenizer="tokenizer.model" if files.tokenizer else "")
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:

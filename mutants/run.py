@@ -1,0 +1,225 @@
+"""`make mutants`: small faults put into pgolf/packer one at a time; a test must fail for each.
+
+    python -m mutants.run [--minutes M] [--module NAME]... [--every N]
+
+What will surprise you:
+* Mutants are tried in one fixed shuffled order, so a run of few minutes tries a fair sample, the same one each time.
+* The mutated file lies in a copy of the project, and each mutant is tried in a fork of a process that has imported torch,
+  numba and pytest but nothing of pgolf: half a second instead of five, and no state goes from one to the next.
+* mutmut and cosmic-ray do not fit: mutmut calls every function through a trampoline, which neither numba nor the decoder
+  stub (made of the source text) survives; cosmic-ray pays five seconds of imports for each mutant.
+* Compiled loops are run as Python, or rebuilt where a constant of theirs changes: numba's cache would hide the mutant.
+* Only the tests of TESTS run. A mutant that none of them sees is listed; docs/MUTANTS.md says which of them change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mutants.operators import Mutant, mutants
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "pgolf/packer"
+COPIED = ("pgolf", "tests", "fuzz", "docs", "examples", "benchmarks", "mutants", "pyproject.toml", "README.md")
+HEAVY = (
+    "torch",
+    "numpy",
+    "numba",
+    "scipy",
+    "zstandard",
+    "brotli",
+    "safetensors.torch",
+    "hypothesis",
+    "pytest",
+    "click",
+)
+MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it
+SLACK = 4  # times the honest run, plus five seconds, before a trial counts as hanging
+KILLED, SURVIVED, HUNG = "killed", "survived", "hung"
+
+# The tests of each module: its own, then a user's.
+TESTS = {
+    "__init__": ("artifact",),
+    "artifact": ("artifact", "golden"),
+    "aside": ("spread", "stream"),
+    "code": ("code",),
+    "codec": ("codec", "golden"),
+    "compiled": ("rans",),
+    "container": ("container",),
+    "families": ("families", "stream"),
+    "general": ("general",),
+    "lossless": ("artifact",),
+    "plain": ("codec", "golden"),
+    "plane": ("plane", "golden"),
+    "rans": ("rans", "stream"),
+    "rans_numba": ("rans",),
+    "spread": ("spread", "codec"),
+    "stream": ("stream", "golden"),
+    "strips": ("spread", "rans"),
+    "stub": ("stub",),
+    "stub_parts": ("stub",),
+    "tables": ("tables", "golden"),
+    "threads": ("threads",),
+    "trellis": ("stream",),
+    "weights": ("stub",),
+}
+SLOW = "mutated_artifacts or what_pack_writes or bombs or may_lie or number_of_threads"  # left out
+INTERPRETED = {"rans_numba"}
+REBUILT = {"rans", "tables"}  # compiled loops hold these modules' constants
+
+
+def main() -> None:
+    """Try mutants until they or the minutes are used up; print what survived and a line of JSON for each module."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--module", action="append", choices=sorted(TESTS), help="only this one; may be repeated")
+    parser.add_argument("--every", type=int, default=1, help="every Nth of the fixed order")
+    options = parser.parse_args()
+    _import_heavy()
+    found = [(name, m) for name in options.module or sorted(TESTS) for m in mutants(_source(ROOT, name).read_bytes())]
+    random.Random(0).shuffle(found)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = _copied(Path(folder))
+        results = _trials(tree, found[:: options.every], time.monotonic() + 60 * options.minutes)
+    for name, mutant, outcome in sorted(results, key=lambda r: (r[0], r[1].start)):
+        if outcome == SURVIVED:
+            print(f"{PACKAGE}/{name}.py {mutant}")
+    print(json.dumps(_summary(found, results)))
+
+
+def _import_heavy() -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    for name in HEAVY:
+        __import__(name)
+    assert not any(name.startswith("pgolf") for name in sys.modules)
+
+
+def _copied(folder: Path) -> Path:
+    """The project in `folder`, without what was built."""
+    tree = folder / "tree"
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree / name)
+    compileall.compile_dir(tree, quiet=2)
+    return tree
+
+
+def _source(root: Path, module: str) -> Path:
+    return root / PACKAGE / f"{module}.py"
+
+
+def _trials(tree: Path, chosen: list[tuple[str, Mutant]], end: float) -> list[tuple[str, Mutant, str]]:
+    limits: dict[str, float] = {}
+    results = []
+    for name, mutant in chosen:
+        if name not in limits:
+            limits[name] = _honest_seconds(tree, name) * SLACK + 5
+        if time.monotonic() > end:
+            break
+        with _mutated(_source(tree, name), mutant, len(results)):
+            results.append((name, mutant, _trial(tree, name, limits[name], fresh=mutant.once and name in REBUILT)))
+    return results
+
+
+@contextmanager
+def _mutated(path: Path, mutant: Mutant, number: int) -> Iterator[None]:
+    """The mutant in the file's place. Its time is a number of its own, by which Python and numba know what they compiled."""
+    honest, time_of = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(mutant.apply(honest))
+    os.utime(path, (number, number))
+    yield
+    path.write_bytes(honest)
+    os.utime(path, ns=(time_of, time_of))
+
+
+def _honest_seconds(tree: Path, module: str) -> float:
+    """How long the tests take without any fault. They must pass."""
+    _trial(tree, module, 600)  # builds what is compiled
+    begin = time.monotonic()
+    if _trial(tree, module, 600) != SURVIVED:
+        raise SystemExit(f"the tests of {module} fail without any mutant")
+    return time.monotonic() - begin
+
+
+def _trial(tree: Path, module: str, limit: float, fresh: bool = False) -> str:
+    """What became of the tests of a module in a process of their own."""
+    child = os.fork()
+    if not child:
+        _run_tests(tree, module, fresh)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return SURVIVED if status == 0 else KILLED
+        time.sleep(0.01)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return HUNG
+
+
+def _run_tests(tree: Path, module: str, fresh: bool) -> None:
+    """Never returns: exits with pytest's code."""
+    code = 1
+    try:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        quiet = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(quiet, stream)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ["PYTHONPATH"] = str(tree)
+        _numba(module, str(tree.parent / "rebuilt") if fresh else "")
+        code = _pytest(module)
+    finally:
+        os._exit(code)
+
+
+def _numba(module: str, rebuilt: str) -> None:
+    from numba.core import config
+
+    config.DISABLE_JIT = int(module in INTERPRETED)
+    if rebuilt:
+        shutil.rmtree(rebuilt, ignore_errors=True)
+        config.CACHE_DIR = rebuilt
+
+
+def _pytest(module: str) -> int:
+    import pytest
+
+    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    return int(pytest.main(["-x", "--assert=plain", "-k", f"not ({SLOW})", *files]))
+
+
+def _summary(found: list[tuple[str, Mutant]], results: list[tuple[str, Mutant, str]]) -> dict[str, object]:
+    outcomes = Counter(outcome for _, _, outcome in results)
+    tried, lost = Counter(name for name, _, _ in results), Counter(n for n, _, o in results if o == SURVIVED)
+    return {
+        "generated": len(found),
+        "tried": len(results),
+        **{outcome: outcomes[outcome] for outcome in (KILLED, HUNG, SURVIVED)},
+        "survived of tried": {name: f"{lost[name]}/{tried[name]}" for name in sorted(tried)},
+    }
+
+
+if __name__ == "__main__":
+    main()
