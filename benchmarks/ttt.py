@@ -1,6 +1,6 @@
 """What test-time training gains, and what it costs: golf3m and its 3-bit artifact, paired over documents.
 
-    python benchmarks/ttt.py [--documents 64] [--out R.json]        needs ../shared/data
+    python benchmarks/ttt.py [--documents 40] [--out R.json]        needs ../shared/data
 
 The comparison is a sliding window within documents whose targets see the same contexts.
 """
@@ -59,7 +59,7 @@ def scored(model: nn.Module, tokens: np.ndarray, counts: np.ndarray, name: str) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=64)
+    parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--out", type=Path, default=RESULTS / "ttt_golf3m.json")
     args = parser.parse_args()
     if not GOLF3M.is_dir():
