@@ -56,7 +56,9 @@ def mutants(text: bytes) -> list[Mutant]:
         end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
         old = " ".join(text[start:end].decode().split())
         changed = ast.unparse(new)
-        found.append(Mutant(node.lineno, start, end, old, f"({changed})" if isinstance(new, ast.expr) else changed, once))
+        found.append(
+            Mutant(node.lineno, start, end, old, f"({changed})" if isinstance(new, ast.expr) else changed, once)
+        )
     return sorted(found, key=lambda m: (m.start, m.end, m.new))
 
 

@@ -35,7 +35,18 @@ from mutants.operators import Mutant, mutants
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pgolf/packer"
 COPIED = ("pgolf", "tests", "fuzz", "docs", "examples", "benchmarks", "mutants", "pyproject.toml", "README.md")
-HEAVY = ("torch", "numpy", "numba", "scipy", "zstandard", "brotli", "safetensors.torch", "hypothesis", "pytest", "click")
+HEAVY = (
+    "torch",
+    "numpy",
+    "numba",
+    "scipy",
+    "zstandard",
+    "brotli",
+    "safetensors.torch",
+    "hypothesis",
+    "pytest",
+    "click",
+)
 MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it
 SLACK = 4  # times the honest run, plus five seconds, before a trial counts as hanging
 KILLED, SURVIVED, HUNG = "killed", "survived", "hung"

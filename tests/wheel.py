@@ -24,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("cli", "golden", "packer_boundary", "stub")
 COPIED = ("tests", "fuzz", "pyproject.toml")
-OUTSIDE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # there pip would find the checkout
+OUTSIDE = {
+    name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+}  # there pip would find the checkout
 
 
 def main(folder: Path) -> None:
@@ -66,7 +68,10 @@ def installed(wheel: Path, place: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     python = place / "bin" / "python"
     target = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", wheel], check=True, env=OUTSIDE)
@@ -78,7 +83,9 @@ def installed(wheel: Path, place: Path) -> Path:
 def check_program(python: Path, folder: Path) -> None:
     """`pgolf` starts, and packs and unpacks a checkpoint, outside the checkout."""
     pgolf = python.with_name("pgolf")
-    place = "import pgolf, torch; print(pgolf.__file__); torch.save({'w': torch.arange(4096.).sin().view(64, 64)}, 'c.pt')"
+    place = (
+        "import pgolf, torch; print(pgolf.__file__); torch.save({'w': torch.arange(4096.).sin().view(64, 64)}, 'c.pt')"
+    )
     for command in (
         [pgolf, "--help"],
         [python, "-c", place],
