@@ -34,8 +34,8 @@ tests_of = $(foreach name,$(1),tests/test_$(name).py)
 COVERED = $(BIN)/python -m coverage run --parallel-mode -m pytest
 coverage: .venv/.installed
 	rm -f .coverage*
-	$(COVERED) $(call tests_of,$(CODED) $(QUANTIZED))
-	NUMBA_DISABLE_JIT=1 $(COVERED) $(call tests_of,rans trellis quant_interpreted)
+	$(COVERED) -m "not slow" $(call tests_of,$(CODED) $(QUANTIZED))
+	NUMBA_DISABLE_JIT=1 $(COVERED) -k "not wrap" $(call tests_of,host quant_interpreted)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --show-missing --skip-covered --include='pgolf/packer/*' --fail-under=95
 	$(BIN)/python -m coverage report --show-missing --skip-covered --include='pgolf/quant/*' --fail-under=95
