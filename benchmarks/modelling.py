@@ -1,12 +1,11 @@
 """What each modelling option is worth on `small`: the same steps with and without it, before packing and after.
 
-    python benchmarks/modelling.py [--rows baseline smear ...] [--seed 0] [--steps 200] [--out RESULT.json]
+    python benchmarks/modelling.py [--rows baseline smear ...] [--seed 0] [--steps 100] [--out RESULT.json]
 
 Trains on the shared text (vocabulary 1024), one thread, by the recipe of `small` with a fixed number of steps; scores the
 first 65,536 validation targets in windows of 256, packs with `auto` at 3 bits a weight, everything counted, and scores
 again. An option that adds weights is also packed into the baseline's bytes. Rows that the result file holds already are
-kept, so a run that was stopped goes on. Checkpoints go to --keep, for --contexts: scores at windows longer than trained,
-as the model is and with RoPE's base raised (NTK-aware scaling).
+kept, so a run that was stopped goes on. Checkpoints go to --keep.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +37,6 @@ from pgolf.train.save import save_checkpoint
 BITS = 3.0
 CALIBRATION_TOKENS = 4096
 SCORED_TOKENS = 65536
-CONTEXTS = (256, 512, 1024)
 ROWS: dict[str, list[str]] = {
     "baseline": [],
     "smear": ["smear=1"],
@@ -62,13 +58,10 @@ class Bench:
     """Data of one seed, and what is done with a model on it."""
 
     def __init__(self, seed: int, steps: int) -> None:
-        self.seed, self.steps = seed, steps
+        self.seed = seed
         self.recipe = override(RECIPES["small"], ["minutes=none", f"steps={steps}"])
-        self.sampler = self.windows(self.recipe.seq_len)
-
-    def windows(self, seq_len: int) -> WindowSampler:
         shard = read_shard(GOLF3M / "text_train_000000.bin")
-        return WindowSampler([shard], seq_len, self.recipe.batch_size, self.seed, bos=BOS)
+        self.sampler = WindowSampler([shard], self.recipe.seq_len, self.recipe.batch_size, seed, bos=BOS)
 
     @cached_property
     def validation(self) -> tuple[Any, Any]:
@@ -85,11 +78,9 @@ class Bench:
         save_checkpoint(keep, model.state_dict(), recipe.to_config(seed=self.seed, tokenizer=""))
         return model, {"train_seconds": trainer.seconds}
 
-    def score(self, model: GPT, seq_len: int | None = None) -> float:
+    def score(self, model: GPT) -> float:
         tokens, counts = self.validation
-        return bpb.evaluate(
-            model.forward_logits, tokens, counts, seq_len=seq_len or self.recipe.seq_len, batch_size=16
-        ).bpb
+        return bpb.evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, batch_size=16).bpb
 
     def packed(self, model: GPT, curvature: Any, budget: int) -> dict[str, Any]:
         """Bytes and BPB of `model` packed into `budget` bytes; the model itself is left as it was."""
@@ -111,26 +102,12 @@ class Bench:
             facts["packed_into_baseline"] = self.packed(model, curvature, baseline)
         return facts
 
-    def contexts(self, keep: Path) -> Iterator[dict[str, Any]]:
-        """The baseline at longer windows, RoPE's base as trained and raised by the NTK rule: base · s^(d / (d - 2))."""
-        state = torch.load(keep / f"baseline-{self.seed}.pt", weights_only=True)["model"]
-        config = self.recipe.model
-        for seq_len in CONTEXTS:
-            stretch = seq_len / self.recipe.seq_len
-            for scaling in (1.0, stretch) if stretch > 1 else (1.0,):
-                base = config.rope_base * scaling ** (config.rope_dims / (config.rope_dims - 2))
-                model = GPT(replace(config, rope_base=base)).eval()
-                model.load_state_dict(state)
-                facts = {"seq_len": seq_len, "rope_base": base, "bpb": self.score(model, seq_len)}
-                yield {"row": f"context {seq_len}", "seed": self.seed, **facts}
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--contexts", action="store_true")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--keep", type=Path, default=Path(".scratch/modelling"))
     parser.add_argument("--out", type=Path, default=RESULTS / "modelling.json")
     return parser.parse_args()
@@ -139,25 +116,18 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     args.keep.mkdir(parents=True, exist_ok=True)
-    saved = json.loads(args.out.read_text()) if args.out.exists() else {"rows": [], "contexts": []}
+    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
     head = machine() | {"steps": args.steps, "bits": BITS, "scored_tokens": SCORED_TOKENS}
     bench = Bench(args.seed, args.steps)
 
-    def add(kind: str, facts: dict[str, Any]) -> None:
-        print(facts, flush=True)
-        saved[kind].append(facts)
-        report.write_json(args.out, head | {name: saved[name] for name in ("rows", "contexts")})
-
-    if args.contexts:
-        for facts in bench.contexts(args.keep):
-            add("contexts", facts)
-        return
     for name in args.rows:
-        if any((row["row"], row["seed"]) == (name, args.seed) for row in saved["rows"]):
+        if any((row["row"], row["seed"]) == (name, args.seed) for row in rows):
             continue
-        baseline = next((r["packed"]["bytes"] for r in saved["rows"] if r["row"] == "baseline"), None)
+        baseline = next((r["packed"]["bytes"] for r in rows if r["row"] == "baseline"), None)
         began = time.monotonic()
-        add("rows", bench.row(name, args.keep, baseline) | {"seconds": time.monotonic() - began})
+        rows.append(bench.row(name, args.keep, baseline) | {"seconds": time.monotonic() - began})
+        print(rows[-1], flush=True)
+        report.write_json(args.out, head | {"rows": rows})
 
 
 if __name__ == "__main__":

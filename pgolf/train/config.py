@@ -115,5 +115,15 @@ def _holds(field: Field[Any], value: object) -> bool:
 PRESETS = {
     "tiny": GPTConfig(vocab_size=1024, layers=2, dim=192, heads=3, kv_heads=1, mlp_mult=3),
     "small": GPTConfig(vocab_size=1024, layers=5, dim=256, heads=4, kv_heads=2, mlp_mult=3),
-    "golf": GPTConfig(vocab_size=8192, layers=11, dim=512, heads=8, kv_heads=4, mlp_mult=4),
+    "golf": GPTConfig(  # with the options that paid on `small`, see docs/MODELS.md
+        vocab_size=8192,
+        layers=11,
+        dim=512,
+        heads=8,
+        kv_heads=4,
+        mlp_mult=4,
+        smear=1,
+        bigram_buckets=4096,
+        bigram_dim=128,
+    ),
 }
