@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def _told_lies(value: Any, rng: np.random.Generator) -> Any:
     for _ in range(rng.integers(1, 3)):
         paths = list(_leaves(value))
         if not paths or paths == [()]:
-            return _ODDER[rng.integers(len(_ODDER))]
+            return deepcopy(_ODDER[rng.integers(len(_ODDER))])
         path = list(paths[rng.integers(len(paths))])
         branch = path[: rng.integers(1, len(path) + 1)] if rng.random() < 0.3 else path
         lie_at(value, branch, _LEFT_OUT if rng.random() < 0.2 else _ODDER[rng.integers(len(_ODDER))])
@@ -159,7 +160,7 @@ def lie_at(value: Any, path: list[Any], odd: object) -> None:
     if odd is _LEFT_OUT:
         del value[last]
     else:
-        value[last] = odd
+        value[last] = deepcopy(odd)  # the next lie may go into it
 
 
 def lie(head: Any, which: int, value: object) -> None:

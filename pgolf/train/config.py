@@ -12,6 +12,8 @@ from typing import Any
 
 from pgolf.errors import UsageError
 
+MOST = 1 << 53  # of any number in a configuration
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -107,7 +109,7 @@ def _holds(field: Field[Any], value: object) -> bool:
     if value is None:
         return "None" in str(field.type)
     whole = str(field.type).startswith("int")
-    if not (type(value) is int or (type(value) is float and not whole and math.isfinite(value))):
+    if not (type(value) is int or (type(value) is float and not whole and math.isfinite(value))) or value >= MOST:
         return False
     return value > 0 or (value == 0 and (field.default == 0 or field.name in {"rope_dims", "bos_id"}))
 
