@@ -70,7 +70,7 @@ def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
         for _, codec, shuffle, full, stored in head["sections"]:
             part = general.decompress(body[at : at + stored], codec, shuffle, full)
             content, at = zlib.crc32(part, content), at + stored
-    except (ArtifactError, KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError):
+    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, OverflowError):
         pass
     sizes = struct.pack("<HBBII", container.VERSION, 0, 0, len(raw), len(raw))
     return repaired(

@@ -5,7 +5,7 @@
 What will surprise you:
 * Each target runs in its own process, so that a hang, a crash of the interpreter or a swallowed gigabyte is seen.
 * Memory is counted twice: Python's and numpy's allocations at their peak, and the process's resident pages, since
-  torch and the decompressors allocate behind Python's back.
+  torch and the decompressors allocate behind Python's back. Counting costs the process itself about 3 KB an input.
 * An input that breaks a promise is kept in fuzz/corpus/TARGET/; the test suite reads all of them again, for ever.
 """
 
@@ -37,7 +37,7 @@ FOUND = Path(__file__).parent / "found"
 MOST_BROKEN = 5  # promises of one target, before the rest is a waste of time
 SECONDS = 5  # for one input
 SLACK_BYTES = 1 << 20  # beyond twice the honest peak: interpreter noise
-RESIDENT_KIB = 1 << 17  # growth of the process: torch's and numba's lazy imports among it
+RESIDENT_KIB = 1 << 17  # growth of the process by one input: torch's and numba's lazy imports among it
 
 
 class Broken(Exception):
@@ -78,25 +78,24 @@ def hammer(name: str, inputs: int, seconds: float, seed: int) -> dict[str, Any]:
     target, rng = TARGETS[name], np.random.default_rng(seed)
     seeds = target.seeds()
     meanings, honest = [target.read(seed) for seed in seeds], honest_peak(target)
-    resident, began, tally = _resident_kib(), time.monotonic(), Tally(name, honest)
+    at_first, began, tally = _resident_kib(), time.monotonic(), Tally(name, honest)
     while tally.inputs < inputs and time.monotonic() - began < seconds and len(tally.broken) < MOST_BROKEN:
         which = int(rng.integers(len(seeds)))
         data = target.mutators[tally.inputs % len(target.mutators)](seeds[which], rng)
         _last(name).write_bytes(data)  # for the parent, should this process die of it
-        start = time.monotonic()
+        resident, start = _resident_kib(), time.monotonic()
         try:
             verdict = judge(target, data, honest)
             if target.sealed and verdict.error is None and verdict.meaning != meanings[which]:
                 raise Broken("accepted, with another meaning")
             if _resident_kib() - resident > RESIDENT_KIB:
-                resident = _resident_kib()
                 raise Broken("the process has grown")
             tally.count(verdict, time.monotonic() - start)
         except Broken as error:
             tally.count(None, time.monotonic() - start)
             tally.broken.append({"what": str(error), "kept": str(keep(name, data)), "trace": traceback.format_exc()})
     _last(name).unlink(missing_ok=True)
-    return vars(tally) | {"seconds": round(time.monotonic() - began, 1), "grown_kib": _resident_kib() - resident}
+    return vars(tally) | {"seconds": round(time.monotonic() - began, 1), "grown_kib": _resident_kib() - at_first}
 
 
 @dataclass(frozen=True)

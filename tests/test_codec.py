@@ -205,3 +205,23 @@ def test_plain_codes_take_the_narrowest_width():
 def test_plain_hostile_records(fields):
     with pytest.raises(ArtifactError, match="plane record"):
         plain.check_planes([fields])
+
+
+def test_more_codes_than_are_read():
+    """2^33 codes pass, one row more does not; both readers draw the line there."""
+    for side in (1 << 16, (1 << 16) + 1):
+        records = [[[side, 1 << 17, -1, -1, 1]], [[side, 1 << 17, 0, 0, 0, [None, None, [0, 0], [0, 0]]]]]
+        for check, record in zip((plain.check_planes, codec.check_planes), records, strict=True):
+            if side == 1 << 16:
+                check(record)
+            else:
+                with pytest.raises(ArtifactError, match="more codes"):
+                    check(record)
+
+
+def test_indices_of_scales_and_classes_stay_within_their_range():
+    limit = codec.MAX_INDEX
+    codec.check_indices(np.array([limit, -limit]), None, np.zeros(0, np.int32))
+    for index in (limit + 1, -limit - 1):
+        with pytest.raises(ArtifactError, match="out of range"):
+            codec.check_indices(None, np.array([0, index]))

@@ -136,6 +136,29 @@ def test_a_header_bomb_stops_at_its_declared_size():
         container.parse(with_header(data, b"[" * 100, bomb))
 
 
+@pytest.mark.parametrize("field", ["codec", "stored", "raw"])
+def test_a_preamble_out_of_range_is_refused(field):
+    data = bytearray(an_artifact())
+    match field:
+        case "codec":
+            data[10] = general.CODECS["lzma"].number
+        case "stored":
+            struct.pack_into("<I", data, 12, len(data) - container.PREAMBLE_SIZE + 1)
+        case "raw":
+            struct.pack_into("<I", data, 16, container.MAX_HEADER + 1)
+    with pytest.raises(ArtifactError, match="preamble is out of range"):
+        container.parse(repaired(bytes(data)))
+
+
+def test_a_header_that_no_reader_takes_is_not_written(monkeypatch):
+    size = len(header(an_artifact()))
+    monkeypatch.setattr(container, "MAX_HEADER", size)
+    assert container.parse(an_artifact())
+    monkeypatch.setattr(container, "MAX_HEADER", size - 1)
+    with pytest.raises(ValueError, match=f"{size} bytes, more than"):
+        an_artifact()
+
+
 def test_canonical_json():
     assert container.canonical({"b": [1.5, "é"], "a": None}) == '{"a":null,"b":[1.5,"é"]}'.encode()
     assert json.loads(container.canonical({"x": 0.1})) == {"x": 0.1}

@@ -11,6 +11,7 @@ from pgolf.packer.families import SLOTS
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 from pgolf.packer.spread import entropy_bits
 from pgolf.packer.stream import Layout
+from pgolf.packer.strips import class_sums
 from pgolf.packer.trellis import STRIP, next_states
 
 
@@ -218,6 +219,21 @@ def test_a_state_below_its_range_is_refused(good):
     coded.sections["x.lanes"] = raw.tobytes()
     with pytest.raises(ArtifactError, match="state"):
         decoded(coded, layouts)
+
+
+def test_escapes_left_over_are_refused(good):
+    coded, layouts = good
+    coded.sections["x.escapes"] += bytes(4)
+    with pytest.raises(ArtifactError, match="left over"):
+        decoded(coded, layouts)
+
+
+def test_only_sums_that_occur_need_a_table():
+    sums = class_sums(Spread(np.array([0, 2], np.int32), np.array([0, 4], np.int32)))  # 0, 2, 4, 6
+    stream.check_tables(np.array([1, 0, 1, 0, 1, 0, 1], bool), sums)
+    for missing in (0, 2, 4, 6):
+        with pytest.raises(ArtifactError, match="no probability table"):
+            stream.check_tables(np.arange(7) != missing, sums)
 
 
 def test_contexts_fit_their_bits():

@@ -24,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("cli", "golden", "packer_boundary", "stub")
 COPIED = ("tests", "fuzz", "pyproject.toml")
-OUTSIDE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+OUTSIDE = {
+    name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+}  # there pip would find the checkout
 
 
 def main(folder: Path) -> None:
@@ -72,7 +74,7 @@ def installed(wheel: Path, place: Path) -> Path:
         check=True,
     ).stdout.strip()
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", wheel], check=True)
+    subprocess.run([*pip, "--no-deps", wheel], check=True, env=OUTSIDE)
     libraries = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     (Path(target) / "borrowed.pth").write_text("\n".join(libraries) + "\n")
     return python
@@ -87,7 +89,7 @@ def check_program(python: Path, folder: Path) -> None:
     for command in (
         [pgolf, "--help"],
         [python, "-c", place],
-        [pgolf, "pack", "c.pt", "--bits", "4", "--calib", "none"],
+        [pgolf, "pack", "c.pt", "--budget", "3kB", "--calib", "none"],
         [pgolf, "unpack", "c.pgolf", "-o", "c.safetensors"],
     ):
         out = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True, env=OUTSIDE).stdout
