@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -20,13 +19,13 @@ def main(name: str, minutes: float) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["pgolf"], exclude=COMPILED):
-        from fuzz.run import CORPUS, Broken, keep, outcome
+        from fuzz.run import CORPUS, FOUND, Broken, keep, outcome
         from fuzz.targets import TARGETS
 
         target = TARGETS[name]
         for seed in target.seeds():
             target.read(seed)
-    found = Path(__file__).parent / "found" / name
+    found = FOUND / name
     found.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
         (found / f"seed-{zlib.crc32(seed):08x}").write_bytes(seed)

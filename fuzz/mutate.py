@@ -6,8 +6,10 @@ never reaches the parsers behind them, so `repaired` and `forged` put them right
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +21,9 @@ from pgolf.packer import container, general
 from pgolf.packer.container import END_SIZE, PREAMBLE_SIZE
 
 ODD = (0, 1, -1, 2, 3, 255, 511, 1 << 15, 1 << 20, 1 << 31, 1 << 39, 1 << 70, True, None, 1.5, "", "rans", [], {})
+_ODDER = (*ODD, float("nan"), float("inf"), -1.5, 1e300, 10**400, "x" * 300, [1, "a"], {"a": None})
+_LEFT_OUT = object()
+_DEEP = b"[" * 20_000  # beyond what any parser's stack holds
 _EDGES = (b"\0", b"\xff", b"\x80", b"\x7f", b"\xff" * 4, b"\0" * 8, b"\xff\xff\xff\x7f")
 
 
@@ -65,7 +70,7 @@ def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
         for _, codec, shuffle, full, stored in head["sections"]:
             part = general.decompress(body[at : at + stored], codec, shuffle, full)
             content, at = zlib.crc32(part, content), at + stored
-    except (ArtifactError, KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError):
+    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, OverflowError):
         pass
     sizes = struct.pack("<HBBII", container.VERSION, 0, 0, len(raw), len(raw))
     return repaired(
@@ -93,13 +98,74 @@ def forged(artifact: bytes, rng: np.random.Generator) -> bytes:
     return rebuilt(head, bytes(changed))
 
 
+def json_lie(data: bytes, rng: np.random.Generator) -> bytes:
+    """JSON with one or two leaves replaced or left out, or, now and then, something very deep put in."""
+    if rng.random() < 0.01:
+        at = int(rng.integers(len(data)))
+        return data[:at] + _DEEP + data[at:]
+    return json.dumps(_told_lies(json.loads(data), rng)).encode()
+
+
+def json_lines_lie(data: bytes, rng: np.random.Generator) -> bytes:
+    """`json_lie` in one line of many."""
+    lines = data.splitlines(keepends=True)
+    at = int(rng.integers(len(lines)))
+    lines[at] = json_lie(lines[at], rng) + b"\n"
+    return b"".join(lines)
+
+
+def safetensors_lie(data: bytes, rng: np.random.Generator) -> bytes:
+    """A header that lies, its length put right; JSON inside its metadata lies too."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])
+    inner = next((k for k, v in head.get("__metadata__", {}).items() if v.startswith("{")), None)
+    if inner is None or rng.random() < 0.3:
+        head = _told_lies(head, rng)
+    else:
+        head["__metadata__"][inner] = json_lie(head["__metadata__"][inner].encode(), rng).decode()
+    raw = json.dumps(head).encode()
+    return len(raw).to_bytes(8, "little") + raw + data[8 + size :]
+
+
+def rezipped(data: bytes, rng: np.random.Generator) -> bytes:
+    """A zip archive with one member damaged, sometimes two of one name, and every checksum right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        names = old.namelist()
+        pickled = [name for name in names if name.endswith(".pkl")]
+        chosen = pickled[0] if pickled and rng.random() < 0.7 else names[rng.integers(len(names))]
+        for name in names:
+            member = old.read(name)
+            new.writestr(zipfile.ZipInfo(name), damaged(member, rng) if name == chosen else member)
+    return out.getvalue()
+
+
+def _told_lies(value: Any, rng: np.random.Generator) -> Any:
+    for _ in range(rng.integers(1, 3)):
+        paths = list(_leaves(value))
+        if not paths or paths == [()]:
+            return _ODDER[rng.integers(len(_ODDER))]
+        path = list(paths[rng.integers(len(paths))])
+        branch = path[: rng.integers(1, len(path) + 1)] if rng.random() < 0.3 else path
+        lie_at(value, branch, _LEFT_OUT if rng.random() < 0.2 else _ODDER[rng.integers(len(_ODDER))])
+    return value
+
+
+def lie_at(value: Any, path: list[Any], odd: object) -> None:
+    """Overwrite what is at `path`, keys and indices from the top, or take it out."""
+    *steps, last = path
+    for step in steps:
+        value = value[step]
+    if odd is _LEFT_OUT:
+        del value[last]
+    else:
+        value[last] = odd
+
+
 def lie(head: Any, which: int, value: object) -> None:
     """Overwrite one of the header's leaves, chosen by any integer."""
     leaves = list(_leaves(head))
-    *path, last = leaves[which % len(leaves)]
-    for step in path:
-        head = head[step]
-    head[last] = value
+    lie_at(head, list(leaves[which % len(leaves)]), value)
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

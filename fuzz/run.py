@@ -5,7 +5,7 @@
 What will surprise you:
 * Each target runs in its own process, so that a hang, a crash of the interpreter or a swallowed gigabyte is seen.
 * Memory is counted twice: Python's and numpy's allocations at their peak, and the process's resident pages, since
-  torch and the decompressors allocate behind Python's back.
+  torch and the decompressors allocate behind Python's back. Counting costs the process itself about 3 KB an input.
 * An input that breaks a promise is kept in fuzz/corpus/TARGET/; the test suite reads all of them again, for ever.
 """
 
@@ -21,7 +21,9 @@ import sys
 import time
 import traceback
 import tracemalloc
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +33,26 @@ from fuzz.targets import TARGETS, Target
 from pgolf.errors import PgolfError
 
 CORPUS = Path(__file__).parent / "corpus"
+FOUND = Path(__file__).parent / "found"
+MOST_BROKEN = 5  # promises of one target, before the rest is a waste of time
 SECONDS = 5  # for one input
 SLACK_BYTES = 1 << 20  # beyond twice the honest peak: interpreter noise
-RESIDENT_KIB = 1 << 17  # growth of the process: torch's and numba's lazy imports among it
+RESIDENT_KIB = 1 << 17  # growth of the process by one input: torch's and numba's lazy imports among it
 
 
 class Broken(Exception):
     """A promise that an input broke."""
 
 
-def outcome(target: Target, data: bytes) -> Any:
-    """What the reader makes of `data`; None if it refused it. Raises Broken for anything else."""
+def outcome(target: Target, data: bytes) -> tuple[Any, str | None]:
+    """(what the reader makes of `data`, None), or (None, the name of its refusal). Raises Broken for anything else."""
     try:
         with _alarm():
-            return target.read(data)
+            return target.read(data), None
     except PgolfError as error:
-        if "\n" in str(error).strip():
-            raise Broken(f"a message of several lines: {error}") from error
-        return None
+        if not str(error).isprintable():
+            raise Broken(f"a message of several lines, or that moves the cursor: {error}") from error
+        return None, type(error).__name__
     except Broken:
         raise
     except BaseException as error:
@@ -70,41 +74,82 @@ def _alarm():
 
 
 def hammer(name: str, inputs: int, seconds: float, seed: int) -> dict[str, Any]:
-    """Counts of one target; stops at the first broken promise, whose input is kept in the corpus."""
+    """Counts of one target. It goes on after a broken promise, whose input is kept in the corpus, up to MOST_BROKEN."""
     target, rng = TARGETS[name], np.random.default_rng(seed)
     seeds = target.seeds()
     meanings, honest = [target.read(seed) for seed in seeds], honest_peak(target)
-    resident, began = _resident_kib(), time.monotonic()
-    counts = {"target": name, "inputs": 0, "accepted": 0, "refused": 0, "slowest_s": 0.0, "honest_peak_bytes": honest}
-    while counts["inputs"] < inputs and time.monotonic() - began < seconds:
+    at_first, began, tally = _resident_kib(), time.monotonic(), Tally(name, honest)
+    while tally.inputs < inputs and time.monotonic() - began < seconds and len(tally.broken) < MOST_BROKEN:
         which = int(rng.integers(len(seeds)))
-        data = target.mutators[counts["inputs"] % len(target.mutators)](seeds[which], rng)
-        start = time.monotonic()
+        data = target.mutators[tally.inputs % len(target.mutators)](seeds[which], rng)
+        _last(name).write_bytes(data)  # for the parent, should this process die of it
+        resident, start = _resident_kib(), time.monotonic()
         try:
-            found = judge(target, data, honest)
-            if target.sealed and found is not None and found != meanings[which]:
+            verdict = judge(target, data, honest)
+            if target.sealed and verdict.error is None and verdict.meaning != meanings[which]:
                 raise Broken("accepted, with another meaning")
             if _resident_kib() - resident > RESIDENT_KIB:
                 raise Broken("the process has grown")
+            tally.count(verdict, time.monotonic() - start)
         except Broken as error:
-            return counts | {"broken": str(error), "kept": str(keep(name, data)), "trace": traceback.format_exc()}
-        counts["inputs"] += 1
-        counts["refused" if found is None else "accepted"] += 1
-        counts["slowest_s"] = max(counts["slowest_s"], round(time.monotonic() - start, 3))
-    return counts | {"seconds": round(time.monotonic() - began, 1), "grown_kib": _resident_kib() - resident}
+            tally.count(None, time.monotonic() - start)
+            tally.broken.append({"what": str(error), "kept": str(keep(name, data)), "trace": traceback.format_exc()})
+    _last(name).unlink(missing_ok=True)
+    return vars(tally) | {"seconds": round(time.monotonic() - began, 1), "grown_kib": _resident_kib() - at_first}
 
 
-def judge(target: Target, data: bytes, honest: int) -> Any:
-    """`outcome`, and Broken too if more than twice `honest` bytes were allocated on the way."""
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one input: its meaning, or the name of the error that refused it; peak: bytes allocated on the way."""
+
+    meaning: Any
+    error: str | None
+    peak: int
+
+
+@dataclass
+class Tally:
+    """Counts of one target. refused: by kind of error; slowest_s: of one input; peak_bytes: the largest allocation,
+    honest_peak_bytes: of a seed."""
+
+    target: str
+    honest_peak_bytes: int
+    inputs: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    slowest_s: float = 0.0
+    peak_bytes: int = 0
+    broken: list[dict[str, str]] = field(default_factory=list)
+
+    def count(self, verdict: Verdict | None, seconds: float) -> None:
+        self.inputs += 1
+        self.slowest_s = max(self.slowest_s, round(seconds, 3))
+        if verdict is None:
+            return
+        self.peak_bytes = max(self.peak_bytes, verdict.peak)
+        if verdict.error is None:
+            self.accepted += 1
+        else:
+            self.refused[verdict.error] += 1
+
+
+def _last(name: str) -> Path:
+    path = FOUND / name / "last"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def judge(target: Target, data: bytes, honest: int) -> Verdict:
+    """What became of one input. Raises Broken for whatever `outcome` does, and for more than twice `honest` bytes."""
     tracemalloc.start()
     try:
-        found = outcome(target, data)
+        meaning, error = outcome(target, data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     if peak > 2 * honest + SLACK_BYTES:
         raise Broken(f"{peak} bytes allocated, where honest inputs take {honest}")
-    return found
+    return Verdict(meaning, error, peak)
 
 
 def honest_peak(target: Target) -> int:
@@ -138,29 +183,54 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guided", action="store_true", help="by coverage, with atheris (pip install atheris)")
+    parser.add_argument("-o", "--out", type=Path, help="write the counts there as JSON; targets already in it stay")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         inputs = args.inputs * (10 if args.child == "artifact" else 1)
         print(json.dumps(hammer(args.child, inputs, args.minutes * 60, args.seed)))
         return 0
-    return max(_run_child(name, args) for name in args.target or TARGETS)
+    if args.guided:
+        return max(_guided(name, args.minutes) for name in args.target or TARGETS)
+    return max([_run_child(name, args) for name in args.target or TARGETS])
+
+
+def _guided(name: str, minutes: float) -> int:
+    return subprocess.run([sys.executable, "-m", "fuzz.guided", name, str(minutes)], check=False).returncode
 
 
 def _run_child(name: str, args: argparse.Namespace) -> int:
-    """0 if the target kept every promise. A child that dies without a verdict broke one."""
-    if args.guided:
-        return subprocess.run([sys.executable, "-m", "fuzz.guided", name, str(args.minutes)], check=False).returncode
+    """0 if the target kept every promise. A child that dies or hangs without a verdict broke one."""
     options = ["--inputs", str(args.inputs), "--minutes", str(args.minutes), "--seed", str(args.seed)]
-    child = subprocess.run(
-        [sys.executable, "-m", "fuzz.run", "--child", name, *options], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "fuzz.run", "--child", name, *options]
+    try:
+        patience = 60 * args.minutes + 120
+        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: the process hangs in an input, kept as {keep(name, _last(name).read_bytes())}")
+        return 1
     if child.returncode:
-        print(f"{name}: the process died with {child.returncode}\n{child.stderr}")
+        kept = keep(name, _last(name).read_bytes()) if _last(name).exists() else "none"
+        print(f"{name}: the process died with {child.returncode} of an input, kept as {kept}\n{child.stderr}")
         return 1
     verdict = json.loads(child.stdout.splitlines()[-1])
     print(json.dumps(verdict), flush=True)
-    return int("broken" in verdict)
+    if args.out:
+        _record(args.out, verdict)
+    return int(bool(verdict["broken"]))
+
+
+def _record(path: Path, verdict: dict[str, Any]) -> None:
+    """Put one target's counts into the results file."""
+    from benchmarks.common import machine
+
+    results = json.loads(path.read_text()) if path.exists() else {"targets": {}}
+    results |= machine()
+    results["targets"][verdict["target"]] = verdict
+    found = results["targets"].values()
+    results["inputs"] = sum(v["inputs"] for v in found)
+    results["slowest_s"] = max(v["slowest_s"] for v in found)
+    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

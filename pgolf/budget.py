@@ -35,7 +35,8 @@ def fill(job: Job, plans: Mapping[str, plan.TensorPlan], limit: int, code_bytes:
     if not searched:
         trial = job.run(plans, 1.0)
         if trial.size > room:
-            raise _does_not_fit(trial, room, "every step size is fixed by --set")
+            fixed = any(p.settings is not None for p in plans.values())
+            raise _does_not_fit(trial, room, "every step size is fixed by --set" if fixed else "no tensor is quantized")
         return trial
 
     def run(step: float) -> search.Trial[Trial]:

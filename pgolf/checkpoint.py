@@ -23,7 +23,9 @@ from torch import Tensor
 from pgolf import huggingface
 from pgolf.errors import CheckpointError
 from pgolf.packer.artifact import DTYPE_SIZES
+from pgolf.packer.container import replacing
 
+MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
 _PREFERRED = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "weights", "ema", "params")
 
 
@@ -57,7 +59,7 @@ def read(path: str | Path, *, everything: bool = False) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return from_mapping(huggingface.read_safetensors(path))
-    loaded = _torch_load(path)
+    loaded = torch_load(path)
     if isinstance(loaded, Tensor):
         raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
     if everything and not _is_state_dict(loaded):
@@ -68,19 +70,56 @@ def read(path: str | Path, *, everything: bool = False) -> Checkpoint:
     return from_mapping(state, config=_jsonable(config), notes=notes)
 
 
-def _torch_load(path: Path) -> Any:
+def torch_load(path: Path) -> Any:
+    """What torch.save wrote, its checksums checked, mapped where it is a zip archive. Raises CheckpointError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
             if zipfile.is_zipfile(path):
+                _check_archive(path)
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as file:
                 return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # torch.load raises nearly anything on foreign bytes
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+def torch_save(value: Any, path: Path) -> None:
+    """Write by torch.save, whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch closes its archive after a failed write, and that fails again
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that a reader could understand in two ways, or whose parts do not match their checksums.
+
+    torch.save stores its parts one by one as they are, each with its CRC-32; torch.load does not look at it.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        stored = all(p.compress_type == zipfile.ZIP_STORED and p.file_size == p.compress_size for p in parts)
+        plain = stored and not any(p.flag_bits & 1 for p in parts)  # 1: encrypted
+        if not plain or len({p.filename for p in parts}) < len(parts):
+            raise CheckpointError(
+                f"{path}: a zip archive with compressed or repeated parts, not what torch.save writes"
+            )
+        if sum(p.file_size for p in parts) > path.stat().st_size:
+            raise CheckpointError(f"{path}: the parts of this zip archive overlap: it is damaged, or hostile")
+        if bad := archive.testzip():
+            raise CheckpointError(
+                f"{path}: {bad} in it does not match its checksum: it is damaged, copy it again (if it was saved without "
+                "checksums, save it again after torch.serialization.set_crc32_options(True))"
+            )
 
 
 class _Bounded:
@@ -195,6 +234,7 @@ def from_mapping(
             tensors[name] = tensor.cpu()
     if not tensors:
         raise CheckpointError("the state dict holds no tensors")
+    _refuse_repetition(tensors)
     _refuse_non_finite(tensors)
     return Checkpoint(tensors, aliases, config, notes)
 
@@ -209,6 +249,18 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if dtype_name(tensor.dtype) not in DTYPE_SIZES:
         raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which pgolf cannot store: convert it first")
     return tensor.resolve_conj().resolve_neg()
+
+
+def _refuse_repetition(tensors: dict[str, Tensor]) -> None:
+    """A stride of zero makes 10^12 numbers of one; a few overlapping views are usual, as of fused q, k and v."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+    declared, held = sum(t.numel() * t.element_size() for t in tensors.values()), sum(storages.values())
+    if declared > MOST_REPEATED * held + REPEATED_BYTES:
+        name = max(tensors, key=lambda n: tensors[n].numel() * tensors[n].element_size())
+        raise CheckpointError(
+            f"the tensors declare {declared:,} bytes, of which {held:,} are there: the rest is repetition, most of it in "
+            f"{name!r}; save contiguous tensors"
+        )
 
 
 def _refuse_non_finite(tensors: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pgolf import __version__
-from pgolf.errors import PgolfError
+from pgolf.errors import PgolfError, is_out_of_memory
 
 COMMANDS = {  # what the user types: module of pgolf.commands "." function, in the order of --help
     "pack": "pack.pack",
@@ -55,13 +55,15 @@ class _Group(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("pgolf: interrupted; nothing is half-written", err=True)
             ctx.exit(130)
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             click.echo(f"pgolf: {_os_message(error)}", err=True)
             ctx.exit(3)
 
 
-def _os_message(error: OSError | MemoryError) -> str:
-    if isinstance(error, MemoryError):
+def _os_message(error: Exception) -> str:
+    if not isinstance(error, OSError):
         return "out of memory"
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 

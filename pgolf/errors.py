@@ -8,6 +8,7 @@
     ├── CurvatureError        3   calibration went wrong, or does not belong to this model
     ├── ArtifactError         3   truncated, foreign or damaged artifact
     ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
+    ├── MemoryLimitError      3   a tensor needs more memory than there is
     ├── BudgetError           4   cannot be made to fit
     └── AuditError            4   the audit found that a score is not honest
 
@@ -15,10 +16,22 @@ A message is one line, names the thing and the mend. Anything that is not a Pgol
 """
 
 
+def printable(text: str) -> str:
+    """One line in which every other character is an escape sequence of Python, as "\\x1b"."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class PgolfError(Exception):
-    """Root of every error that pgolf raises on purpose."""
+    """Root of every error that pgolf raises on purpose.
+
+    Its text is one line of printable characters, whatever names a stranger's file brought into it: what moves a
+    terminal's cursor or cannot be encoded is shown as an escape sequence of Python.
+    """
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(PgolfError):
@@ -51,6 +64,10 @@ class DeviceError(PgolfError):
     """A device was asked for that is not here, or lacks what its kernels need."""
 
 
+class MemoryLimitError(PgolfError):
+    """There is not enough memory for the work on a tensor."""
+
+
 class BudgetError(PgolfError):
     """The model cannot be made to fit the byte budget."""
 
@@ -61,3 +78,11 @@ class AuditError(PgolfError):
     """A score is not what it claims to be."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python's, numpy's or torch's says so; torch's allocator of the CPU has no type for it."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )

@@ -67,7 +67,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object")

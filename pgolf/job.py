@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pgolf import checkpoint, plan
 from pgolf.checkpoint import Checkpoint
+from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.packer import artifact
 from pgolf.packer.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
@@ -27,6 +28,7 @@ from pgolf.packer.spread import narrowed
 from pgolf.packer.threads import workers
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature import MatrixCurvature
+from pgolf.quant.factor import watched
 from pgolf.search import OutOfTime
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -51,6 +53,7 @@ class Trial:
 class Job:
     """A checkpoint with its curvature (name -> one for each slice), ready to be packed at any position of the knob.
 
+    damping: name -> share of the mean diagonal that had to be added to its curvature before it could be factored.
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     """
 
@@ -59,6 +62,7 @@ class Job:
     progress: Progress
     coder: str
     prepared: dict[str, list[Any]] = field(default_factory=dict)
+    damping: dict[str, float] = field(default_factory=dict)
     until: float = math.inf
     seconds_per_weight: float = 0.0
 
@@ -82,6 +86,10 @@ class Job:
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _entry(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
+        with enough_memory(name, self.source.tensors[name]):
+            return self._packed(name, tensor_plan, step)
+
+    def _packed(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
         tensor = self.source.tensors[name]
         self.hurry(tensor.numel())
         dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
@@ -100,7 +108,8 @@ class Job:
         """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
         method, slices = METHODS[settings.method], self._slices(name)
         if method.staged is None:
-            planes = [method.quantize(w, c, settings) for w, c in slices]
+            with self._damping_of(name):
+                planes = [method.quantize(w, c, settings) for w, c in slices]
         else:
             finish, prepared = method.staged.finish, self.prepare(name, settings)
             planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
@@ -118,8 +127,16 @@ class Job:
         staged = METHODS[settings.method].staged
         assert staged is not None
         if name not in self.prepared:
-            self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+            with self._damping_of(name):
+                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
         return self.prepared[name]
+
+    @contextmanager
+    def _damping_of(self, name: str) -> Iterator[None]:
+        with watched() as shares:
+            yield
+        if shares:
+            self.damping[name] = max(shares)
 
     def hurry(self, weights: int) -> None:
         """Raise OutOfTime where quantizing so many weights would not end in time."""
@@ -145,10 +162,11 @@ class Job:
             settings = plans[name].at(step)
             staged = METHODS[settings.method].staged
             assert staged is not None
-            prepared = self.prepare(name, settings)
-            return sum(
-                staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
-            )
+            with enough_memory(name, self.source.tensors[name]):
+                prepared = self.prepare(name, settings)
+                return sum(
+                    staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
+                )
 
         names = [name for name, p in plans.items() if p.settings is not None]
         with one_thread_each() as pool:
@@ -192,6 +210,20 @@ def integer_plane(tensor: Tensor) -> Plane:
     """The values of an integer tensor as codes without scales, one row a first index."""
     matrix = tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
     return Plane(narrowed(matrix.to(torch.int32).numpy()))
+
+
+@contextmanager
+def enough_memory(name: str, tensor: Tensor) -> Iterator[None]:
+    """Turn whatever says that memory ran out into a MemoryLimitError that names the tensor."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"not enough memory to pack {name!r} {list(tensor.shape)}: free some, or let fewer cores work at a time "
+            "(taskset -c 0 pgolf ...)"
+        ) from error
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def pack(
             trial, how = attempt(job, plans, False), ""
         else:
             trial, how = deadlines.pack(job, plans, began, deadline, attempt)
-        notes = [*source.notes, *_blind_spots(plans, job.curvatures), *([how] if how else [])]
+        notes = [*source.notes, *_blind_spots(plans, job.curvatures), *_grown_damping(job), *([how] if how else [])]
         report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), trial.encoded.data)
@@ -156,6 +156,15 @@ def _blind_spots(plans: Mapping[str, plan.TensorPlan], known: Mapping[str, Any])
         return []
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return [f"packed without curvature, the model's use of them was not seen: {', '.join(names[:8])}{more}"]
+
+
+def _grown_damping(job: Job) -> list[str]:
+    """A note of the tensors whose curvature could not be factored as it was, with how much more it took."""
+    if not job.damping:
+        return []
+    named = [f"{name} (by {share:.0e} of its mean)" for name, share in sorted(job.damping.items())]
+    more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+    return [f"damping was raised where the curvature is not positive definite: {', '.join(named[:4])}{more}"]
 
 
 def _report(

@@ -98,7 +98,7 @@ def _parse_word(word: str, text: str) -> dict[str, Any]:
         return {"keep": True}
     if word in _CASTS:
         return {"cast": _CASTS[word]}
-    if word.startswith("int") and word[3:].isdigit() and 2 <= int(word[3:]) <= 8:
+    if word.startswith("int") and word[3:].isdecimal() and 2 <= int(word[3:]) <= 8:
         return {"bits": int(word[3:])}
     known = ", ".join(["int2..int8", "keep", *_CASTS, *METHODS, *(f"{n}=" for n in _NUMBERS)])
     raise UsageError(f"--set {text!r}: {word!r} is not a setting; known: {known}")

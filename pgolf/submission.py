@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -22,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgolf.errors import ArtifactError, BudgetError, DataError, UsageError
+from pgolf.folders import write_folder
 from pgolf.packer import code, container, stub
 from pgolf.sizes import show_size
 
@@ -107,7 +105,7 @@ def export(art: Path, scripts: Sequence[Path], out: Path, *, force: bool = False
     counted = Count([f for f in files if f.name not in UNCOUNTED], limit)
     sizes = {"bytes_total": counted.total, "bytes_code": sum(map(len, packed.values())), "bytes_model": len(model)}
     contents[DESCRIPTION] = (json.dumps(SKELETON | sizes, indent=2) + "\n").encode()
-    _write(out, contents)
+    write_folder(out, contents)
     return counted
 
 
@@ -263,22 +261,3 @@ def _earlier_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(facts, dict) and "bytes_model" in facts and not any(p.is_symlink() for p in folder.rglob("*"))
-
-
-def _write(out: Path, contents: dict[str, bytes]) -> None:
-    """The whole folder or none of it: made beside, then renamed; an earlier one is removed last."""
-    out = out.absolute()
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        for name, data in contents.items():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).write_bytes(data)
-        made.chmod(0o755)
-        old = made.with_name(made.name + ".old")
-        if out.exists():
-            os.rename(out, old)
-        os.rename(made, out)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise

@@ -54,8 +54,8 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
     if not is_ours(config):
         raise ModelError("the checkpoint's configuration is not of a pgolf model: add --model FILE.py:NAME")
     try:
-        model = build(dict(config))
-    except (KeyError, TypeError, ValueError) as error:
+        model = build(dict(config), state)
+    except (KeyError, TypeError, ValueError, ArithmeticError, UsageError) as error:
         raise ModelError(f"the checkpoint's configuration does not make a model ({_line(error)})") from None
     load_state(model, state)
     return model.eval()

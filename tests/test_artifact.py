@@ -344,3 +344,14 @@ def test_a_dtype_too_narrow_for_its_codes_is_damage():
     codes = packer.encode({"w": np.array([[300, 1]], np.int16)})
     with pytest.raises(ArtifactError, match="do not fit"):
         packer.decode(with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8")))
+
+
+def test_scales_whose_products_leave_float32_are_refused():
+    large, half = Scale(np.full(4, 120 * 8, np.int32), 8), Scale(np.full(4, 0x7C00, np.int32), HALF)  # half: infinity
+    codes = np.ones((4, 4), np.int32)
+    for plane in (Plane(codes, large, large), Plane(codes, half), Plane(codes, None, Scale(large.index * 9, 8))):
+        data = artifact.encode({"w": Entry("float32", (4, 4), planes=(plane,))}).data
+        with pytest.raises(ArtifactError, match="the scales of tensor 'w' are out of range"):
+            artifact.decode(data)
+    entries, _ = artifact.decode(artifact.encode({"w": Entry("float32", (4, 4), planes=(Plane(codes, large),))}).data)
+    assert (entries["w"].planes[0].reconstruct() == 2.0**120).all()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pgolf.errors import DataError, ModelError, UsageError
-from pgolf.train.bpb import count_bytes, evaluate, load_tokenizer, read_sidecar, score, stream_bytes, token_bytes
-from pgolf.train.data import read_shard, write_shard
+from pgolf.train.bpb import count_bytes, evaluate, load_tokenizer, score, stream_bytes, token_bytes
+from pgolf.train.data import read_shard
 from tests.helpers import SHARED, Counting
 
 BOS = 1
@@ -145,13 +145,6 @@ def test_not_a_tokenizer(tmp_path: Path):
         token_bytes(tmp_path / "t.model")
     with pytest.raises(DataError, match="no tokenizer at"):
         token_bytes(tmp_path / "none.model")
-
-
-def test_sidecar_must_fit_its_tokens(tmp_path: Path):
-    write_shard(tmp_path / "bytes.bin", np.array([0, 3, 1]))
-    assert read_sidecar(tmp_path / "bytes.bin", np.zeros(3, np.uint16)).tolist() == [0, 3, 1]
-    with pytest.raises(DataError, match="byte counts of 3 tokens; the data has 4"):
-        read_sidecar(tmp_path / "bytes.bin", np.zeros(4, np.uint16))
 
 
 VOCAB = 13

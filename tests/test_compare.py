@@ -66,3 +66,11 @@ def test_comparison_names_every_series_and_point_of_the_baseline():
 def test_the_pareto_set_has_no_point_that_another_beats():
     some = points("a", [(1000, 0.08), (2000, 0.09), (3000, 0.01)]) + points("b", [(1000, 0.1), (2500, 0.02)])
     assert compare.pareto(some) == ["a1000", "b2500", "a3000"]
+
+
+def test_points_that_are_all_but_equal_give_no_figure_beyond_them():
+    flat = [(1000, 0.01), (2000, math.nextafter(0.01, 0))]
+    assert compare.bytes_at(flat, 0.02) is None
+    steep = [(1000, 1e-9), (1001, 1.0)]
+    assert compare.rise_at(steep, 1250) is None
+    assert compare.rise_at([(1000, 1.9999999999999998), (2000, 2.0)], 1500).value == pytest.approx(2)

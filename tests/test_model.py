@@ -29,7 +29,7 @@ def random_ids(*shape: int) -> torch.Tensor:
     return torch.randint(0, CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.84), ("small", 3.21), ("golf", 35.9)])
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.84), ("small", 3.21), ("golf", 36.5)])
 def test_preset_sizes(name: str, millions: float):
     with torch.device("meta"):
         blocks = GPT(PRESETS[name])
@@ -77,7 +77,7 @@ def test_skips_join_the_first_half_to_the_second():
     assert [block.skip is not None for block in model.blocks] == [False, False, False, True, True]
     seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[3])))
+        block.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[2])))
     model.forward_logits(random_ids(1, 4))
     inputs, skips = zip(*seen, strict=True)
     assert skips[:3] == (None, None, None)
@@ -120,9 +120,39 @@ def test_bfloat16_compute_keeps_float32_weights():
 
 
 def test_checkpoint_config_rebuilds_the_model():
-    model = from_config({"gpt": asdict(CONFIG)})
-    model.load_state_dict(GPT(CONFIG, seed=9).state_dict())
+    state = GPT(CONFIG, seed=9).state_dict()
+    model = from_config({"gpt": asdict(CONFIG)}, state)
+    model.load_state_dict(state)
     assert model.config == CONFIG
+
+
+def test_a_checkpoint_without_options_is_the_model_that_it_was():
+    """Logits taken before there were options, of weights that a formula gives."""
+    old = {"vocab_size": 50, "layers": 5, "dim": 64, "heads": 4, "kv_heads": 2, "mlp_mult": 2, "rope_dims": 8}
+    model = from_config({"gpt": old}, GPT(GPTConfig(**old)).state_dict())
+    assert len(list(model.parameters())) == 48
+    with torch.no_grad():
+        for i, param in enumerate(model.parameters()):
+            wave = torch.sin(torch.arange(param.numel(), dtype=torch.float64) * 0.7 + i)
+            param.copy_((wave * 0.3 + (param.ndim == 1)).view_as(param))
+        logits = model.forward_logits(torch.arange(24).view(2, 12) * 7 % 50)
+    assert logits[0, 11, :4].tolist() == pytest.approx([-0.966344, -2.003847, -1.776187, -0.425447], abs=1e-4)
+    assert logits[1, 5, 20:24].tolist() == pytest.approx([2.033216, 2.131387, 0.883633, -0.925709], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"vocab_size": 10**9}, ValueError, "hold 1"),
+        ({"layers": 10**9}, ValueError, "1000000000 layers"),
+        ({"dim": 64.0}, TypeError, "dim is 64.0"),
+        ({"softcap": float("nan")}, TypeError, "softcap is nan"),
+        ({"heads": -4, "kv_heads": -2, "rope_dims": -20}, TypeError, "heads is -4"),
+    ],
+)
+def test_configurations_that_lie_are_refused_before_anything_is_built(changed, error, says):
+    with pytest.raises(error, match=says):
+        from_config({"gpt": asdict(CONFIG) | changed}, GPT(CONFIG).state_dict())
 
 
 def test_shapes_that_do_not_divide_are_refused():

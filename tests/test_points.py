@@ -53,3 +53,18 @@ def test_the_contest_is_a_curve_of_its_own():
 def test_points_that_cannot_be_made(text, why):
     with pytest.raises(UsageError, match=why):
         points_of(text, [])
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("trellis=7", "a trellis of 7 states is not known; known: 0"),
+        ("unbias=nan", "unbias is nan"),
+        ("damp_inputs=-1", "damp_inputs is -1.0"),
+        ("damp_outputs=1e300", r"damp_outputs is 1e\+300: it must lie between 0 and 1000000"),
+        ("two_sided=2", "two_sided is 2"),
+    ],
+)
+def test_options_that_no_method_understands_are_refused_before_the_sweep(option, says):
+    with pytest.raises(UsageError, match=says):
+        points_of(f"auto:{option}", [5000])

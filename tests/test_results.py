@@ -38,6 +38,12 @@ def test_round_trip(tmp_path: Path):
         lambda facts: facts["per_document"]["tokens"].append(1),
         lambda facts: facts["per_document"]["bytes"].reverse() or facts["per_document"]["bytes"].append(3),
         lambda facts: facts["per_document"].update(nats=["x", "y", "z"]),
+        lambda facts: facts["per_document"]["nats"].__setitem__(0, 14.0),  # the score is that of other documents
+        lambda facts: facts["per_document"]["nats"].__setitem__(0, float("nan")),
+        lambda facts: facts["per_document"]["tokens"].__setitem__(0, 1 << 70),
+        lambda facts: facts.update(bpb=facts["bpb"] * 1.01),
+        lambda facts: facts.update(seconds=0),
+        lambda facts: facts.update(note=3),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, change):
@@ -49,8 +55,9 @@ def test_anything_else_is_refused(tmp_path: Path, change):
 
 
 def test_not_json(tmp_path: Path):
-    (tmp_path / "r.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(DataError, match="not a result"):
-        read(tmp_path / "r.json")
+    for text in (b"\xff\xfe{", b"[" * 100_000, b"7" * 10_000):
+        (tmp_path / "r.json").write_bytes(text)
+        with pytest.raises(DataError, match="not a result"):
+            read(tmp_path / "r.json")
     with pytest.raises(DataError, match="No such file"):
         read(tmp_path / "none.json")

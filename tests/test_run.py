@@ -64,7 +64,7 @@ def test_a_run_leaves_all_its_files(folder: Path, tmp_path: Path):
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 6
     saved = torch.load(report.checkpoint, weights_only=True)
-    from_config(saved["config"]).load_state_dict(saved["model"])
+    from_config(saved["config"], saved["model"]).load_state_dict(saved["model"])
 
 
 def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(folder: Path, tmp_path: Path):
@@ -81,6 +81,19 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(folder: Path, tmp_p
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "train.jsonl")] for name in ("parts", "whole")]
     assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_knows_whether_the_loop_had_started(folder: Path, tmp_path: Path):
+    """And a run that is resumed with its loop on ends as an uninterrupted one."""
+    looped = [*SMALL, "loop=1", "loop_start=0.4"]
+    for step, started in ((1, False), (4, True)):
+        with pytest.raises(KeyboardInterrupt):
+            train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=step > 1, progress=stop_at(step))
+        config = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["config"]
+        assert config["looped"] is from_config(config).looped is started
+    train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=True)
+    train("tiny", tmp_path / "whole", data=folder, overrides=looped)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_a_finished_run_resumes_to_itself(folder: Path, tmp_path: Path):

@@ -104,6 +104,30 @@ def test_a_changed_setting_is_named_and_refused_unless_forced(folder):
         measured(folder, "s", PLAN[:1])
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("points/before.json", {"bpb": "1.5"}),
+        ("points/before.json", {"tokens": 0}),
+        ("points/KEY.json", {"bytes": None}),
+        ("points/KEY.json", {"bytes": -3}),
+        ("points/KEY.json", {"bpb": float("nan")}),
+        ("points/KEY.json", {"step": "x"}),
+        ("sweep.json", {"plan": [{"series": "auto"}]}),
+        ("sweep.json", {"shared": 3}),
+    ],
+)
+def test_damaged_files_of_a_sweep_are_named(folder, name, change):
+    measured(folder, "s", PLAN[:1])
+    path = folder / "s" / name.replace("KEY", PLAN[0].key)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=rf"{path.name}: not readable as a sweep's JSON .*; delete it and run again"):
+        measured(folder, "s", PLAN[:1])
+    if path.name != "sweep.json":
+        path.unlink()
+        assert measured(folder, "s", PLAN[:1])["points"][0]["bytes"] > 0
+
+
 def test_differences_are_named_by_their_place():
     assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == ["a.c", "d"]
 
@@ -191,6 +215,40 @@ def test_bytes_must_be_countable(folder):
     some = ("--model", "toy.py:Toy", "--data", "val.bin", "--bits", "4", "-o", "s")
     assert "--tokenizer" in run("sweep", "ckpt.pt", *some, code=2).stderr
     assert "several checkpoints" in run("sweep", "ckpt.pt", "ckpt.pt", *some, code=2).stderr
+
+
+WORKERS = """
+import os, sys, time
+from pgolf.frontier.executors import executor
+if __name__ == "__main__":
+    with executor(2, None) as two:
+        print(two.submit(os.getpid).result(), flush=True)
+        time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_sweep_is_killed(tmp_path):
+    (tmp_path / "main.py").write_text(WORKERS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(tmp_path / "main.py")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    worker = int(child.stdout.readline())
+    child.kill()
+    child.wait()
+    child.stdout.close()  # without waiting for its end: the worker holds it too
+    deadline = time.monotonic() + 20
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.filterwarnings("ignore")  # distributed's own, about sockets and loops

@@ -213,7 +213,7 @@ def test_demo_checkpoint_is_plain_repeatable_and_learns(demo_directory: Path):
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in second["model"])
     assert json.loads(json.dumps(first["config"])) == {**first["config"]}
     assert sum(losses[-5:]) / 5 < losses[0] - 1
-    model = from_config(first["config"])
+    model = from_config(first["config"], first["model"])
     model.load_state_dict(first["model"])
 
 

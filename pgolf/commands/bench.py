@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import json_option
+from pgolf.commands.shared import json_option, refuse_unwritable
 
 
 @click.command()
@@ -32,6 +32,7 @@ def bench(
     from pgolf.kernels import bench as measurements
     from pgolf.kernels.device import need, triton
 
+    refuse_unwritable(out)
     place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sizes = measurements.Sizes(layers=layers, peak_tflops=peak_tflops)
     facts = measurements.run(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import force_option, json_option, model_options, progress_bars, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, model_options, print_lines, progress_bars, refuse_overwrite
 
 
 @click.command()
@@ -41,6 +41,6 @@ def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any)
         return
     for name, word in coverage.items():
         if word not in {"traced", "not a matrix"}:
-            click.echo(f"{word}: {name}")
+            print_lines([f"{word}: {name}"])
     traced = sum(word == "traced" for word in coverage.values())
     click.echo(f"{traced} matrices traced over {curvature.tokens:,} tokens, written to {out}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgolf.commands.shared import json_option
+from pgolf.commands.shared import json_option, print_lines
 from pgolf.errors import BudgetError
 
 
@@ -30,6 +30,6 @@ def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: 
 
     curvature = Curvature.load(curvature_file) if curvature_file else None
     found = forecast.estimate(checkpoint.read(ckpt), curvature=curvature, **options)
-    click.echo(json.dumps(found.to_json()) if as_json else "\n".join(report.estimate_lines(found.to_json())))
+    print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:
         raise BudgetError(f"would not fit: about {found.total_bytes:,} B of at most {found.budget:,} B")

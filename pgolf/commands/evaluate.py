@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.models import is_artifact, model_with
-from pgolf.commands.shared import Progress, json_option, model_options, progress_bars
+from pgolf.commands.shared import Progress, json_option, model_options, print_lines, progress_bars, refuse_unwritable
 from pgolf.errors import AuditError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
     need(options["device"])
+    refuse_unwritable(options["out"])
     text = None if all(map(is_result, sources)) else _text(options)
     with progress_bars() as progress:
         scored = [
@@ -104,19 +105,21 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     else:
         for note in filter(None, (result.note for result in results)):
             click.echo(f"note: {note}", err=True)
-        click.echo("\n".join(_lines(results, change, checks)))
+        print_lines(_lines(results, change, checks))
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The shard: tokens and byte_counts [N], the start token of documents, and how many targets are scored."""
+    """The shard: tokens and byte_counts [N], the start token of documents, how many targets are scored, and where the
+    counts come from, if that was not asked for."""
 
     tokens: NDArray[np.integer]
     byte_counts: NDArray[np.integer]
     bos: int
     total: int
+    counted_by: str
 
     @property
     def scored(self) -> NDArray[np.integer]:
@@ -146,7 +149,7 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
     nats = scorer(text.scored, progress=lambda done, total: progress(f"score {source.name}", done, total))
     compiling = losses.compile_seconds if losses else 0.0
     seconds = time.perf_counter() - began - compiling
-    how = f"{options['scorer']}, {reading}" if options["scorer"] else str(reading)
+    how = ", ".join(filter(None, (options["scorer"], str(reading), text.counted_by)))
     score = bpb.result_of(nats, text.byte_counts, seconds)
     by_document = documents.per_document(nats, text.byte_counts, starts)
     result = results.Result(str(source), how, score, by_document, reading.note(nats, starts), compiling)
@@ -155,21 +158,22 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
 
 def _text(options: dict[str, Any]) -> _Text:
     from pgolf.train import bpb, data
+    from pgolf.train import sidecar as sidecars
 
     if not options["data"]:
         raise UsageError("eval needs --data VAL.bin, a token shard to score")
-    if not (options["tokenizer"] or options["sidecar"]):
-        raise UsageError("eval needs --tokenizer T.model or --bytes SIDECAR.bin to count bytes")
     tokens = data.read_shard(options["data"])
-    if options["sidecar"]:
-        counts = bpb.read_sidecar(options["sidecar"], tokens)
-    else:
-        counts = bpb.stream_bytes(tokens, bpb.token_bytes(options["tokenizer"]), convention=options["count"])
+    tokenizer, sidecar = options["tokenizer"], options["sidecar"]
+    counts = sidecars.byte_counts(
+        options["data"], tokens, tokenizer=tokenizer, sidecar=sidecar, convention=options["count"]
+    )
+    found = None if sidecar else sidecars.beside(options["data"])
     bos = options["bos"]
-    if bos is None and options["tokenizer"]:
-        bos = bpb.load_tokenizer(options["tokenizer"]).bos_id()
+    if bos is None and tokenizer:
+        bos = bpb.load_tokenizer(tokenizer).bos_id()
     known = bos is not None and bos >= 0  # SentencePiece says -1 for none
-    return _Text(tokens, counts, bos if known else DEFAULT_BOS, bpb.num_targets(tokens, counts, options["max_tokens"]))
+    total = bpb.num_targets(tokens, counts, options["max_tokens"])
+    return _Text(tokens, counts, bos if known else DEFAULT_BOS, total, f"bytes of {found.name}" if found else "")
 
 
 def _reading(options: dict[str, Any]) -> Reading:

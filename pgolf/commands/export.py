@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import force_option, json_option, print_table
+from pgolf.commands.shared import force_option, json_option, print_lines, print_table
 from pgolf.errors import UsageError
 
 
@@ -53,5 +53,5 @@ def export(
     else:
         print_table(report.submission_table(facts))
         verdict = f"{facts['verdict']}: {facts['total']:,} B of {facts['limit']:,} B"
-        click.echo("\n".join([*facts["notes"], verdict]))
+        print_lines([*facts["notes"], verdict])
     found.check()

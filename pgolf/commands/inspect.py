@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import force_option, json_option, print_table, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, print_lines, print_table, refuse_overwrite
 
 
 @click.command()
@@ -41,4 +41,4 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     print_table(tables.layers_table(facts))
     click.echo()
     print_table(tables.inspect_table(facts))
-    click.echo("\n".join(tables.inspect_summary(facts)))
+    print_lines(tables.inspect_summary(facts))

@@ -15,9 +15,11 @@ from pgolf.commands.shared import (
     force_option,
     json_option,
     model_options,
+    print_lines,
     print_table,
     progress_bars,
     refuse_overwrite,
+    refuse_unwritable,
 )
 from pgolf.errors import UsageError
 
@@ -86,6 +88,7 @@ def pack(
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
+    refuse_unwritable(options["report_file"])
     source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)
@@ -110,7 +113,7 @@ def pack(
         click.echo(json.dumps(facts))
         return
     print_table(report.pack_table(facts))
-    click.echo("\n".join([*report.pack_summary(facts), f"written            {out}"]))
+    print_lines([*report.pack_summary(facts), f"written            {out}"])
 
 
 def _default_name(ckpt: Path) -> Path:

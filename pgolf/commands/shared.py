@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pgolf.errors import UsageError
+from pgolf.errors import UsageError, printable
 
 Progress = Callable[[str, int, int], None]
 LINE_SECONDS = 20  # between two lines of progress in a log
@@ -37,19 +38,42 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an existing
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """UsageError before any work is done, where the result could not be written."""
+    """UsageError before any work is done, where the result could not be written or would replace something."""
+    refuse_unwritable(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
+
+
+def refuse_unwritable(path: Path | None) -> None:
+    """UsageError before any work is done, where a file that may be replaced could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UsageError(f"{path}: nothing can be written in the folder {path.parent}")
 
 
 def print_table(table: Any) -> None:
     """A rich table on stdout, as wide as the terminal, or as it needs where there is none."""
     from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        """Shows strings as they are: names from a stranger's file may look like markup or move the cursor."""
+
+        def render_str(self, text: str, **_: Any) -> Text:
+            return Text(printable(text))
 
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, soft_wrap=False).print(table)
+    Plain(width=width, soft_wrap=False).print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout, whatever names are in them."""
+    click.echo("\n".join(map(printable, lines)))
 
 
 def _lines() -> Progress:

@@ -11,7 +11,7 @@ import click
 
 from pgolf.commands.live import live_table
 from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import json_option, model_options, print_table, progress_bars
+from pgolf.commands.shared import json_option, model_options, print_lines, print_table, progress_bars
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,8 +150,10 @@ def _number(text: str) -> float:
 def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:
     """What the points share, and how the curvature is made, as JSON ({} for none)."""
     from pgolf.frontier.setup import Setup, file_hash
+    from pgolf.train.sidecar import beside
 
-    if not (options["tokenizer"] or options["sidecar"]):
+    counts = options["sidecar"] or beside(options["data"])
+    if not (options["tokenizer"] or counts):
         raise UsageError("sweep needs --tokenizer T.model or --bytes SIDECAR.bin to count bytes")
 
     def absolute(path: Any) -> str | None:
@@ -170,8 +172,8 @@ def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:
         data=str(options["data"].resolve()),
         model=f"{Path(file).resolve()}:{name}" if colon and file else options["model"],
         curvature=absolute(curvature),
-        tokenizer=None if options["sidecar"] else absolute(options["tokenizer"]),
-        sidecar=absolute(options["sidecar"]),
+        tokenizer=None if counts else absolute(options["tokenizer"]),
+        sidecar=absolute(counts),
         rules=tuple(options["rules"]),
         **{name: options[name] for name in ("logits", "count", "seq_len", "stride", "max_tokens", "device")},
     )
@@ -195,4 +197,4 @@ def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
         print_table(tables.cells_table(tables.comparison_cells(results)))
     if "gains" in results:
         print_table(tables.seeds_table(results))
-    click.echo("\n".join([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"]))
+    print_lines([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"])

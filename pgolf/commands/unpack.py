@@ -46,13 +46,13 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
 
 
 def _write_file(out: Path, state: dict[str, Any]) -> None:
-    import torch
     from safetensors.torch import save
 
+    from pgolf.checkpoint import torch_save
     from pgolf.packer.container import replacing
 
+    if out.suffix == ".pt":
+        torch_save(state, out)
+        return
     with replacing(out) as file:
-        if out.suffix == ".pt":
-            torch.save(state, file)
-        else:
-            file.write(save({name: tensor.clone().contiguous() for name, tensor in state.items()}))
+        file.write(save({name: tensor.clone().contiguous() for name, tensor in state.items()}))

@@ -52,7 +52,10 @@ def rise_at(curve: Sequence[tuple[float, float]], num_bytes: float) -> Estimate 
     (x0, y0), (x1, y1) = next((pair for pair in pairwise(curve) if num_bytes <= pair[1][0]), (curve[-2], curve[-1]))
     share = math.log(num_bytes / x0) / math.log(x1 / x0)
     outside = not curve[0][0] <= num_bytes <= curve[-1][0]
-    return Estimate(_between(y0, y1, share), outside)
+    try:
+        return Estimate(_between(y0, y1, share), outside)
+    except OverflowError:  # two sizes are all but equal, their rises are not
+        return None
 
 
 def bytes_at(curve: Sequence[tuple[float, float]], rise: float) -> Estimate | None:
@@ -69,8 +72,9 @@ def bytes_at(curve: Sequence[tuple[float, float]], rise: float) -> Estimate | No
     (x0, y0), (x1, y1) = curve[:2] if above else curve[-2:]
     if y0 <= y1 or (min(y0, y1) > 0) != (rise > 0 and min(y0, y1) > 0):
         return None
-    value = x0 * (x1 / x0) ** _share(y0, y1, rise)
-    return Estimate(value, True) if curve[0][0] / BEYOND <= value <= curve[-1][0] * BEYOND else None
+    octaves = math.log2(x1 / x0) * _share(y0, y1, rise)  # beyond all bounds where two rises are all but equal
+    lowest, highest = (math.log2(size / x0) for size in (curve[0][0] / BEYOND, curve[-1][0] * BEYOND))
+    return Estimate(x0 * 2.0**octaves, True) if lowest <= octaves <= highest else None
 
 
 def _ascending(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -88,7 +92,8 @@ def _share(y0: float, y1: float, y: float) -> float:
     if y0 == y1:
         return 0.0
     if y0 > 0 and y1 > 0 and y > 0:
-        return math.log(y / y0) / math.log(y1 / y0)
+        span = math.log(y1 / y0)
+        return math.log(y / y0) / span if span else 0.0
     return (y - y0) / (y1 - y0)
 
 

@@ -4,6 +4,7 @@ What will surprise you:
 * Processes are spawned, never forked: torch's threads do not survive a fork.
 * Ctrl-C goes to every process of a terminal. Workers ignore it and the parent ends them, so that nobody prints a
   traceback and no point is half-written: results are written by the parent alone.
+* A worker whose parent was killed would wait for work for ever, holding its memory. It watches the parent instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from pgolf.errors import PgolfError, UsageError
@@ -53,6 +55,14 @@ def processes(jobs: int) -> Iterator[Executor]:
 def _quiet() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

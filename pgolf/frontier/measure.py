@@ -46,7 +46,7 @@ class _Bench:
     def __init__(self, setup: Setup) -> None:
         from pgolf import checkpoint, usermodel
         from pgolf.quant.curvature import Curvature
-        from pgolf.train import bpb, data
+        from pgolf.train import data, sidecar
 
         self.setup = setup
         self.source = checkpoint.read(setup.checkpoint)
@@ -56,11 +56,13 @@ class _Bench:
         self.model = model.to(setup.device)
         self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
         self.tokens = data.read_shard(setup.data)
-        if setup.sidecar:
-            self.counts = bpb.read_sidecar(setup.sidecar, self.tokens)
-        else:
-            lut = bpb.token_bytes(setup.tokenizer or "")
-            self.counts = bpb.stream_bytes(self.tokens, lut, convention=setup.count)  # type: ignore[arg-type]
+        self.counts = sidecar.byte_counts(
+            setup.data,
+            self.tokens,
+            tokenizer=setup.tokenizer,
+            sidecar=setup.sidecar,
+            convention=setup.count,  # type: ignore[arg-type]
+        )
 
     def before(self) -> dict[str, Any]:
         return self._score(self.source.state_dict()) | {

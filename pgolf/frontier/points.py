@@ -122,6 +122,7 @@ def _method_points(spec: str, budgets: Sequence[int], coder: str, name_coder: bo
     rules = (f"*={','.join(rule_words)}",) if rule_words else ()
     for rule in rules:
         plan.parse_rule(rule)
+    Settings(**options)
     named = [w for w in words if w not in knob]
     series = method + (f":{','.join(named)}" if named else "") + (f" + {coder}" if name_coder else "")
     if knob:

@@ -65,9 +65,9 @@ def sweep(
         folder.keep(key, result)
         done[key] = result
         tell(rows(folder, done))
-    results = _results(folder, done, shared, baseline)
-    write_json(folder.path / "results.json", results)
-    return results
+    found = results(folder, done, shared, baseline)
+    write_json(folder.path / "results.json", found)
+    return found
 
 
 def _measured(
@@ -109,9 +109,10 @@ def _row(point: Point, result: Mapping[str, Any] | None, before: Mapping[str, An
     return row
 
 
-def _results(
+def results(
     folder: Folder, done: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any], baseline: str | None
 ) -> dict[str, Any]:
+    """What results.json holds, of all finished points; the checkpoint itself must be among them."""
     points, before = rows(folder, done), done[BEFORE]
     return {
         "format": FORMAT,

@@ -33,6 +33,7 @@ DTYPE_SIZES = {
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
 _ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
+SAFE_SCALE = 2.0**96  # with any 32-bit code, far from the largest float32
 _PIECE = 1 << 15  # codes at a time
 
 
@@ -164,6 +165,7 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
         for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device or host()):
             kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
             rest = kept if kind else {"alias": other}
+            check_scales(name, planes)
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
         return entries, head["meta"]
     except PgolfError:
@@ -247,6 +249,19 @@ def _raw_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
         if kind < 0:
             raw[f"raw.{-kind}"] = raw.get(f"raw.{-kind}", 0) - kind * prod(shape)
     return {name: (size, size) for name, size in raw.items()}
+
+
+def check_scales(name: str, planes: Sequence[Plane]) -> None:
+    """Raises ArtifactError for weights beyond float32, which no encoder writes. Codes that a device holds are left to it."""
+    for plane in planes:
+        with np.errstate(all="ignore"):
+            most = prod(float(s.values().max(initial=0)) for s in (plane.row_scale, plane.col_scale) if s)
+            if (
+                not most < SAFE_SCALE
+                and isinstance(plane.codes, np.ndarray)
+                and not np.isfinite(plane.reconstruct()).all()
+            ):
+                raise ArtifactError(f"the scales of tensor {name!r} are out of range: the artifact is damaged")
 
 
 def write(path: Path, data: bytes) -> None:

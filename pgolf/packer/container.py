@@ -16,6 +16,7 @@ What will surprise you:
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -28,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pgolf.errors import ArtifactError
+from pgolf.errors import ArtifactError, UsageError
 from pgolf.packer import general
 
 try:
@@ -55,10 +56,12 @@ def canonical(value: Any) -> bytes:
 def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
     """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
 
-    Raises ValueError if the header is larger than a reader accepts.
+    Raises ValueError if the header is larger than a reader accepts, UsageError if the sections are.
     """
     names = sorted(stored)
     index = [_section_record(name, stored[name]) for name in names]
+    if sum(s.size for s in stored.values()) > most_raw(sum(len(s.data) for s in stored.values())):
+        raise UsageError("over a gigabyte of the kept tensors is repetition, as of masks: leave such buffers out")
     raw = canonical({**head, "sections": index})
     if len(raw) > MAX_HEADER:
         raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
@@ -140,6 +143,13 @@ def check_index(index: list[Any], body: int) -> None:
     left = body - sum(entry[4] for entry in index)
     if left:
         raise ArtifactError(f"{left} bytes left over after the last section: the artifact is damaged")
+    if (raw := sum(entry[3] for entry in index)) > most_raw(body):
+        raise ArtifactError(f"the sections declare {raw} raw bytes, more than a file of this size may: it is damaged")
+
+
+def most_raw(stored: int) -> int:
+    """Raw bytes that so many stored ones may stand for: masks and zeros shrink without end, a bomb would too."""
+    return (1 << 30) + 64 * stored
 
 
 def _is_section(entry: Any) -> bool:
@@ -158,6 +168,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     while it is written: what a killed process left behind is unlocked, and the next writer of `path` removes it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was to be written there", str(path))
     _remove_abandoned(path)
     file, name = _locked_sibling(path)
     try:
@@ -170,7 +182,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(name, path)
     except BaseException as error:
         name.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in {None, name, str(name)}:
             error.filename = str(path)  # a full disk does not say where
         raise
 
@@ -179,8 +191,12 @@ def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
     """A new file beside `path`, with the permissions that the user's umask gives, and its name."""
     while True:
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        file = open(name, "xb")  # noqa: SIM115 - the caller closes it
-        _lock(file, wait=True)
+        try:
+            file = open(name, "xb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            error.filename = str(path)  # nobody knows the temporary name
+            raise
+        lock(file.fileno(), wait=True)
         if name.exists():  # else a cleaner took it between creation and lock
             return file, name
         file.close()
@@ -189,12 +205,12 @@ def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
 def _remove_abandoned(path: Path) -> None:
     for name in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), name.open("rb") as file:
-            if _lock(file):
+            if lock(file.fileno()):
                 name.unlink()
 
 
-def _lock(file: BinaryIO, wait: bool = False) -> bool:
-    """Whether the file is ours alone now. False too where there are no such locks: nothing is then taken for abandoned."""
+def lock(file: int, wait: bool = False) -> bool:
+    """Whether the open file or folder is ours alone now; where there are no such locks it never is, and nothing is tidied up."""
     if fcntl is None:
         return False
     try:

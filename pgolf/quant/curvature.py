@@ -25,6 +25,7 @@ What will surprise you:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -101,6 +102,7 @@ def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
+MAX_SLICES = 1 << 16  # of a bank in a file
 Rectangle = tuple[int, int, int, int, int, int, int]  # slice; start, stop, step of its rows and of its columns
 
 
@@ -130,10 +132,11 @@ class Curvature:
         scaled=False leaves out the correction for terms between positions.
         """
         name = self.ties.get(name, name)
-        if not any(key.name == name for key in self.sums):
+        seen = {key.k for key in self.sums if key.name == name}
+        if not seen:
             return None
         slices = self.shapes[name][0] if len(self.shapes[name]) == 3 else 1
-        return [self._slice(name, k, weighted, scaled) for k in range(slices)]
+        return [self._slice(name, k, weighted, scaled) if k in seen else None for k in range(slices)]
 
     def _slice(self, name: str, k: int, weighted: bool, scaled: bool) -> MatrixCurvature | None:
         terms = [sums for key, sums in sorted(self.sums.items()) if key[:2] == (name, k)]
@@ -231,7 +234,7 @@ class Curvature:
             raise CurvatureError(f"{path} is a safetensors file, but not one that `pgolf calibrate` wrote")
         try:
             return _parsed(json.loads(text), tensors)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise CurvatureError(f"{path} is a damaged curvature file: {error}") from error
 
 
@@ -240,18 +243,19 @@ def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
         raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
     out = Curvature(
         tokens=int(header["tokens"]),
-        shapes={name: tuple(shape) for name, shape in header["shapes"].items()},
+        shapes={name: _shape(shape) for name, shape in header["shapes"].items()},
         ties=dict(header["ties"]),
-        used={name: {tuple(r) for r in rectangles} for name, rectangles in header["used"].items()},
+        used={name: {_rectangle(r) for r in rectangles} for name, rectangles in header["used"].items()},
         unknown={name: set(functions) for name, functions in header["unknown"].items()},
         squares={name: [float(v) for v in squares] for name, squares in header["squares"].items()},
         batches=int(header["batches"]),
     )
-    if out.tokens < 1:
-        raise ValueError("it has no tokens")
+    _check_numbers(out)
     left = dict(tensors)
     for i, (name, index, use, uses) in enumerate(header["sums"]):
         sums = Sums(uses=float(uses))
+        if not 0 <= sums.uses < math.inf:
+            raise ValueError(f"{name} was used {uses} times")
         for side in SIDES:
             value, size = left.pop(f"{i:06d}.{side}", None), out.shapes[name][-2 if side.endswith("rows") else -1]
             if value is not None and (value.shape not in ((size,), (size, size)) or value.dtype != torch.float32):
@@ -261,6 +265,34 @@ def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
     if left:
         raise ValueError(f"{len(left)} tensors belong to nothing")
     return out
+
+
+def _check_numbers(found: Curvature) -> None:
+    if not 0 < found.tokens < 1 << 53 or not 0 <= found.batches < 1 << 53:
+        raise ValueError(f"it says {str(found.tokens)[:20]} tokens in {str(found.batches)[:20]} batches")
+    for name, squares in found.squares.items():
+        shape = found.shapes[name]
+        if len(squares) != (shape[0] if len(shape) == 3 else 1) or not all(map(math.isfinite, squares)):
+            raise ValueError(f"{name} has other gradients than slices")
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    """ValueError unless it is the shape of a parameter; a bank has fewer slices than MAX_SLICES."""
+    shape = _integers(sizes)
+    if min(shape, default=0) < 0 or prod(shape) >= 1 << 40 or (len(shape) == 3 and shape[0] >= MAX_SLICES):
+        raise ValueError(f"{str(sizes)[:80]} is the shape of no parameter")
+    return shape
+
+
+def _rectangle(bounds: Any) -> Rectangle:
+    slice_, r0, r1, r2, c0, c1, c2 = _integers(bounds)
+    return slice_, r0, r1, r2, c0, c1, c2
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not all(type(v) is int for v in values):
+        raise ValueError(f"{str(values)[:80]} are not all integers")
+    return tuple(values)
 
 
 def _difference(a: Curvature, b: Curvature) -> str:

@@ -149,7 +149,7 @@ class Incremental(TorchFunctionMode):
         name = function_name(func)
         if not any(self._dims(value) for value in flattened(*args, *kwargs.values())):
             return func(*args, **kwargs)
-        if kwargs.get("inplace") or "out" in kwargs:
+        if kwargs.get("inplace") or kwargs.get("out") is not None:  # F.normalize passes out=None on
             raise CannotIncrement(f"{name} in place")
         if name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.startswith("__")):
             return self._in_place(name, func, args, kwargs)

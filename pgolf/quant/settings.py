@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgolf.errors import UsageError
 from pgolf.packer.plane import HALF
+from pgolf.packer.trellis import PARITY_CHECKS
 
+RANGES = {  # beyond them a setting says nothing: damping of 10^6 leaves no curvature
+    "damp_inputs": (0, 10**6), "damp_outputs": (0, 10**6), "unbias": (-2, 2), "two_sided": (0, 1),
+}  # fmt: skip
 LOG_SCALE = 8  # default steps an octave of a coded scale: codes are rounded against the decoded one, so coarse is free
 
 
@@ -25,6 +30,7 @@ class Settings:
     two_sided: whether `auto` also feeds errors from row to row where it knows the whole of G.
     unbias: where `auto` puts its levels between least squared error (0) and no bias toward zero (1).
     scale_per_octave: resolution of coded scales; HALF (0) keeps IEEE half precision as the contest does.
+    Raises UsageError for an unknown trellis and for shares out of range.
     """
 
     method: str = "sdclip"
@@ -42,6 +48,14 @@ class Settings:
     two_sided: bool = True
     unbias: float = 0.5
     scale_per_octave: int = LOG_SCALE
+
+    def __post_init__(self) -> None:
+        if self.trellis and self.trellis not in PARITY_CHECKS:
+            known = ", ".join(map(str, (0, *PARITY_CHECKS)))
+            raise UsageError(f"a trellis of {self.trellis} states is not known; known: {known}")
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must lie between {least} and {most}")
 
     @property
     def top(self) -> int:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pgolf.errors import DataError
 from pgolf.train.bpb import load_tokenizer
+from pgolf.train.caseops import text_of
 from pgolf.train.documents import starts_of
 from pgolf.train.windows import segments
 
@@ -186,7 +187,7 @@ def counted_bytes(
         if first >= total:
             break
         counted += int(byte_counts[first:end].sum(dtype=np.int64))
-        real += len(processor.decode(tokens[first:end].tolist()).encode())
+        real += len(text_of(processor, tokens[first:end].tolist()).encode())
     return Check("bytes", counted == real, counted - real, f"bytes counted ({counted:,}) beyond those of the text")
 
 

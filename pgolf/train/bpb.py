@@ -6,6 +6,7 @@ What will surprise you:
   (all but the first count three bytes, the UTF-8 length of `▁`).
 * A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
   when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
+* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
 * The first token of a stream is never a target, so neither its loss nor its bytes count.
 """
 
@@ -27,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgolf.errors import DataError, ModelError
-from pgolf.train.data import CHUNK, check_vocabulary, read_shard
+from pgolf.train import caseops
+from pgolf.train.data import CHUNK, check_vocabulary
 from pgolf.train.windows import Window, batches_of_equal_shape, sliding_windows
 
 Convention = Literal["exact", "contest"]
@@ -42,7 +44,8 @@ class TokenBytes:
 
     exact: int64 [V], UTF-8 bytes of the decoded piece inside a text; body: int64 [V], the contest's bytes of the piece
     without one leading `▁`; leading_space, boundary (control, unknown or unused: the contest's rule),
-    control: bool [V]. strips: decoding drops the leading space of a text's first piece.
+    control: bool [V]. strips: decoding drops the leading space of a text's first piece. operators: of CaseOps; such
+    pieces count 0.
     """
 
     exact: NDArray[np.int64]
@@ -51,6 +54,7 @@ class TokenBytes:
     boundary: NDArray[np.bool_]
     control: NDArray[np.bool_]
     strips: bool
+    operators: caseops.OperatorIds | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -59,19 +63,27 @@ class TokenBytes:
 
 def token_bytes(tokenizer: str | Path) -> TokenBytes:
     """The table of a SentencePiece model file. DataError if it is not one."""
-    sp = load_tokenizer(tokenizer)
+    try:
+        return _table(load_tokenizer(tokenizer))
+    except (ValueError, RuntimeError, LookupError) as error:  # pieces that are no UTF-8, or in contradiction
+        raise DataError(f"{tokenizer} is a damaged SentencePiece model ({error})") from None
+
+
+def _table(sp: Any) -> TokenBytes:
     ids = range(sp.get_piece_size())
-    pieces = [sp.id_to_piece(i) for i in ids]
+    operators = caseops.operator_ids(sp)
+    pieces = ["" if operators and i in operators.all else sp.id_to_piece(i) for i in ids]
     control = np.array([sp.is_control(i) for i in ids])
     unknown = np.array([sp.is_unknown(i) for i in ids])
     spaced = [i for i in ids if pieces[i].startswith(SPACE)]
     return TokenBytes(
-        exact=np.array([_decoded_bytes(sp, i) for i in ids], np.int64),
+        exact=np.array([_decoded_bytes(sp, i, pieces[i]) for i in ids], np.int64),
         body=np.array([1 if sp.is_byte(i) else len(pieces[i].removeprefix(SPACE).encode()) for i in ids], np.int64),
         leading_space=np.array([piece.startswith(SPACE) for piece in pieces]),
         boundary=control | unknown | np.array([sp.is_unused(i) for i in ids]),
         control=control,
         strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),
+        operators=operators,
     )
 
 
@@ -83,16 +95,16 @@ def load_tokenizer(path: str | Path) -> Any:
         raise DataError(f"no tokenizer at {path}")
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError):
         raise DataError(f"{path} is not a SentencePiece model") from None
 
 
-def _decoded_bytes(sp: Any, token: int) -> int:
+def _decoded_bytes(sp: Any, token: int, piece: str) -> int:
     if sp.is_control(token):
         return 0
     if sp.is_byte(token):
         return 1
-    text = sp.decode([token]) if sp.is_unknown(token) else sp.id_to_piece(token).replace(SPACE, " ")
+    text = sp.decode([token]) if sp.is_unknown(token) else piece.replace(SPACE, " ")
     return len(text.encode())
 
 
@@ -126,15 +138,9 @@ def stream_bytes(
         previous = np.concatenate([before, chunk[:-1]])
         out[start : start + CHUNK] = count_bytes(chunk, previous, lut, convention=convention)
         before = chunk[-1:]
+    if lut.operators:
+        caseops.count_escaped(tokens, out, lut.operators)
     return out
-
-
-def read_sidecar(path: str | Path, tokens: NDArray[np.integer]) -> NDArray[np.uint16]:
-    """uint16 [N]: the byte sidecar of `tokens` [N], mapped. DataError if it belongs to another number of tokens."""
-    counts = read_shard(path)
-    if len(counts) != len(tokens):
-        raise DataError(f"{path} holds byte counts of {len(counts)} tokens; the data has {len(tokens)}")
-    return counts
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def evaluate(
 ) -> EvalResult:
     """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score`.
 
-    byte_counts: [N], from `stream_bytes` or `read_sidecar`. max_tokens: targets scored. Losses are summed in float64.
+    byte_counts: [N], see `pgolf.train.sidecar.byte_counts`. max_tokens: targets scored. Losses are summed in float64.
     """
     total = num_targets(tokens, byte_counts, max_tokens)
     began = time.perf_counter()

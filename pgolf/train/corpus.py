@@ -1,6 +1,8 @@
 """Text into token shards, and the shards of a folder.
 
 What will surprise you:
+* A tokenizer of CaseOps has operators among its pieces, and that alone decides that texts are encoded with them and that
+  every shard gets a byte sidecar.
 * Files are streamed piece by piece, and a piece (about 100 thousand characters, cut at a line's end) is a document: BOS,
   then its tokens. Every 20th piece is held out, and the tokenizer never sees it.
 * The same files and vocabulary give the same tokenizer and shards, byte for byte.
@@ -18,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import DataError, UsageError
-from pgolf.train.bpb import load_tokenizer
+from pgolf.packer.container import replacing
+from pgolf.train import caseops, sidecar
+from pgolf.train.bpb import load_tokenizer, stream_bytes, token_bytes
 from pgolf.train.data import write_shard
 
 BOS = 1
@@ -40,7 +44,7 @@ class DataFiles:
 
 
 def find_data(folder: str | Path, vocab_size: int, tokenizer: str | Path | None = None) -> DataFiles:
-    """The shards of a folder: *.bin with "val" in the name is for validation, every other for training.
+    """The shards of a folder: *.bin with "val" in the name is for validation, every other for training, but sidecars.
 
     The tokenizer is `tokenizer`, or the one *.model of the folder (or its folder tokenizers/) with `vocab_size` pieces.
     DataError for a folder without training shards.
@@ -48,7 +52,7 @@ def find_data(folder: str | Path, vocab_size: int, tokenizer: str | Path | None 
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"--data {folder}: no such folder")
-    shards = sorted(folder.glob("*.bin"))
+    shards = sorted(path for path in folder.glob("*.bin") if not sidecar.is_sidecar(path))
     train = tuple(path for path in shards if "val" not in path.name)
     if not train:
         raise DataError(f"--data {folder}: holds no training shards (*.bin, without val in the name)")
@@ -60,10 +64,13 @@ def find_data(folder: str | Path, vocab_size: int, tokenizer: str | Path | None 
     return DataFiles(train, val, fitting[0] if len(fitting) == 1 else None)
 
 
-def tokenize(files: Sequence[str | Path], out: str | Path, *, vocab_size: int = 1024) -> DataFiles:
+def tokenize(
+    files: Sequence[str | Path], out: str | Path, *, vocab_size: int = 1024, with_caseops: bool = False
+) -> DataFiles:
     """Train a tokenizer on UTF-8 text files and write out/tokenizer.model, out/train_000000.bin... and out/val_000000.bin.
 
-    The folder is made. DataError for files that are missing, not UTF-8, or too little text.
+    with_caseops: capitals as operators, and a byte sidecar for each shard, see `pgolf.train.caseops` and `sidecar`. The
+    folder is made. DataError for files that are missing, not UTF-8, or too little text.
     """
     if vocab_size > 1 << 16:
         raise UsageError(f"a vocabulary of {vocab_size}: shards hold tokens below 65536")
@@ -77,7 +84,7 @@ def tokenize(files: Sequence[str | Path], out: str | Path, *, vocab_size: int = 
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = out / "tokenizer.model"
     sample = (text for text, held_out in _marked(paths, piece) if not held_out)
-    train_tokenizer(_until(sample, TOKENIZER_BYTES), tokenizer, vocab_size)
+    train_tokenizer(_until(sample, TOKENIZER_BYTES), tokenizer, vocab_size, with_caseops=with_caseops)
     train = _write(out, "train", (text for text, held_out in _marked(paths, piece) if not held_out), tokenizer)
     val = _write(out, "val", (text for text, held_out in _marked(paths, piece) if held_out), tokenizer)
     return DataFiles(tuple(train), val[0], tokenizer)
@@ -116,17 +123,25 @@ def _until(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list[Path]:
-    """Shards out/`split`_000000.bin and on, of the encoded texts."""
+    """Shards out/`split`_000000.bin and on, of the encoded texts; with CaseOps also their sidecars."""
     paths: list[Path] = []
     rows: list[NDArray[np.uint16]] = []
+    num_bytes, lut = 0, token_bytes(tokenizer)
 
     def flush() -> None:
+        nonlocal num_bytes
         paths.append(out / f"{split}_{len(paths):06d}.bin")
-        write_shard(paths[-1], np.concatenate(rows))
+        tokens = np.concatenate(rows)
+        sidecar.path_of(paths[-1]).unlink(missing_ok=True)  # of a shard that this one replaces
+        if lut.operators:
+            _write_sidecar(paths[-1], stream_bytes(tokens, lut), num_bytes)
+        write_shard(paths[-1], tokens)
         rows.clear()
+        num_bytes = 0
 
     for text in texts:
         rows.append(encode([text], tokenizer))
+        num_bytes += len(text.encode())
         if sum(map(len, rows)) > SHARD_TOKENS:
             flush()
     if rows:
@@ -134,14 +149,24 @@ def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list
     return paths
 
 
-def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
+def _write_sidecar(shard: Path, counts: NDArray[np.uint16], num_bytes: int) -> None:
+    """The sidecar of `shard`. DataError unless its counts sum to the text's bytes: then a piece is not what it says."""
+    if (counted := int(counts.sum(dtype=np.int64))) != num_bytes:
+        raise DataError(f"{shard}: its tokens count {counted} bytes, the text has {num_bytes}: the tokenizer lost some")
+    write_shard(sidecar.path_of(shard), counts)
+
+
+def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, *, with_caseops: bool = False) -> None:
     """Write a SentencePiece BPE model of `vocab_size` pieces: byte fallback, whitespace kept, runs of spaces pieces.
 
-    DataError if the text does not have as many pieces.
+    with_caseops: the operators are pieces, and the others are those of text encoded with them. DataError if the text
+    does not have as many pieces.
     """
     import sentencepiece
 
     model = io.BytesIO()
+    if with_caseops:
+        texts = map(caseops.encode, texts)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_sentences(texts),
@@ -153,7 +178,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=["\n", *(caseops.OPERATORS if with_caseops else ())],
             character_coverage=0.9999,
             num_threads=1,
             minloglevel=2,
@@ -161,7 +186,8 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-150:]
         raise DataError(f"no tokenizer of {vocab_size} pieces can be trained on this text: {reason}") from None
-    path.write_bytes(model.getvalue())
+    with replacing(path) as file:
+        file.write(model.getvalue())
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
@@ -170,6 +196,9 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def encode(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
-    """uint16 [N]: every text after a BOS, one after the other."""
-    rows = load_tokenizer(tokenizer).encode(list(texts))
+    """uint16 [N]: every text after a BOS, one after the other; by CaseOps if the tokenizer has its operators."""
+    processor = load_tokenizer(tokenizer)
+    if caseops.operator_ids(processor):
+        texts = [caseops.encode(text) for text in texts]
+    rows = processor.encode(list(texts))
     return np.concatenate([np.array([BOS, *row], np.uint16) for row in rows])

@@ -11,6 +11,8 @@ What will surprise you:
   summation.
 * With QAT (see qat.py) forward and backward run on quantized weights once it has started; the optimizers and the average
   see the trained ones only. Its average needs no restart: it forgets the phase before within its own short memory.
+* A model with a looped layer (`GPTConfig.loop`) trains without the loop up to `loop_start`. Both forms are compiled before
+  the clock starts.
 * On CUDA the next batch is fetched while the current one computes; losses are read once an update, before it happens.
 """
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from pgolf.errors import PgolfError, UsageError
 from pgolf.train.data import WindowSampler
+from pgolf.train.model import GPT
 from pgolf.train.optim import OptimSettings, WeightAverage, build_optimizers, lr_scale
 from pgolf.train.qat import QAT
 from pgolf.train.ranks import Ranks
@@ -36,7 +39,7 @@ from pgolf.train.ranks import Ranks
 class TrainSettings:
     """steps: optimizer steps; minutes: of training; at least one of them. warmup, warmdown: shares of the run;
     grad_clip: bound of the gradient's norm; ema_decay: of the averaged weights, a step; accumulate: passes that share
-    one update; each sees its part of the batch.
+    one update; each sees its part of the batch; loop_start: share of the run after which a model's loop is on.
     """
 
     steps: int | None = None
@@ -46,6 +49,7 @@ class TrainSettings:
     grad_clip: float = 1.0
     ema_decay: float = 0.98
     accumulate: int = 1
+    loop_start: float = 0.5
     optim: OptimSettings = field(default_factory=OptimSettings)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class TrainSettings:
             raise UsageError("training needs an end: give it steps or minutes above 0")
         if self.accumulate < 1:
             raise UsageError(f"accumulate {self.accumulate} must be at least 1")
+        if not 0.0 <= self.loop_start < 1.0:
+            raise UsageError(f"loop_start {self.loop_start:g} is a share of the run, from 0 to below 1")
 
     def progress(self, steps: int, seconds: float) -> float:
         """Share of the run that is over after `steps` updates and `seconds`, 0..1."""
@@ -107,11 +113,13 @@ class Trainer:
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
         self.device = next(model.parameters()).device
+        self._has_loop = isinstance(model, GPT) and model.config.loop > 0
         self.optimizers = build_optimizers(model, settings.optim)
         self.average = WeightAverage(model, settings.ema_decay)
         self._loss: Callable[[Tensor, Tensor], Tensor] = model
         self._compile = compile
         self._fetched: tuple[int, Tensor] | None = None
+        self._follow(self.progress)
 
     @property
     def progress(self) -> float:
@@ -131,20 +139,32 @@ class Trainer:
         self.model.eval()
 
     def warm_up(self) -> None:
-        """Compile and fill caches with one pass whose gradients are dropped; nothing that is trained changes."""
+        """Compile and fill caches with passes whose gradients are dropped; nothing that is trained changes."""
         if self._compile:
             self._loss = torch.compile(self.model, dynamic=False)
             try:
-                self._accumulate_gradients(self._batch(self.step_count))
+                self._dry_runs()
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 self.notes.append(f"torch.compile fails here, training without ({reason[:200]})")
                 self._loss = self.model
             self.model.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
-            self._accumulate_gradients(self._batch(self.step_count))
+            self._dry_runs()
             self.model.zero_grad(set_to_none=True)
             torch.cuda.synchronize(self.device)
+
+    def _dry_runs(self) -> None:
+        """A pass of each form that the model has from here to the end: without its loop, and with it."""
+        for progress in sorted({self.progress, 1.0}) if self._has_loop else [self.progress]:
+            self._follow(progress)
+            self._accumulate_gradients(self._batch(self.step_count))
+        self._follow(self.progress)
+
+    def _follow(self, progress: float) -> None:
+        """Switch the model's loop on or off, as this share of the run has it; torch.compile guards the attribute."""
+        if self._has_loop:
+            self.model.looped = progress >= self.settings.loop_start
 
     def step(self) -> StepInfo:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
@@ -159,6 +179,7 @@ class Trainer:
         self._check_finite(loss, norm)
         scale = self._update()
         self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
+        self._follow(self.progress)
         tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
         return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens, quantized, rate)
 
@@ -185,6 +206,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.average.load_state_dict(state["average"])
+        self._follow(self.progress)
         if self.qat is not None and state.get("qat") is not None:
             self.qat.load_state_dict(state["qat"])
 

@@ -26,13 +26,13 @@ def check_memory(recipe: Recipe, ranks: int, device: torch.device) -> None:
 def memory_needed(config: GPTConfig, tokens: int, item: int) -> int:
     """Bytes, roughly: weights, gradients, average and two moments in float32; activations of `item` bytes of `tokens`.
 
-    Kept for the backward pass, a layer and token: about 14 vectors of the model's width and 3 of the MLP's; the logits
+    Kept for the backward pass, a layer run and a token: about 14 vectors of the model's width and 3 of the MLP's; the logits
     are held about three times in float32.
     """
     with torch.device("meta"):
         weights = sum(param.numel() for param in GPT(config).parameters())
     layer = config.dim * (14 + 3 * config.mlp_mult) * item
-    return 4 * 5 * weights + tokens * (config.layers * layer + 3 * 4 * config.vocab_size)
+    return 4 * 5 * weights + tokens * ((config.layers + config.loop) * layer + 3 * 4 * config.vocab_size)
 
 
 def _free_memory() -> int:

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from pgolf.errors import DataError
+from pgolf.packer.container import replacing
+from pgolf.report import write_text
 from pgolf.train.loop import StepInfo
+
+_FIELDS = {"step": {int}, "tokens": {int}, "loss": {int, float}}  # what is read again
 
 
 class MetricsLog:
@@ -18,32 +22,42 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= keep] if keep and path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._write(row)
+        write_text(path, "".join(map(_line, kept)))
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def __call__(self, info: StepInfo, **more: float) -> None:
-        self._write(asdict(info) | more)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(_line(asdict(info) | more).encode())
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk does not say where
+            raise
 
     def close(self) -> None:
         """Nothing may be written afterwards."""
         self._file.close()
 
 
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a log; a last one that was cut off is left out. DataError for anything else."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a log of training: {error.reason} at byte {error.start}") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise DataError(f"{path}, line {number}: not JSON, so not a log of training") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number}: not JSON, so not a log of training") from None
+        if not isinstance(row, dict) or not all(type(row.get(name)) in kinds for name, kinds in _FIELDS.items()):
+            raise DataError(f"{path}, line {number}: not a step of a training log")
+        rows.append(row)
     return rows
 
 
@@ -55,7 +69,7 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
     rows = read_metrics(log)
     if not rows:
         raise DataError(f"{log}: no steps to plot")
-    tokens, loss = (np.array([row[key] for row in rows], np.float64) for key in ("tokens", "loss"))
+    tokens, loss = columns(rows, "tokens", "loss")
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -71,7 +85,16 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
         right.set_ylabel("held-out bits per byte (points)", color="C1")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def columns(rows: list[dict[str, Any]], *names: str) -> list[np.ndarray]:
+    """float64 [rows] of each of the fields. DataError for figures that no float holds."""
+    try:
+        return [np.array([row[name] for row in rows], np.float64) for name in names]
+    except OverflowError:
+        raise DataError("a figure in the log of training is beyond all bounds: delete the log") from None
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pgolf.train.bpb import EvalResult
 from pgolf.train.compare import Estimate, interval
 from pgolf.train.documents import Documents
 
+MOST_NATS = 1e15  # of a document, so that squares stay finite
+ROUNDING = 1e-6  # between a score and the sum of its documents
 COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 
 
@@ -69,12 +72,36 @@ def read(path: Path) -> Result:
         facts = json.loads(path.read_text())
         columns = {name: np.array(facts["per_document"][name], dtype) for name, dtype in COLUMNS.items()}
         score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
-        same_length = len({len(column) for column in columns.values()}) == 1
-        if not same_length or columns["tokens"].sum() != score.tokens or columns["bytes"].sum() != score.bytes:
-            raise ValueError
-        compiling = facts["compile_seconds"]
-        return Result(facts["source"], facts["how"], score, Documents(**columns), facts["note"], compiling)
+        made = Result(
+            facts["source"], facts["how"], score, Documents(**columns), facts["note"], facts["compile_seconds"]
+        )
+        _check(made)
+        return made
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DataError(f"{path} is not a result that `pgolf eval -o` saved") from None
+
+
+def _check(made: Result) -> None:
+    """ValueError unless the score is that of the documents and everything has its type."""
+    score, documents = made.score, made.documents
+    if {column.shape for column in vars(documents).values()} != {(len(documents),)} or not len(documents):
+        raise ValueError
+    texts = [made.source, made.how, made.note or ""]
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or type(score.tokens) is not int
+        or type(score.bytes) is not int
+    ):
+        raise ValueError
+    counted = documents.tokens.min() > 0 and documents.bytes.min() >= 0 and score.bytes > 0
+    if not counted or documents.tokens.sum() != score.tokens or documents.bytes.sum() != score.bytes:
+        raise ValueError
+    if not np.abs(documents.nats).max() < MOST_NATS or not 0 < score.seconds < math.inf:
+        raise ValueError
+    bpb, loss = documents.bpb, float(documents.nats.sum()) / score.tokens
+    if not math.isclose(score.bpb, bpb, rel_tol=ROUNDING) or not math.isclose(score.loss, loss, rel_tol=ROUNDING):
+        raise ValueError
+    if not 0 <= made.compile_seconds < math.inf:
+        raise ValueError

@@ -11,7 +11,6 @@ What will surprise you:
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -26,9 +25,11 @@ import torch
 
 from pgolf import pipeline
 from pgolf.errors import PgolfError, UsageError
+from pgolf.packer.container import replacing
 from pgolf.report import write_json
 from pgolf.sizes import parse_size
-from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
+from pgolf.train import sidecar
+from pgolf.train.bpb import EvalResult, evaluate
 from pgolf.train.corpus import BOS, DataFiles, find_data
 from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
 from pgolf.train.export import measured_while_training, pack_checkpoint
@@ -40,7 +41,8 @@ from pgolf.train.qat import QAT
 from pgolf.train.qat_settings import QATSettings, parse_options
 from pgolf.train.ranks import Ranks, joined
 from pgolf.train.recipes import RECIPES, Recipe, override
-from pgolf.train.save import load_state, save_checkpoint, save_state
+from pgolf.train.save import resume as resume_from
+from pgolf.train.save import save_checkpoint, save_state
 
 SAVE_SECONDS = 120.0  # of training between two saves
 SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
@@ -52,7 +54,7 @@ Progress = Callable[[StepInfo], None]
 class TrainReport:
     """What a run did, as train.json holds it.
 
-    score: on held-out text, None without a validation shard and tokenizer. qat: what QAT touched, None without.
+    score: on held-out text, None without a validation shard and its sidecar or tokenizer. qat: what QAT touched, None without.
     packed: file, bytes and held-out score of the artifact that `pack` asked for, None without.
     """
 
@@ -156,7 +158,7 @@ class _Run:
         """Train to the end, save, score, plot, pack."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
-            trainer.load_state_dict(load_state(self.state, self._settings(trainer)))
+            resume_from(trainer, self.state, self._settings(trainer))
         if self.writes:
             with _interrupt_flag() as interrupted:
                 self._train_and_save(trainer, config, interrupted, progress)
@@ -184,7 +186,8 @@ class _Run:
     def _config(self, files: DataFiles) -> dict[str, Any]:
         """The checkpoint's; the tokenizer is copied beside it."""
         if files.tokenizer is not None and self.writes and not (self.out / "tokenizer.model").exists():
-            shutil.copyfile(files.tokenizer, self.out / "tokenizer.model")
+            with replacing(self.out / "tokenizer.model") as file:
+                file.write(files.tokenizer.read_bytes())
         return self.recipe.to_config(seed=self.seed, tokenizer="tokenizer.model" if files.tokenizer else "")
 
     def _settings(self, trainer: Trainer) -> dict[str, Any]:
@@ -222,7 +225,8 @@ class _Run:
             log.close()
 
     def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
-        save_checkpoint(self.checkpoint, trainer.averaged_state(), config)
+        looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
+        save_checkpoint(self.checkpoint, trainer.averaged_state(), config | {"looped": looped})
         save_state(self.state, trainer.state_dict(), self._settings(trainer))
 
     def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
@@ -262,12 +266,12 @@ class _Run:
         )
 
     def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
-        if files.val is None or files.tokenizer is None:
+        if files.val is None or (files.tokenizer is None and not sidecar.beside(files.val)):
             return None
         model.compute_dtype = torch.float32
-        tokens = read_shard(files.val)[: SCORED_TOKENS + 1]
-        counts = stream_bytes(tokens, token_bytes(files.tokenizer))
-        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len)
+        tokens = read_shard(files.val)
+        counts = sidecar.byte_counts(files.val, tokens, tokenizer=files.tokenizer)
+        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, max_tokens=SCORED_TOKENS)
 
 
 @contextmanager

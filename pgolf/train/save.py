@@ -7,28 +7,39 @@ What will surprise you:
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from pgolf.checkpoint import torch_load, torch_save
 from pgolf.errors import CheckpointError, UsageError
-from pgolf.packer.container import replacing
+
+if TYPE_CHECKING:
+    from pgolf.train.loop import Trainer
 
 SHOWN = 3  # differences that a refusal names
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Write {"model": state dict on the CPU, "config": config}, what `pgolf pack` reads."""
-    _save(path, {"model": {name: tensor.cpu() for name, tensor in state.items()}, "config": config})
+    torch_save({"model": {name: tensor.cpu() for name, tensor in state.items()}, "config": config}, path)
 
 
 def save_state(path: Path, trainer: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write {"trainer": Trainer.state_dict(), "settings": plain data}."""
-    _save(path, {"trainer": trainer, "settings": settings})
+    torch_save({"trainer": trainer, "settings": settings}, path)
+
+
+def resume(trainer: Trainer, path: Path, settings: dict[str, Any]) -> None:
+    """Make the trainer go on where the run that saved `path` stopped. Raises as `load_state`; the trainer is lost then."""
+    state = load_state(path, settings)
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+        raise _damaged(path) from None
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -36,15 +47,22 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"nothing to resume: there is no {path}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch_load(path)
         there, trainer = saved["settings"], saved["trainer"]
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
-        raise CheckpointError(f"{path} is damaged, or not the state of a training run") from None
-    found = differences(there, settings)
+        found = differences(there, settings)
+        finite = math.isfinite(trainer["seconds"]) and type(trainer["step"]) is int and trainer["step"] >= 0
+    except (CheckpointError, RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+        raise _damaged(path) from None
+    if not finite:
+        raise _damaged(path)
     if found:
         more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
         raise UsageError(f"{path} is of a run with other settings: {'; '.join(found[:SHOWN])}{more}")
     return trainer
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged, or not the state of a training run")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -57,8 +75,3 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
         elif a != b:
             found.append(f"{prefix}{name} is {a} there, {b} here")
     return found
-
-
-def _save(path: Path, value: Any) -> None:
-    with replacing(path) as file:
-        torch.save(value, file)
