@@ -176,6 +176,12 @@ def test_settings_by_name():
             override(RECIPES["tiny"], [bad])
 
 
+@pytest.mark.parametrize("item", ["kv_heads=0", "layers=0", "seq_len=0", "batch_size=0", "accumulate=0"])
+def test_settings_of_nothing_are_refused(item: str):
+    with pytest.raises(UsageError, match=f"{item.partition('=')[0]} 0.* must be at least 1"):
+        override(RECIPES["tiny"], [item])
+
+
 def test_the_clock_ends_a_run_and_drives_the_schedule():
     timed = TrainSettings(steps=100, minutes=1.0)
     assert timed.progress(10, 30.0) == 0.5

@@ -53,6 +53,9 @@ class GPTConfig:
     lanes: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "layers", "dim", "heads", "kv_heads", "mlp_mult"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
         if self.dim % self.heads or self.heads % self.kv_heads:
             raise UsageError(f"dim {self.dim}, heads {self.heads} and kv_heads {self.kv_heads} must divide in turn")
         if self.rope_dims % 2 or self.rope_dims > self.head_dim:

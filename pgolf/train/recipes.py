@@ -31,6 +31,10 @@ class Recipe:
     batch_size: int
     seq_len: int
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.seq_len < 1:
+            raise UsageError(f"batch_size {self.batch_size} and seq_len {self.seq_len} must be at least 1")
+
     def to_config(self, *, seed: int, tokenizer: str) -> dict[str, Any]:
         """The "config" of a checkpoint: plain data from which `pgolf.usermodel.from_config` rebuilds the model."""
         return {
