@@ -48,7 +48,7 @@ HEAVY = (
     "click",
 )
 MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it
-SLACK = 4  # times the honest run, plus five seconds, before a trial counts as hanging
+SECONDS = 180  # of a trial that does not end by itself: the honest ones take under twenty
 KILLED, SURVIVED, HUNG = "killed", "survived", "hung"
 
 # The tests of each module: its own, then a user's.
@@ -95,6 +95,7 @@ def main() -> None:
     random.Random(0).shuffle(found)
     with tempfile.TemporaryDirectory() as folder:
         tree = _copied(Path(folder))
+        _check_honest(tree, sorted({name for name, _ in found}))
         results = _trials(tree, found[:: options.every], time.monotonic() + 60 * options.minutes)
     for name, mutant, outcome in sorted(results, key=lambda r: (r[0], r[1].start)):
         if outcome == SURVIVED:
@@ -128,15 +129,12 @@ def _source(root: Path, module: str) -> Path:
 
 
 def _trials(tree: Path, chosen: list[tuple[str, Mutant]], end: float) -> list[tuple[str, Mutant, str]]:
-    limits: dict[str, float] = {}
-    results = []
+    results: list[tuple[str, Mutant, str]] = []
     for name, mutant in chosen:
-        if name not in limits:
-            limits[name] = _honest_seconds(tree, name) * SLACK + 5
         if time.monotonic() > end:
             break
         with _mutated(_source(tree, name), mutant, len(results)):
-            results.append((name, mutant, _trial(tree, name, limits[name], fresh=mutant.once and name in REBUILT)))
+            results.append((name, mutant, _trial(tree, name, fresh=mutant.once and name in REBUILT)))
     return results
 
 
@@ -151,21 +149,19 @@ def _mutated(path: Path, mutant: Mutant, number: int) -> Iterator[None]:
     os.utime(path, ns=(time_of, time_of))
 
 
-def _honest_seconds(tree: Path, module: str) -> float:
-    """How long the tests take without any fault. They must pass."""
-    _trial(tree, module, 600)  # builds what is compiled
-    begin = time.monotonic()
-    if _trial(tree, module, 600) != SURVIVED:
-        raise SystemExit(f"the tests of {module} fail without any mutant")
-    return time.monotonic() - begin
+def _check_honest(tree: Path, modules: list[str]) -> None:
+    """The tests pass without any fault. This also builds what is compiled."""
+    for name in modules:
+        if _trial(tree, name) != SURVIVED:
+            raise SystemExit(f"the tests of {name} fail without any mutant")
 
 
-def _trial(tree: Path, module: str, limit: float, fresh: bool = False) -> str:
+def _trial(tree: Path, module: str, fresh: bool = False) -> str:
     """What became of the tests of a module in a process of their own."""
     child = os.fork()
     if not child:
         _run_tests(tree, module, fresh)
-    end = time.monotonic() + limit
+    end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

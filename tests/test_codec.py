@@ -225,3 +225,13 @@ def test_indices_of_scales_and_classes_stay_within_their_range():
     for index in (limit + 1, -limit - 1):
         with pytest.raises(ArtifactError, match="out of range"):
             codec.check_indices(None, np.array([0, index]))
+
+
+def test_rows_without_codes_are_bounded_too():
+    for rows in (codec.MAX_EMPTY, codec.MAX_EMPTY + 1):
+        record = [rows, 0, 0, 0, 0, [None, None, [0, 0], [0, 0]]]
+        if rows == codec.MAX_EMPTY:
+            codec.check_planes([record])
+        else:
+            with pytest.raises(ArtifactError, match="rows without codes"):
+                codec.check_planes([record])

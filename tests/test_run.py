@@ -89,8 +89,8 @@ def test_a_checkpoint_knows_whether_the_loop_had_started(folder: Path, tmp_path:
     for step, started in ((1, False), (4, True)):
         with pytest.raises(KeyboardInterrupt):
             train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=step > 1, progress=stop_at(step))
-        config = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["config"]
-        assert config["looped"] is from_config(config).looped is started
+        saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+        assert saved["config"]["looped"] is from_config(saved["config"], saved["model"]).looped is started
     train("tiny", tmp_path / "run", data=folder, overrides=looped, resume=True)
     train("tiny", tmp_path / "whole", data=folder, overrides=looped)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))

@@ -27,6 +27,16 @@ def test_classes_literal():
     assert narrower.tolist() == classes.tolist()
 
 
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(0, np.int16), (2**15 - 1, np.int16), (-(2**15), np.int16), (2**15, np.int32), (-(2**15) - 1, np.int32)],
+)
+def test_codes_are_narrowed_where_they_fit(code, dtype):
+    found = spread.narrowed(np.array([[0, code, 1]], np.int32))
+    assert found.dtype == dtype
+    assert found[0, 1] == code
+
+
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=30))
 def test_symbols_hold_the_value_or_its_parity(values):
     codes = np.array(values, np.int64)

@@ -166,3 +166,12 @@ def test_any_bytes_are_refused_or_give_tables(data, count):
 def test_malformed_tables(data):
     with pytest.raises((ArtifactError, ValueError)):
         tables.parse_tables(data, 1)
+
+
+def test_fit_knows_a_pile_of_zeros():
+    """Half of all values zero, the others Gaussian: without its own parameter for zero a density would miss by far."""
+    counts = np.zeros(256, np.int64)
+    counts[ESCAPES:] = np.rint(20_000 * np.exp(-0.5 * (np.arange(ESCAPES - OFFSET, OFFSET) / 9.0) ** 2))
+    counts[OFFSET] = counts.sum()
+    ideal = float((counts[counts > 0] * np.log2(counts.sum() / counts[counts > 0])).sum())
+    assert tables.code_bits(counts, tables.parametric(*tables.fit_parametric(counts, 0), 0)) < 1.005 * ideal
