@@ -341,6 +341,15 @@ def test_memory_that_really_runs_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def ctrl_c():
+    """The signal is heard, though a shell starts its background jobs (CI may be one) with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_middle_of_a_pack(folder, monkeypatch):
     once = job.Job.run
 
@@ -356,6 +365,7 @@ def test_ctrl_c_in_the_middle_of_a_pack(folder, monkeypatch):
     assert not temporaries(folder)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_the_file_is_written(folder, monkeypatch):
     """The signal comes between the last byte and the new name."""
     (folder / "m.pgolf").write_text("older")
