@@ -21,9 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import CONTEST, RESULTS, machine
+from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from pgolf import pipeline, report
+from pgolf.baselines import contest
 from pgolf.packer import artifact
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.curvature import Curvature, MatrixCurvature
@@ -90,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args)
     weights = bench.weights
-    rows = [bench.point("contest, k=12.85", **CONTEST)]
+    rows = [bench.point("contest, k=12.85", **contest())]
     for step in args.steps:
         at = replace(BASE, step=step)
         finer = bench.point("default, finer", settings=replace(at, step=step / NEXT_STEP))

@@ -17,9 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import CONTEST, RESULTS, machine
+from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from pgolf import pipeline, report
+from pgolf.baselines import contest
 from pgolf.packer import artifact
 from pgolf.quant import selfgen
 from pgolf.quant.calibrate import calibrate
@@ -48,7 +49,7 @@ def row(bench: HeldOut, kind: str, tokens: int, seed: int) -> dict[str, Any]:
     out: dict[str, Any] = {"text": kind, "seed": seed, "tokens": ids.numel(), "generate_seconds": generated - began}
     out["calibrate_seconds"] = time.perf_counter() - generated
     auto = {"budget": 3 * bench.weights // 8}
-    for name, how in (("contest_gptq", CONTEST), ("auto_3_bits", auto)):
+    for name, how in (("contest_gptq", contest()), ("auto_3_bits", auto)):
         made = pipeline.pack(bench.source, None, curvature=curvature, **how)
         kl, rise = bench.score(pipeline.dense(artifact.decode(made.data)[0]))
         out[name] = {"kl": kl, "rise": rise, "bytes": len(made.data), "predicted": made.loss_rise}

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 GOLF3M = Path(__file__).resolve().parents[2] / "shared" / "data"
-# The record packer: full-Hessian GPTQ, SDClip (PR #1394), brotli
-CONTEST: dict[str, Any] = {"method": "gptq", "rules": ["*=int6,k=12.85", "*emb*=int8,k=20"], "coder": "brotli"}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from pgolf import pipeline, report
+from pgolf.baselines import HOME_K, contest
 from pgolf.packer import artifact
 from pgolf.quant.calibrate import calibrate
 
@@ -30,9 +31,8 @@ def row(bench: HeldOut, k: float, tokens: int, seed: int) -> dict[str, Any]:
     bench.restore()
     curvature = calibrate(bench.model, bench.training_text(tokens, seed), plain=True, seed=seed)
     out: dict[str, Any] = {"seed": seed}
-    contest = {"method": "gptq", "rules": [f"*=int6,k={k}", f"*emb*=int8,k={20 * k / 12.85}"], "coder": "brotli"}
     for name in ("contest", "auto"):
-        how: dict[str, Any] = contest if name == "contest" else {"budget": out["contest"]["bytes"]}
+        how: dict[str, Any] = contest(k) if name == "contest" else {"budget": out["contest"]["bytes"]}
         made = pipeline.pack(bench.source, None, curvature=curvature, **how)
         kl, rise = bench.score(pipeline.dense(artifact.decode(made.data)[0]))
         out[name] = {"bytes": len(made.data), "kl": kl, "rise": rise, "predicted": made.loss_rise}
@@ -41,8 +41,8 @@ def row(bench: HeldOut, k: float, tokens: int, seed: int) -> dict[str, Any]:
 
 def ratio(rows: list[dict[str, Any]], what: str) -> float:
     """Of the means over seeds, `auto` over the contest's."""
-    auto, contest = (statistics.fmean(r[name][what] for r in rows) for name in ("auto", "contest"))
-    return auto / contest
+    ours, theirs = (statistics.fmean(r[name][what] for r in rows) for name in ("auto", "contest"))
+    return ours / theirs
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--calib-tokens", type=int, default=65536)
-    parser.add_argument("--k", type=float, default=12.85, help="SDClip's clip of the contest's packer")
+    parser.add_argument("--k", type=float, default=HOME_K, help="SDClip's clip of the contest's packer")
     parser.add_argument("--out", type=Path, default=RESULTS / "tax_golf3m.json")
     args = parser.parse_args()
     bench = HeldOut(args)
