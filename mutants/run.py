@@ -48,7 +48,8 @@ HEAVY = (
     "click",
 )
 MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it
-SECONDS = 180  # of a trial that does not end by itself: the honest ones take under twenty
+FIRST_SECONDS = 300  # of the honest tests, which build what is compiled
+PATIENCE = 5  # a trial that takes this many times the seconds of the honest code, and ten more, hangs
 KILLED, SURVIVED, HUNG = "killed", "survived", "hung"
 
 # The tests of each module: its own, then a user's.
@@ -84,7 +85,7 @@ REBUILT = {"rans", "tables"}  # compiled loops hold these modules' constants
 
 
 def main() -> None:
-    """Try mutants until they or the minutes are used up; print what survived and a line of JSON for each module."""
+    """Try mutants until they or the minutes are used up; print what survives, then a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--module", action="append", choices=sorted(TESTS), help="only this one; may be repeated")
@@ -95,11 +96,8 @@ def main() -> None:
     random.Random(0).shuffle(found)
     with tempfile.TemporaryDirectory() as folder:
         tree = _copied(Path(folder))
-        _check_honest(tree, sorted({name for name, _ in found}))
-        results = _trials(tree, found[:: options.every], time.monotonic() + 60 * options.minutes)
-    for name, mutant, outcome in sorted(results, key=lambda r: (r[0], r[1].start)):
-        if outcome == SURVIVED:
-            print(f"{PACKAGE}/{name}.py {mutant}")
+        honest = {name: _honest_seconds(tree, name) for name in sorted({name for name, _ in found})}
+        results = _trials(tree, found[:: options.every], honest, time.monotonic() + 60 * options.minutes)
     print(json.dumps(_summary(found, results)))
 
 
@@ -128,13 +126,20 @@ def _source(root: Path, module: str) -> Path:
     return root / PACKAGE / f"{module}.py"
 
 
-def _trials(tree: Path, chosen: list[tuple[str, Mutant]], end: float) -> list[tuple[str, Mutant, str]]:
+def _trials(
+    tree: Path, chosen: list[tuple[str, Mutant]], honest: dict[str, float], end: float
+) -> list[tuple[str, Mutant, str]]:
+    """(module, mutant, outcome) of those that the time allows. honest: seconds of each module's tests."""
     results: list[tuple[str, Mutant, str]] = []
     for name, mutant in chosen:
         if time.monotonic() > end:
             break
         with _mutated(_source(tree, name), mutant, len(results)):
-            results.append((name, mutant, _trial(tree, name, fresh=mutant.once and name in REBUILT)))
+            rebuilt = mutant.once and name in REBUILT
+            outcome = _trial(tree, name, FIRST_SECONDS if rebuilt else 10 + PATIENCE * honest[name], rebuilt)
+        if outcome == SURVIVED:
+            print(f"{PACKAGE}/{name}.py {mutant}", flush=True)
+        results.append((name, mutant, outcome))
     return results
 
 
@@ -149,19 +154,22 @@ def _mutated(path: Path, mutant: Mutant, number: int) -> Iterator[None]:
     os.utime(path, ns=(time_of, time_of))
 
 
-def _check_honest(tree: Path, modules: list[str]) -> None:
-    """The tests pass without any fault. This also builds what is compiled."""
-    for name in modules:
-        if _trial(tree, name) != SURVIVED:
-            raise SystemExit(f"the tests of {name} fail without any mutant")
+def _honest_seconds(tree: Path, module: str) -> float:
+    """How long a module's tests take without any fault, once what is compiled is built."""
+    began = 0.0
+    for _ in range(2):
+        began = time.monotonic()
+        if _trial(tree, module, FIRST_SECONDS) != SURVIVED:
+            raise SystemExit(f"the tests of {module} fail without any mutant")
+    return time.monotonic() - began
 
 
-def _trial(tree: Path, module: str, fresh: bool = False) -> str:
+def _trial(tree: Path, module: str, seconds: float, fresh: bool = False) -> str:
     """What became of the tests of a module in a process of their own."""
     child = os.fork()
     if not child:
         _run_tests(tree, module, fresh)
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
