@@ -29,7 +29,7 @@ def random_ids(*shape: int) -> torch.Tensor:
     return torch.randint(0, CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.84), ("small", 3.21), ("golf", 36.5)])
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.84), ("small", 3.09), ("golf", 36.5)])
 def test_preset_sizes(name: str, millions: float):
     with torch.device("meta"):
         blocks = GPT(PRESETS[name])

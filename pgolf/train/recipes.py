@@ -65,9 +65,9 @@ RECIPES = {
             minutes=20.0,
             warmdown=1.0,
             ema_decay=0.95,
-            optim=OptimSettings(matrix_lr=0.04, embedding_lr=0.02, vector_lr=0.02, momentum=0.9),
+            optim=OptimSettings(matrix_lr=0.05, embedding_lr=0.04, vector_lr=0.02, momentum=0.9),
         ),
-        batch_size=8,
+        batch_size=12,
         seq_len=256,
     ),
     "golf": Recipe(
