@@ -9,7 +9,8 @@ What will surprise you:
 * mutmut and cosmic-ray do not fit: mutmut calls every function through a trampoline, which neither numba nor the decoder
   stub (made of the source text) survives; cosmic-ray pays five seconds of imports for each mutant.
 * Compiled loops are run as Python, or rebuilt where a constant of theirs changes: numba's cache would hide the mutant.
-* Only the tests of TESTS run. A mutant that none of them sees is listed; docs/MUTANTS.md says which of them change nothing.
+* Only the tests of TESTS run, those that reach the mutant's line before the others (selection.py). A mutant that none of
+  them sees is listed; docs/MUTANTS.md says which of them change nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pytest
+
 from mutants.operators import Mutant, mutants
+from mutants.selection import Honest, Ordered, Recorder
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pgolf/packer"
@@ -45,6 +50,7 @@ HEAVY = (
     "safetensors.torch",
     "hypothesis",
     "pytest",
+    "coverage",
     "click",
 )
 MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it
@@ -57,22 +63,22 @@ TESTS = {
     "__init__": ("artifact",),
     "artifact": ("artifact", "golden"),
     "aside": ("spread", "stream"),
-    "code": ("code",),
+    "code": ("code", "artifact"),
     "codec": ("codec", "golden"),
     "compiled": ("rans",),
-    "container": ("container",),
-    "families": ("families", "stream"),
-    "general": ("general",),
+    "container": ("container", "artifact"),
+    "families": ("families", "stream", "golden"),
+    "general": ("general", "artifact"),
     "host": ("host", "golden"),
     "lossless": ("artifact",),
     "plain": ("codec", "golden"),
     "plane": ("plane", "golden"),
-    "rans": ("rans", "stream"),
+    "rans": ("rans", "stream", "golden"),
     "rans_numba": ("rans",),
-    "spread": ("spread", "codec"),
+    "spread": ("spread", "codec", "golden"),
     "stream": ("stream", "golden"),
-    "strips": ("spread", "rans"),
-    "stub": ("stub",),
+    "strips": ("spread", "rans", "golden"),
+    "stub": ("stub", "code"),
     "stub_parts": ("stub",),
     "tables": ("tables", "golden"),
     "threads": ("threads",),
@@ -96,7 +102,7 @@ def main() -> None:
     random.Random(0).shuffle(found)
     with tempfile.TemporaryDirectory() as folder:
         tree = _copied(Path(folder))
-        honest = {name: _honest_seconds(tree, name) for name in sorted({name for name, _ in found})}
+        honest = {name: _honest(tree, name) for name in sorted({name for name, _ in found})}
         results = _trials(tree, found[:: options.every], honest, time.monotonic() + 60 * options.minutes)
     print(json.dumps(_summary(found, results)))
 
@@ -127,16 +133,18 @@ def _source(root: Path, module: str) -> Path:
 
 
 def _trials(
-    tree: Path, chosen: list[tuple[str, Mutant]], honest: dict[str, float], end: float
+    tree: Path, chosen: list[tuple[str, Mutant]], honest: dict[str, Honest], end: float
 ) -> list[tuple[str, Mutant, str]]:
-    """(module, mutant, outcome) of those that the time allows. honest: seconds of each module's tests."""
+    """(module, mutant, outcome) of those that the time allows."""
     results: list[tuple[str, Mutant, str]] = []
     for name, mutant in chosen:
         if time.monotonic() > end:
             break
+        rebuilt = mutant.once and name in REBUILT
+        seconds = FIRST_SECONDS if rebuilt else 10 + PATIENCE * sum(honest[name].seconds.values())
+        ordered = Ordered(honest[name].order(mutant.line))
         with _mutated(_source(tree, name), mutant, len(results)):
-            rebuilt = mutant.once and name in REBUILT
-            outcome = _trial(tree, name, FIRST_SECONDS if rebuilt else 10 + PATIENCE * honest[name], rebuilt)
+            outcome = _trial(seconds, partial(_tests, tree, name, ordered, rebuilt))
         if outcome == SURVIVED:
             print(f"{PACKAGE}/{name}.py {mutant}", flush=True)
         results.append((name, mutant, outcome))
@@ -154,21 +162,26 @@ def _mutated(path: Path, mutant: Mutant, number: int) -> Iterator[None]:
     os.utime(path, ns=(time_of, time_of))
 
 
-def _honest_seconds(tree: Path, module: str) -> float:
-    """How long a module's tests take without any fault, once what is compiled is built."""
-    began = 0.0
-    for _ in range(2):
-        began = time.monotonic()
-        if _trial(tree, module, FIRST_SECONDS) != SURVIVED:
-            raise SystemExit(f"the tests of {module} fail without any mutant")
-    return time.monotonic() - began
+def _honest(tree: Path, module: str) -> Honest:
+    """What the tests of a module do without any fault. This also builds what is compiled."""
+    kept = tree.parent / f"{module}.json"
+
+    def measured() -> int:
+        recorder = Recorder(_source(tree, module))
+        code = _tests(tree, module, recorder, rebuilt=False)
+        recorder.write(kept)
+        return code
+
+    if _trial(FIRST_SECONDS, measured) != SURVIVED:
+        raise SystemExit(f"the tests of {module} fail without any mutant")
+    return Honest.read(kept)
 
 
-def _trial(tree: Path, module: str, seconds: float, fresh: bool = False) -> str:
-    """What became of the tests of a module in a process of their own."""
+def _trial(seconds: float, tests: Callable[[], int]) -> str:
+    """What became of tests in a process of their own."""
     child = os.fork()
     if not child:
-        _run_tests(tree, module, fresh)
+        _run(tests)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -180,8 +193,8 @@ def _trial(tree: Path, module: str, seconds: float, fresh: bool = False) -> str:
     return HUNG
 
 
-def _run_tests(tree: Path, module: str, fresh: bool) -> None:
-    """Never returns: exits with pytest's code."""
+def _run(tests: Callable[[], int]) -> None:
+    """Never returns: exits with the code of `tests`."""
     code = 1
     try:
         os.setsid()
@@ -190,13 +203,19 @@ def _run_tests(tree: Path, module: str, fresh: bool) -> None:
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(quiet, stream)
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ["PYTHONPATH"] = str(tree)
-        _numba(module, str(tree.parent / "rebuilt") if fresh else "")
-        code = _pytest(module)
+        code = tests()
     finally:
         os._exit(code)
+
+
+def _tests(tree: Path, module: str, plugin: object, rebuilt: bool) -> int:
+    """pytest's code for the tests of a module in `tree`."""
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ["PYTHONPATH"] = str(tree)
+    _numba(module, str(tree.parent / "rebuilt") if rebuilt else "")
+    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    return int(pytest.main(["-x", "--assert=plain", "-k", f"not ({SLOW})", *files], plugins=[plugin]))
 
 
 def _numba(module: str, rebuilt: str) -> None:
@@ -206,13 +225,6 @@ def _numba(module: str, rebuilt: str) -> None:
     if rebuilt:
         shutil.rmtree(rebuilt, ignore_errors=True)
         config.CACHE_DIR = rebuilt
-
-
-def _pytest(module: str) -> int:
-    import pytest
-
-    files = [f"tests/test_{name}.py" for name in TESTS[module]]
-    return int(pytest.main(["-x", "--assert=plain", "-k", f"not ({SLOW})", *files]))
 
 
 def _summary(found: list[tuple[str, Mutant]], results: list[tuple[str, Mutant, str]]) -> dict[str, object]:
