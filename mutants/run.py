@@ -1,6 +1,6 @@
 """`make mutants`: small faults put into pgolf/packer one at a time; a test must fail for each.
 
-    python -m mutants.run [--minutes M] [--module NAME]... [--every N]
+    python -m mutants.run [--minutes M] [--module NAME]... [--skip N]
 
 What will surprise you:
 * Mutants are tried in one fixed shuffled order, so a run of few minutes tries a fair sample, the same one each time.
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--module", action="append", choices=sorted(TESTS), help="only this one; may be repeated")
-    parser.add_argument("--every", type=int, default=1, help="every Nth of the fixed order")
+    parser.add_argument("--skip", type=int, default=0, help="this many of the fixed order, tried before")
     options = parser.parse_args()
     _import_heavy()
     found = [(name, m) for name in options.module or sorted(TESTS) for m in mutants(_source(ROOT, name).read_bytes())]
@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree = _copied(Path(folder))
         honest = {name: _honest(tree, name) for name in sorted({name for name, _ in found})}
-        results = _trials(tree, found[:: options.every], honest, time.monotonic() + 60 * options.minutes)
+        results = _trials(tree, found[options.skip :], honest, time.monotonic() + 60 * options.minutes)
     print(json.dumps(_summary(found, results)))
 
 
