@@ -150,6 +150,19 @@ def test_a_preamble_out_of_range_is_refused(field):
         container.parse(repaired(bytes(data)))
 
 
+def test_sections_declare_no_more_than_the_format_allows():
+    most = (1 << 30) + 64 * 10
+    container.check_index([["a", 1, 1, most - 1, 4], ["b", 1, 1, 1, 6]], 10)
+    with pytest.raises(ArtifactError, match="more than a file of this size may"):
+        container.check_index([["a", 1, 1, most, 4], ["b", 1, 1, 1, 6]], 10)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0), (-5, 5), (5, -5)])
+def test_no_section_is_empty(sizes):
+    with pytest.raises(ArtifactError, match="malformed"):
+        container.check_index([["a", 0, 1, *sizes], ["b", 0, 1, 10, 10 - sizes[1]]], 10)
+
+
 def test_a_header_that_no_reader_takes_is_not_written(monkeypatch):
     size = len(header(an_artifact()))
     monkeypatch.setattr(container, "MAX_HEADER", size)
@@ -233,6 +246,23 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     with container.replacing(target) as file:
         file.write(b"newer")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"newer"]
+
+
+def test_a_new_file_waits_for_a_cleaner_that_looks_at_it(tmp_path, monkeypatch):
+    """A cleaner lets go once somebody waits; whoever does not wait writes a file that is about to be removed."""
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.flock
+
+    def flock(file, how):
+        if not how & fcntl.LOCK_NB:
+            cleaner.close()
+        real(file, how)
+
+    with open(tmp_path / "a", "xb") as file, open(tmp_path / "a", "rb") as cleaner:
+        assert container.lock(cleaner.fileno())
+        assert not container.lock(file.fileno())
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert container.lock(file.fileno(), wait=True)
 
 
 def test_a_full_disk_is_named(tmp_path):
