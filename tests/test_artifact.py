@@ -10,6 +10,7 @@ from pathlib import Path
 import brotli
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,7 +19,7 @@ from fuzz import mutate
 from fuzz.mutate import repaired, with_header
 from pgolf import packer
 from pgolf.errors import ArtifactError, UsageError
-from pgolf.packer import artifact
+from pgolf.packer import artifact, container, general
 from pgolf.packer.artifact import CODERS, Entry
 from pgolf.packer.plane import HALF, Plane, Scale
 
@@ -38,6 +39,7 @@ ENTRIES = {
     "half gain": Entry("float32", (5,), raw=RNG.normal(size=5).astype("<f2").tobytes(), stored="float16"),
     "steps": Entry("int64", (), raw=(7).to_bytes(8, "little")),
     "nothing": Entry("float32", (0, 4), raw=b""),
+    "mask": Entry("bool", (5,), raw=b"\1\0\1\1\0"),
     "phase": Entry("complex128", (1,), raw=bytes(16)),
 }
 META = {"config": {"layers": 11, "rope": 1e4, "name": "é"}}
@@ -69,6 +71,28 @@ def test_round_trip(coder):
     assert sum(encoded.tensor_bits.values()) / 8 < len(encoded.data)
 
 
+def test_sizes_of_items_are_those_of_torch():
+    assert {name: getattr(torch, name).itemsize for name in artifact.DTYPE_SIZES} == artifact.DTYPE_SIZES
+
+
+@pytest.mark.parametrize(
+    ("section", "coder", "codec", "item"),
+    [
+        ("raw.1", "rans", "brotli", 1), ("raw.2", "rans", "brotli", 2), ("raw.4", "rans", "brotli", 4),
+        ("raw.8", "rans", "brotli", 8), ("raw.16", "rans", "brotli", 8), ("raw.4", "zlib", "brotli", 4),
+        ("half", "zlib", "brotli", 2), ("index", "zlib", "brotli", 4), ("codes.2", "zlib", "zlib", 1),
+        ("codes.1", "lzma", "lzma", 1), ("side.tables", "rans", "brotli", 1), ("side.lanes", "rans", "brotli", 4),
+        ("codes.escapes", "rans", "brotli", 4), ("codes.words", "rans", "stored", 1), ("codes.aside", "rans", "stored", 1),
+    ],
+)  # fmt: skip
+def test_how_each_section_is_compressed(section, coder, codec, item):
+    """Of a file whose every `item`-th byte is noise."""
+    numbers = np.zeros((512, item), np.uint8)
+    numbers[:, 0] = np.random.default_rng(0).integers(0, 99, 512)
+    found = artifact._compress(section, numbers.tobytes(), coder)
+    assert (general.BY_NUMBER[found.codec], found.shuffle) == (codec, item)
+
+
 def test_nothing_round_trips():
     assert artifact.decode(artifact.encode({}).data) == ({}, {})
 
@@ -76,6 +100,28 @@ def test_nothing_round_trips():
 def test_order_does_not_matter(data):
     backwards = dict(reversed(ENTRIES.items()))
     assert artifact.encode(backwards, META).data == data
+
+
+def test_general_coders_bytes_are_shared_out_by_entropy():
+    codes = {"one bit": [0, 1], "two bits": [0, 1, 2, 3], "none": [5]}
+    planes = {name: Plane(np.resize(values, (40, 32)).astype(np.int32)) for name, values in codes.items()}
+    of = {name: Entry("float32", (40, 32), planes=(plane,)) for name, plane in planes.items()}
+    encoded = artifact.encode(
+        of | {"twice": Entry("float32", (2, 40, 32), planes=(planes["two bits"],) * 2)}, {}, "zlib"
+    )
+    (size,) = [len(data) for data, *_ in container.parse(encoded.data)[1].values()]
+    shares = {"one bit": 1 / 7, "two bits": 2 / 7, "none": 0.0, "twice": 4 / 7}
+    assert {name: bits / 8 / size for name, bits in encoded.tensor_bits.items()} == pytest.approx(shares)
+
+
+def test_contents_without_a_device(data):
+    """As the decoder stub reads them."""
+    found = {record[0]: (planes, raw) for record, planes, raw in artifact.contents(*container.parse(data))}
+    assert list(found) == sorted(ENTRIES)
+    for name, (planes, raw) in found.items():
+        assert raw == (ENTRIES[name].raw or b"")
+        for old, new in zip(ENTRIES[name].planes or (), planes, strict=True):
+            assert (new.codes == old.codes).all()
 
 
 def test_bits_are_the_tensors_own():
@@ -195,6 +241,15 @@ def test_hostile_headers_are_refused_cheaply(data, how):
 def test_an_untouched_header_passes(data):
     """So that the tests above fail for the reason they name."""
     assert_same(ENTRIES, artifact.decode(with_header(data, lambda head: None))[0])
+
+
+@pytest.mark.parametrize("shape", [[1 << 20, 1 << 20], [0, 1 << 39, 2]])
+def test_shapes_that_no_tensor_has_are_refused(shape):
+    """Where nothing is stored, only this bounds a shape: another name of a tensor, or one of no numbers."""
+    records = [["a", "float32", shape, 0, "b", ""], ["b", "float32", [1], -4, "", ""]]
+    with pytest.raises(ArtifactError, match="malformed"):
+        artifact.check_tensors(records)
+    artifact.check_tensors([["a", "float32", [*shape[:-1], shape[-1] // 2], 0, "b", ""], records[1]])
 
 
 @settings(max_examples=400, deadline=None)
@@ -349,7 +404,13 @@ def test_a_dtype_too_narrow_for_its_codes_is_damage():
 def test_scales_whose_products_leave_float32_are_refused():
     large, half = Scale(np.full(4, 120 * 8, np.int32), 8), Scale(np.full(4, 0x7C00, np.int32), HALF)  # half: infinity
     codes = np.ones((4, 4), np.int32)
-    for plane in (Plane(codes, large, large), Plane(codes, half), Plane(codes, None, Scale(large.index * 9, 8))):
+    one_row = Scale(large.index * np.array([0, 0, 2, 0], np.int32), 8)
+    for plane in (
+        Plane(codes, large, large),
+        Plane(codes, half),
+        Plane(codes, None, Scale(large.index * 9, 8)),
+        Plane(codes, one_row),
+    ):
         data = artifact.encode({"w": Entry("float32", (4, 4), planes=(plane,))}).data
         with pytest.raises(ArtifactError, match="the scales of tensor 'w' are out of range"):
             artifact.decode(data)

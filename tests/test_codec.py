@@ -1,10 +1,12 @@
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
-from pgolf.packer import codec, plain
+from pgolf.packer import codec, plain, tables
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
 
 
@@ -200,11 +202,50 @@ def test_plain_codes_take_the_narrowest_width():
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "width"),
+    [
+        (0, 127, 1), (-128, 0, 1), (0, 128, 2), (-129, 0, 2), (-(2**15), 2**15 - 1, 2), (0, 2**15, 4),
+        (-(2**15) - 1, 0, 4), (-(2**31), 2**31 - 1, 4),
+    ],
+)  # fmt: skip
+def test_plain_widths_at_their_ends(low, high, width):
+    plane = Plane(np.array([[low, high]], np.int32))
+    sections, head = plain.encode([plane])
+    assert list(sections) == [f"codes.{width}"]
+    assert_same(plane, plain.read(head, sections)[0])
+
+
+@pytest.mark.parametrize(
     "fields", [[1, 2, 0, 0], [1, 2, 0, 0, 3], [-1, 2, 0, 0, 1], [1, 2, 5, 0, 1], [1, True, 0, 0, 1], 7]
 )
 def test_plain_hostile_records(fields):
     with pytest.raises(ArtifactError, match="plane record"):
         plain.check_planes([fields])
+
+
+def test_section_limits_literal():
+    """Of 12 codes under the tables of families 0 to 2, and 4 classes under those of 0 and 1."""
+    most = 255 * tables.MAX_BYTES
+    record = [4, 3, 0, 0, 2, [None, None, [0, 0, 0, 1], [0, 0]]]
+    side = {"tables": 20 + most, "lanes": 32, "words": 8, "aside": 12, "escapes": 16}
+    codes = {"tables": 30 + most, "lanes": 96, "words": 24, "aside": 36, "escapes": 48}
+    limits = {f"{name}.{part}": (0, n) for name, of in (("side", side), ("codes", codes)) for part, n in of.items()}
+    assert codec.section_limits([record]) == limits
+    nothing = codec.section_limits([])
+    assert {name: sizes for name, sizes in nothing.items() if sizes[1]} == {
+        "side.tables": (0, most),
+        "codes.tables": (0, most),
+    }
+
+
+@pytest.mark.parametrize(("cols", "stream"), [(3, "codes"), (0, "side")])
+def test_more_codes_than_a_stream_can_hold(cols, stream):
+    record = [4, cols, 0, 0, 0, [None, None, [0, 0, 0, 0], [0, 0]]]
+    enough = {"codes.lanes": bytes(8), "side.lanes": bytes(8)}
+    codec.check_amounts([record], enough)
+    del enough[f"{stream}.lanes"]
+    with pytest.raises(ArtifactError, match=f"{4 * (cols or 1)} codes cannot be in"):
+        codec.check_amounts([record], enough)
 
 
 def test_more_codes_than_are_read():
@@ -219,12 +260,49 @@ def test_more_codes_than_are_read():
                     check(record)
 
 
+@pytest.mark.parametrize("shape", [[(1 << 31) - 1, 1], [1, (1 << 31) - 1], [1 << 31, 1], [1, 1 << 31]])
+def test_sides_of_planes_end_where_the_format_ends(shape):
+    records = [*shape, -1, -1, 1], [*shape, 0, 0, 0, [None, None, [0, 0], [0, 0]]]
+    for check, record in zip((plain.check_planes, codec.check_planes), records, strict=True):
+        if max(shape) < 1 << 31:
+            check([record])
+        else:
+            with pytest.raises(ArtifactError, match="plane record"):
+                check([record])
+
+
 def test_indices_of_scales_and_classes_stay_within_their_range():
     limit = codec.MAX_INDEX
     codec.check_indices(np.array([limit, -limit]), None, np.zeros(0, np.int32))
     for index in (limit + 1, -limit - 1):
         with pytest.raises(ArtifactError, match="out of range"):
             codec.check_indices(None, np.array([0, index]))
+
+
+def plane_record(row_scale=None, rows=None):
+    return [4, 3, 0, 0, 0, [row_scale, None, rows or [0, 0], [0, 0]]]
+
+
+def test_scales_have_the_steps_of_the_format():
+    taken = []
+    for steps in range(-1, 130):
+        with suppress(ArtifactError):
+            codec.check_planes([plane_record(row_scale=[steps, 0])])
+            plain.check_planes([[4, 3, steps, 0, 1]])
+            taken.append(steps)
+    assert taken == [0, 1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_classes_and_families_of_vectors_stay_within_their_range(at):
+    for number in (999, -999, 1000, -1000):
+        vector = [0, 0, 0, 0]
+        vector[at] = number
+        if abs(number) < 1000:
+            codec.check_planes([plane_record(rows=vector)])
+        else:
+            with pytest.raises(ArtifactError, match="plane record"):
+                codec.check_planes([plane_record(rows=vector)])
 
 
 def test_rows_without_codes_are_bounded_too():
