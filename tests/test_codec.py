@@ -109,7 +109,10 @@ def test_classes_follow_the_row_scale_for_nothing():
     rng = np.random.default_rng(0)
     octaves = rng.integers(-12, 12, 2000).astype(np.int32)
     codes = np.rint(rng.normal(0, 300.0, (2000, 50)) * np.exp2(-octaves / SPREAD_STEPS)[:, None]).astype(np.int32)
-    packed = codec.encode([Plane(codes, Scale(octaves, SPREAD_STEPS))])
+    plane = Plane(codes, Scale(octaves, SPREAD_STEPS))
+    packed, (after,) = round_trip([plane])
+    assert_same(plane, after)
+    assert packed.head["planes"][0][5][2][0] == 1
     assert packed.side_bits[0] < 2000 * (np.log2(24) + 1.5)  # the scales themselves, and little else
 
 
@@ -181,8 +184,13 @@ def test_hostile_headers_are_refused(how):
 
 
 def test_an_index_that_no_reader_takes_is_a_bug():
-    with pytest.raises(ValueError, match="index"):
-        codec.encode([Plane(np.zeros((2, 2), np.int32), Scale(np.array([0, 1 << 21], np.int32), 8))])
+    for limit in (1 << 20, -(1 << 20)):
+        plane, beyond = (
+            Plane(np.zeros((2, 2), np.int32), Scale(np.array([0, i], np.int32), 8)) for i in (limit, 2 * limit)
+        )
+        assert_same(plane, round_trip([plane])[1][0])
+        with pytest.raises(ValueError, match="index"):
+            codec.encode([beyond])
 
 
 @pytest.mark.parametrize("name", [n for n in PLANES if n != "trellis"])
@@ -245,7 +253,7 @@ def test_more_codes_than_a_stream_can_hold(cols, stream):
     codec.check_amounts([record], enough)
     del enough[f"{stream}.lanes"]
     with pytest.raises(ArtifactError, match=f"{4 * (cols or 1)} codes cannot be in"):
-        codec.check_amounts([record], enough)
+        codec.read({"planes": [record]}, enough)
 
 
 def test_more_codes_than_are_read():
@@ -272,7 +280,7 @@ def test_sides_of_planes_end_where_the_format_ends(shape):
 
 
 def test_indices_of_scales_and_classes_stay_within_their_range():
-    limit = codec.MAX_INDEX
+    limit = 1 << 20
     codec.check_indices(np.array([limit, -limit]), None, np.zeros(0, np.int32))
     for index in (limit + 1, -limit - 1):
         with pytest.raises(ArtifactError, match="out of range"):
@@ -306,10 +314,64 @@ def test_classes_and_families_of_vectors_stay_within_their_range(at):
 
 
 def test_rows_without_codes_are_bounded_too():
-    for rows in (codec.MAX_EMPTY, codec.MAX_EMPTY + 1):
-        record = [rows, 0, 0, 0, 0, [None, None, [0, 0], [0, 0]]]
-        if rows == codec.MAX_EMPTY:
+    most = 1 << 20
+    shapes = {(most, 0): True, (0, most): True, (most + 1, 0): False, (0, most + 1): False}
+    for shape, good in shapes.items():
+        record = [*shape, 0, 0, 0, [None, None, [0, 0], [0, 0]]]
+        codec.check_planes([record] if good else [])
+        with pytest.raises(ArtifactError, match="rows without codes"):
+            codec.check_planes([record, [0, 1, *record[2:]]] if good else [record])
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({0: -1}, False), ({1: -1}, False), ({3: 1 << 20}, True), ({3: -(1 << 20)}, True), ({3: (1 << 20) + 1}, False),
+        ({5: [None, None, [0, 0]]}, False), ({5: [None, None, [0, 0], [0, 0], [0, 0]]}, False),
+        ({5: [[3, 0], None, [0, 0], [0, 0]]}, False), ({5: [None, [3, 0], [0, 0], [0, 0]]}, False),
+        ({5: [None, None, None, [0, 0]]}, False), ({5: [None, None, [0, 0], None]}, False),
+        ({5: [None, None, [0, 1 << 20], [0, 0]]}, True), ({5: [None, None, [0, -(1 << 20) - 1], [0, 0]]}, False),
+        ({5: [None, None, [0, 0, 0, 0, 0], [0, 0]]}, False), ({5: [None, None, [0], [0, 0]]}, False),
+    ],
+)  # fmt: skip
+def test_plane_records_at_their_ends(change, good):
+    record = plane_record()
+    for at, value in change.items():
+        record[at] = value
+    if good:
+        codec.check_planes([record])
+    else:
+        with pytest.raises(ArtifactError, match="plane record"):
             codec.check_planes([record])
-        else:
-            with pytest.raises(ArtifactError, match="rows without codes"):
-                codec.check_planes([record])
+
+
+@pytest.mark.parametrize(
+    ("scale", "kinds"), [(None, {0}), ([HALF, 0], {0}), ([1, 0], {0, 1}), ([8, 5], {0, 1}), ([8, 5, 1, 0], {0, 1})]
+)
+def test_classes_follow_only_what_has_steps(scale, kinds):
+    taken = set()
+    for kind in range(-2, 9):
+        with suppress(ArtifactError):
+            codec.check_planes([[4, 3, 0, 0, 0, [scale, None, [kind, 0], [0, 0]]]])
+            codec.check_planes([[4, 3, 0, 0, 0, [None, scale, [0, 0], [kind, 0]]]])
+            taken.add(kind)
+    assert taken == kinds
+
+
+def test_integers_are_of_a_moderate_size():
+    assert codec.all_integers([2**40 - 1, 1 - 2**40])
+    assert not any(codec.all_integers([0, odd]) for odd in (2**40, -(2**40), True, 1.0, None, "1"))
+
+
+def test_classes_that_follow_out_of_range_are_refused():
+    record = [4, 0, 0, 0, 0, [[1, 1 << 20], None, [1, 0], [0, 0]]]
+    codec.check_planes([record])
+    with pytest.raises(ArtifactError, match="index is out of range"):
+        codec.read({"planes": [record]}, {})
+
+
+def test_the_spread_class_of_a_vector():
+    """Four times log2 of the residual's standard deviation, however rare what is not zero."""
+    assert codec._vector(np.array([95, 100, 105] * 2 + [84, 116]), 8).base == 100
+    assert codec._vector(np.array([-8, 8] * 9), 8).spread_class == 12
+    assert codec._vector(np.eye(1, 1 << 12, dtype=np.int32)[0], 8).spread_class == -20
