@@ -390,15 +390,37 @@ def test_lossless_refuses_what_it_would_change():
         packer.encode({"w": np.array([2**31])})
 
 
+@pytest.mark.parametrize("ends", [(-(2**31), 0), (0, 2**31 - 1), (-(2**31) - 1, 0), (0, 2**31)])
+def test_lossless_takes_all_of_32_bits_and_no_more(ends):
+    if min(ends) >= -(2**31) and max(ends) < 2**31:
+        assert packer.decode(packer.encode({"w": np.array(ends)}))["w"].tolist() == list(ends)
+    else:
+        with pytest.raises(UsageError, match="'w' reaches from"):
+            packer.encode({"w": np.array(ends)})
+
+
 def test_weights_are_not_codes(data):
     with pytest.raises(ArtifactError, match=r"pgolf\.load"):
         packer.decode(data)
+    plain, scale = np.ones((2, 2), np.int32), Scale(np.zeros(2, np.int32), 8)
+    for dtype, planes in {
+        "float32": [Plane(plain)], "int8": [Plane(plain, scale)], "int16": [Plane(plain, None, scale)],
+        "int32": [Plane(plain)] * 2,
+    }.items():  # fmt: skip
+        entry = Entry(dtype, (2 * len(planes), 2), planes=tuple(planes))
+        with pytest.raises(ArtifactError, match="'w' is not a plain integer array"):
+            packer.decode(artifact.encode({"w": entry}).data)
 
 
 def test_a_dtype_too_narrow_for_its_codes_is_damage():
-    codes = packer.encode({"w": np.array([[300, 1]], np.int16)})
-    with pytest.raises(ArtifactError, match="do not fit"):
-        packer.decode(with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8")))
+    for ends in ([-128, 127], [-129, 127], [-128, 128]):
+        codes = packer.encode({"w": np.array([ends], np.int16)})
+        narrow = with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8"))
+        if ends == [-128, 127]:
+            assert packer.decode(narrow)["w"].tolist() == [ends]
+        else:
+            with pytest.raises(ArtifactError, match="do not fit"):
+                packer.decode(narrow)
 
 
 def test_scales_whose_products_leave_float32_are_refused():

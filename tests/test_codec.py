@@ -44,6 +44,7 @@ def assert_same(before, after):
 PLANES = {
     "usual": weights_like(512, 60),
     "fine scales": weights_like(40, 30, per_octave=64),
+    "octaves": weights_like(9, 7, per_octave=1),
     "wide": weights_like(300, 20, 500.0),
     "sparse": weights_like(300, 40, 0.05),
     "bare": Plane(np.arange(-20, 20, dtype=np.int32).reshape(8, 5)),
@@ -198,8 +199,15 @@ def test_plain_round_trip(name):
     sections, head = plain.encode([PLANES[name]])
     plain.check_planes(head["planes"])
     limits = plain.section_limits(head["planes"])
-    assert {n: (len(d), len(d)) for n, d in sections.items()}.items() <= limits.items()
+    assert {n: (len(d), len(d)) for n, d in sections.items()} == {n: size for n, size in limits.items() if size[1]}
     assert_same(PLANES[name], plain.read(head, sections)[0])
+
+
+def test_plain_planes_all_together():
+    planes = list(PLANES.values())
+    sections, head = plain.encode(planes)
+    for old, new in zip(planes, plain.read(head, sections), strict=True):
+        assert_same(old, new)
 
 
 def test_plain_codes_take_the_narrowest_width():
@@ -224,7 +232,17 @@ def test_plain_widths_at_their_ends(low, high, width):
 
 
 @pytest.mark.parametrize(
-    "fields", [[1, 2, 0, 0], [1, 2, 0, 0, 3], [-1, 2, 0, 0, 1], [1, 2, 5, 0, 1], [1, True, 0, 0, 1], 7]
+    "fields",
+    [
+        [1, 2, 0, 0],
+        [1, 2, 0, 0, 3],
+        [-1, 2, 0, 0, 1],
+        [1, 2, 5, 0, 1],
+        [1, 2, 0, 5, 1],
+        [1, -2, 0, 0, 1],
+        [1, True, 0, 0, 1],
+        7,
+    ],
 )
 def test_plain_hostile_records(fields):
     with pytest.raises(ArtifactError, match="plane record"):
