@@ -243,6 +243,73 @@ def test_an_untouched_header_passes(data):
     assert_same(ENTRIES, artifact.decode(with_header(data, lambda head: None))[0])
 
 
+KEPT = ["k", "float32", [2], -4, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("records", "good"),
+    [
+        ([KEPT], True), ([["a", "int8", [], 0, "k", ""], KEPT], True), ([["a", "int8", [2], -8, "int64", ""]], True),
+        ([["a", "int8", [2], 1, "", ""]], True), ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
+        ([["a", "int8", [1], 0, "b", ""], ["b", "int8", [1], 0, "k", ""], KEPT], False),  # a name of a name
+        ([["a", "int8", [1], 0, "x", ""], KEPT], False), ([["a", "int8", [1], 0, "", ""], KEPT], False),
+        ([["a", "int8", [1], -1, "float31", ""]], False), ([["a", "int8", [1], -2, "", ""]], False),
+        ([["a", "int8", [1], 1, "int8", ""]], False), ([["a", "int8", [5, -1], -1, "", ""]], False),
+        ([["a", "int8", [-1], -1, "", ""]], False), ([["a", "int8", [True], -1, "", ""]], False),
+        ([["a", "int8", [1], True, "", ""]], False), ([["a", "int9", [1], 1, "", ""]], False), ([["a"]], False), ([7], False),
+    ],
+)  # fmt: skip
+def test_tensor_records(records, good):
+    if good:
+        artifact.check_tensors(records)
+    else:
+        with pytest.raises(ArtifactError, match=r"malformed, repeated or out of order|shares storage with no stored"):
+            artifact.check_tensors(records)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "shapes", "good"),
+    [
+        ([2, 3], 1, [(2, 3)], True), ([6], 1, [(2, 3)], True), ([2, 2, 3], 2, [(2, 3)] * 2, True), ([0], 1, [(0, 3)], True),
+        ([], 1, [(1, 1)], True), ([2], -4, [], True), ([2], 0, [], True), ([2, 3], 1, [(2, 2)], False),
+        ([2, 2, 3], 2, [(2, 3), (3, 2)], False), ([2, 3], 2, [(2, 3)], False), ([2, 3], 1, [(2, 3)] * 2, False),
+        ([2, 3], 1, [], False), ([2], -4, [(2, 1)], False), ([2], 0, [(2, 1)], False),
+    ],
+)  # fmt: skip
+def test_planes_fit_their_tensor(shape, kind, shapes, good):
+    if good:
+        artifact.check_shapes([["w", "float32", shape, kind, "", ""]], shapes)
+    else:
+        with pytest.raises(ArtifactError, match=r"do not fit its shape|left over"):
+            artifact.check_shapes([["w", "float32", shape, kind, "", ""]], shapes)
+
+
+@pytest.mark.parametrize("coder", ["rans", "zlib"])
+def test_sections_have_the_sizes_that_tensors_need(coder):
+    head, stored, _ = container.parse(artifact.encode(ENTRIES, META, coder).data)
+    declared = {name: size for name, (_, _, _, size) in stored.items()}
+    artifact.check_head(head, declared)
+    exact = {name for name in declared if coder != "rans" or name.startswith("raw.")}
+    assert len(exact) > 3
+    for name in exact:
+        for wrong in (declared[name] + 1, declared[name] - 1, 0):
+            with pytest.raises(ArtifactError, match="does not have the size"):
+                artifact.check_head(head, declared | {name: wrong})
+    with pytest.raises(ArtifactError, match=r"section 'raw\.3' does not have the size"):
+        artifact.check_head(head, declared | {"raw.3": 1})
+    head["planes"][0].append(0)
+    with pytest.raises(ArtifactError, match="plane record"):
+        artifact.check_head(head, declared)
+
+
+def test_kept_tensors_share_the_bits_of_their_section():
+    noise = np.random.default_rng(0).bytes(400)
+    kept = {name: Entry("int32", (n // 4,), raw=noise[:n]) for name, n in {"a": 400, "b": 100, "none": 0}.items()}
+    encoded = artifact.encode(kept | {"c": Entry("int32", (1,), alias="b"), "d": Entry("int8", (3,), raw=b"abc")})
+    section = len(container.parse(encoded.data)[1]["raw.4"][0])
+    assert encoded.tensor_bits == {"a": 6.4 * section, "b": 1.6 * section, "none": 0, "c": 0, "d": 24}
+
+
 @pytest.mark.parametrize("shape", [[1 << 20, 1 << 20], [0, 1 << 39, 2]])
 def test_shapes_that_no_tensor_has_are_refused(shape):
     """Where nothing is stored, only this bounds a shape: another name of a tensor, or one of no numbers."""

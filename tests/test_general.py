@@ -97,6 +97,18 @@ def test_a_zstd_frame_that_tells_its_size_is_not_believed():
     assert peak < 1_000_000
 
 
+@pytest.mark.parametrize(("window", "good"), [(17 << 3, True), (17 << 3 | 1, False), (18 << 3, False)])
+def test_the_format_says_how_far_zstd_looks_back(window, good):
+    """A frame by hand: no magic number, nothing in its descriptor, a window of 2^(10 + 17), the last block stored raw."""
+    frame = bytes([0, window, 5 << 3 | 1, 0, 0]) + b"hello"
+    number = CODECS["zstd"].number
+    if good:
+        assert general.decompress(frame, number, 1, 5) == b"hello"
+    else:
+        with pytest.raises(ArtifactError, match="zstd section does not decompress"):
+            general.decompress(frame, number, 1, 5)
+
+
 @pytest.mark.parametrize("codec", ["brotli", "lzma", "zstd", "zlib"])
 def test_a_bomb_stops_at_the_declared_size(codec):
     bomb = compress(bytes(5_000_000), 1, (codec,))
