@@ -250,7 +250,7 @@ KEPT = ["k", "float32", [2], -4, "", ""]
     ("records", "good"),
     [
         ([KEPT], True), ([["a", "int8", [], 0, "k", ""], KEPT], True), ([["a", "int8", [2], -8, "int64", ""]], True),
-        ([["a", "int8", [2], 1, "", ""]], True), ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
+        ([["a", "int8", [2], 1, "", ""]], True), ([["a", "int8", [1], 0, "int8", ""], ["int8", "int8", [1], -1, "", ""]], True), ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
         ([["a", "int8", [1], 0, "b", ""], ["b", "int8", [1], 0, "k", ""], KEPT], False),  # a name of a name
         ([["a", "int8", [1], 0, "x", ""], KEPT], False), ([["a", "int8", [1], 0, "", ""], KEPT], False),
         ([["a", "int8", [1], -1, "float31", ""]], False), ([["a", "int8", [1], -2, "", ""]], False),
@@ -304,7 +304,8 @@ def test_sections_have_the_sizes_that_tensors_need(coder):
 
 def test_kept_tensors_share_the_bits_of_their_section():
     noise = np.random.default_rng(0).bytes(400)
-    kept = {name: Entry("int32", (n // 4,), raw=noise[:n]) for name, n in {"a": 400, "b": 100, "none": 0}.items()}
+    kept = {name: Entry("int32", (n // 4,), raw=noise[:n]) for name, n in {"a": 400, "b": 100}.items()}
+    kept["none"] = Entry("int16", (0,), raw=b"")
     encoded = artifact.encode(kept | {"c": Entry("int32", (1,), alias="b"), "d": Entry("int8", (3,), raw=b"abc")})
     section = len(container.parse(encoded.data)[1]["raw.4"][0])
     assert encoded.tensor_bits == {"a": 6.4 * section, "b": 1.6 * section, "none": 0, "c": 0, "d": 24}
