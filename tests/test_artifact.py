@@ -250,7 +250,9 @@ KEPT = ["k", "float32", [2], -4, "", ""]
     ("records", "good"),
     [
         ([KEPT], True), ([["a", "int8", [], 0, "k", ""], KEPT], True), ([["a", "int8", [2], -8, "int64", ""]], True),
-        ([["a", "int8", [2], 1, "", ""]], True), ([["a", "int8", [1], 0, "int8", ""], ["int8", "int8", [1], -1, "", ""]], True), ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
+        ([["a", "int8", [2], 1, "", ""]], True),
+        ([["a", "int8", [1], 0, "int8", ""], ["int8", "int8", [1], -1, "", ""]], True),
+        ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
         ([["a", "int8", [1], 0, "b", ""], ["b", "int8", [1], 0, "k", ""], KEPT], False),  # a name of a name
         ([["a", "int8", [1], 0, "x", ""], KEPT], False), ([["a", "int8", [1], 0, "", ""], KEPT], False),
         ([["a", "int8", [1], -1, "float31", ""]], False), ([["a", "int8", [1], -2, "", ""]], False),
