@@ -10,6 +10,7 @@ from pathlib import Path
 import brotli
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,7 +19,7 @@ from fuzz import mutate
 from fuzz.mutate import repaired, with_header
 from pgolf import packer
 from pgolf.errors import ArtifactError, UsageError
-from pgolf.packer import artifact
+from pgolf.packer import artifact, container, general
 from pgolf.packer.artifact import CODERS, Entry
 from pgolf.packer.plane import HALF, Plane, Scale
 
@@ -38,6 +39,7 @@ ENTRIES = {
     "half gain": Entry("float32", (5,), raw=RNG.normal(size=5).astype("<f2").tobytes(), stored="float16"),
     "steps": Entry("int64", (), raw=(7).to_bytes(8, "little")),
     "nothing": Entry("float32", (0, 4), raw=b""),
+    "mask": Entry("bool", (5,), raw=b"\1\0\1\1\0"),
     "phase": Entry("complex128", (1,), raw=bytes(16)),
 }
 META = {"config": {"layers": 11, "rope": 1e4, "name": "é"}}
@@ -69,6 +71,28 @@ def test_round_trip(coder):
     assert sum(encoded.tensor_bits.values()) / 8 < len(encoded.data)
 
 
+def test_sizes_of_items_are_those_of_torch():
+    assert {name: getattr(torch, name).itemsize for name in artifact.DTYPE_SIZES} == artifact.DTYPE_SIZES
+
+
+@pytest.mark.parametrize(
+    ("section", "coder", "codec", "item"),
+    [
+        ("raw.1", "rans", "brotli", 1), ("raw.2", "rans", "brotli", 2), ("raw.4", "rans", "brotli", 4),
+        ("raw.8", "rans", "brotli", 8), ("raw.16", "rans", "brotli", 8), ("raw.4", "zlib", "brotli", 4),
+        ("half", "zlib", "brotli", 2), ("index", "zlib", "brotli", 4), ("codes.2", "zlib", "zlib", 1),
+        ("codes.1", "lzma", "lzma", 1), ("side.tables", "rans", "brotli", 1), ("side.lanes", "rans", "brotli", 4),
+        ("codes.escapes", "rans", "brotli", 4), ("codes.words", "rans", "stored", 1), ("codes.aside", "rans", "stored", 1),
+    ],
+)  # fmt: skip
+def test_how_each_section_is_compressed(section, coder, codec, item):
+    """Of a file whose every `item`-th byte is noise."""
+    numbers = np.zeros((512, item), np.uint8)
+    numbers[:, 0] = np.random.default_rng(0).integers(0, 99, 512)
+    found = artifact._compress(section, numbers.tobytes(), coder)
+    assert (general.BY_NUMBER[found.codec], found.shuffle) == (codec, item)
+
+
 def test_nothing_round_trips():
     assert artifact.decode(artifact.encode({}).data) == ({}, {})
 
@@ -76,6 +100,28 @@ def test_nothing_round_trips():
 def test_order_does_not_matter(data):
     backwards = dict(reversed(ENTRIES.items()))
     assert artifact.encode(backwards, META).data == data
+
+
+def test_general_coders_bytes_are_shared_out_by_entropy():
+    codes = {"one bit": [0, 1], "two bits": [0, 1, 2, 3], "none": [5]}
+    planes = {name: Plane(np.resize(values, (40, 32)).astype(np.int32)) for name, values in codes.items()}
+    of = {name: Entry("float32", (40, 32), planes=(plane,)) for name, plane in planes.items()}
+    encoded = artifact.encode(
+        of | {"twice": Entry("float32", (2, 40, 32), planes=(planes["two bits"],) * 2)}, {}, "zlib"
+    )
+    (size,) = [len(data) for data, *_ in container.parse(encoded.data)[1].values()]
+    shares = {"one bit": 1 / 7, "two bits": 2 / 7, "none": 0.0, "twice": 4 / 7}
+    assert {name: bits / 8 / size for name, bits in encoded.tensor_bits.items()} == pytest.approx(shares)
+
+
+def test_contents_without_a_device(data):
+    """As the decoder stub reads them."""
+    found = {record[0]: (planes, raw) for record, planes, raw in artifact.contents(*container.parse(data))}
+    assert list(found) == sorted(ENTRIES)
+    for name, (planes, raw) in found.items():
+        assert raw == (ENTRIES[name].raw or b"")
+        for old, new in zip(ENTRIES[name].planes or (), planes, strict=True):
+            assert (new.codes == old.codes).all()
 
 
 def test_bits_are_the_tensors_own():
@@ -195,6 +241,85 @@ def test_hostile_headers_are_refused_cheaply(data, how):
 def test_an_untouched_header_passes(data):
     """So that the tests above fail for the reason they name."""
     assert_same(ENTRIES, artifact.decode(with_header(data, lambda head: None))[0])
+
+
+KEPT = ["k", "float32", [2], -4, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("records", "good"),
+    [
+        ([KEPT], True), ([["a", "int8", [], 0, "k", ""], KEPT], True), ([["a", "int8", [2], -8, "int64", ""]], True),
+        ([["a", "int8", [2], 1, "", ""]], True),
+        ([["a", "int8", [1], 0, "int8", ""], ["int8", "int8", [1], -1, "", ""]], True),
+        ([KEPT, KEPT], False), ([KEPT, ["a", "int8", [2], -1, "", ""]], False),
+        ([["a", "int8", [1], 0, "b", ""], ["b", "int8", [1], 0, "k", ""], KEPT], False),  # a name of a name
+        ([["a", "int8", [1], 0, "x", ""], KEPT], False), ([["a", "int8", [1], 0, "", ""], KEPT], False),
+        ([["a", "int8", [1], -1, "float31", ""]], False), ([["a", "int8", [1], -2, "", ""]], False),
+        ([["a", "int8", [1], 1, "int8", ""]], False), ([["a", "int8", [5, -1], -1, "", ""]], False),
+        ([["a", "int8", [-1], -1, "", ""]], False), ([["a", "int8", [True], -1, "", ""]], False),
+        ([["a", "int8", [1], True, "", ""]], False), ([["a", "int9", [1], 1, "", ""]], False), ([["a"]], False), ([7], False),
+    ],
+)  # fmt: skip
+def test_tensor_records(records, good):
+    if good:
+        artifact.check_tensors(records)
+    else:
+        with pytest.raises(ArtifactError, match=r"malformed, repeated or out of order|shares storage with no stored"):
+            artifact.check_tensors(records)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "shapes", "good"),
+    [
+        ([2, 3], 1, [(2, 3)], True), ([6], 1, [(2, 3)], True), ([2, 2, 3], 2, [(2, 3)] * 2, True), ([0], 1, [(0, 3)], True),
+        ([], 1, [(1, 1)], True), ([2], -4, [], True), ([2], 0, [], True), ([2, 3], 1, [(2, 2)], False),
+        ([2, 2, 3], 2, [(2, 3), (3, 2)], False), ([2, 3], 2, [(2, 3)], False), ([2, 3], 1, [(2, 3)] * 2, False),
+        ([2, 3], 1, [], False), ([2], -4, [(2, 1)], False), ([2], 0, [(2, 1)], False),
+    ],
+)  # fmt: skip
+def test_planes_fit_their_tensor(shape, kind, shapes, good):
+    if good:
+        artifact.check_shapes([["w", "float32", shape, kind, "", ""]], shapes)
+    else:
+        with pytest.raises(ArtifactError, match=r"do not fit its shape|left over"):
+            artifact.check_shapes([["w", "float32", shape, kind, "", ""]], shapes)
+
+
+@pytest.mark.parametrize("coder", ["rans", "zlib"])
+def test_sections_have_the_sizes_that_tensors_need(coder):
+    head, stored, _ = container.parse(artifact.encode(ENTRIES, META, coder).data)
+    declared = {name: size for name, (_, _, _, size) in stored.items()}
+    artifact.check_head(head, declared)
+    exact = {name for name in declared if coder != "rans" or name.startswith("raw.")}
+    assert len(exact) > 3
+    for name in exact:
+        for wrong in (declared[name] + 1, declared[name] - 1, 0):
+            with pytest.raises(ArtifactError, match="does not have the size"):
+                artifact.check_head(head, declared | {name: wrong})
+    with pytest.raises(ArtifactError, match=r"section 'raw\.3' does not have the size"):
+        artifact.check_head(head, declared | {"raw.3": 1})
+    head["planes"][0].append(0)
+    with pytest.raises(ArtifactError, match="plane record"):
+        artifact.check_head(head, declared)
+
+
+def test_kept_tensors_share_the_bits_of_their_section():
+    noise = np.random.default_rng(0).bytes(400)
+    kept = {name: Entry("int32", (n // 4,), raw=noise[:n]) for name, n in {"a": 400, "b": 100}.items()}
+    kept["none"] = Entry("int16", (0,), raw=b"")
+    encoded = artifact.encode(kept | {"c": Entry("int32", (1,), alias="b"), "d": Entry("int8", (3,), raw=b"abc")})
+    section = len(container.parse(encoded.data)[1]["raw.4"][0])
+    assert encoded.tensor_bits == {"a": 6.4 * section, "b": 1.6 * section, "none": 0, "c": 0, "d": 24}
+
+
+@pytest.mark.parametrize("shape", [[1 << 20, 1 << 20], [0, 1 << 39, 2]])
+def test_shapes_that_no_tensor_has_are_refused(shape):
+    """Where nothing is stored, only this bounds a shape: another name of a tensor, or one of no numbers."""
+    records = [["a", "float32", shape, 0, "b", ""], ["b", "float32", [1], -4, "", ""]]
+    with pytest.raises(ArtifactError, match="malformed"):
+        artifact.check_tensors(records)
+    artifact.check_tensors([["a", "float32", [*shape[:-1], shape[-1] // 2], 0, "b", ""], records[1]])
 
 
 @settings(max_examples=400, deadline=None)
@@ -335,21 +460,49 @@ def test_lossless_refuses_what_it_would_change():
         packer.encode({"w": np.array([2**31])})
 
 
+@pytest.mark.parametrize("ends", [(-(2**31), 0), (0, 2**31 - 1), (-(2**31) - 1, 0), (0, 2**31)])
+def test_lossless_takes_all_of_32_bits_and_no_more(ends):
+    if min(ends) >= -(2**31) and max(ends) < 2**31:
+        assert packer.decode(packer.encode({"w": np.array(ends)}))["w"].tolist() == list(ends)
+    else:
+        with pytest.raises(UsageError, match="'w' reaches from"):
+            packer.encode({"w": np.array(ends)})
+
+
 def test_weights_are_not_codes(data):
     with pytest.raises(ArtifactError, match=r"pgolf\.load"):
         packer.decode(data)
+    plain, scale = np.ones((2, 2), np.int32), Scale(np.zeros(2, np.int32), 8)
+    for dtype, planes in {
+        "float32": [Plane(plain)], "int8": [Plane(plain, scale)], "int16": [Plane(plain, None, scale)],
+        "int32": [Plane(plain)] * 2,
+    }.items():  # fmt: skip
+        entry = Entry(dtype, (2 * len(planes), 2), planes=tuple(planes))
+        with pytest.raises(ArtifactError, match="'w' is not a plain integer array"):
+            packer.decode(artifact.encode({"w": entry}).data)
 
 
 def test_a_dtype_too_narrow_for_its_codes_is_damage():
-    codes = packer.encode({"w": np.array([[300, 1]], np.int16)})
-    with pytest.raises(ArtifactError, match="do not fit"):
-        packer.decode(with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8")))
+    for ends in ([-128, 127], [-129, 127], [-128, 128]):
+        codes = packer.encode({"w": np.array([ends], np.int16)})
+        narrow = with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8"))
+        if ends == [-128, 127]:
+            assert packer.decode(narrow)["w"].tolist() == [ends]
+        else:
+            with pytest.raises(ArtifactError, match="do not fit"):
+                packer.decode(narrow)
 
 
 def test_scales_whose_products_leave_float32_are_refused():
     large, half = Scale(np.full(4, 120 * 8, np.int32), 8), Scale(np.full(4, 0x7C00, np.int32), HALF)  # half: infinity
     codes = np.ones((4, 4), np.int32)
-    for plane in (Plane(codes, large, large), Plane(codes, half), Plane(codes, None, Scale(large.index * 9, 8))):
+    one_row = Scale(large.index * np.array([0, 0, 2, 0], np.int32), 8)
+    for plane in (
+        Plane(codes, large, large),
+        Plane(codes, half),
+        Plane(codes, None, Scale(large.index * 9, 8)),
+        Plane(codes, one_row),
+    ):
         data = artifact.encode({"w": Entry("float32", (4, 4), planes=(plane,))}).data
         with pytest.raises(ArtifactError, match="the scales of tensor 'w' are out of range"):
             artifact.decode(data)

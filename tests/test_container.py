@@ -11,7 +11,7 @@ import brotli
 import pytest
 
 from fuzz.mutate import repaired
-from pgolf.errors import ArtifactError
+from pgolf.errors import ArtifactError, UsageError
 from pgolf.packer import container, general
 
 
@@ -63,8 +63,8 @@ def test_order_of_names_does_not_matter():
 
 def test_every_truncation_is_refused():
     data = an_artifact()
-    for size in range(len(data)):
-        with pytest.raises(ArtifactError):
+    for size in range(1, len(data)):
+        with pytest.raises(ArtifactError, match="bytes are fewer than" if size < 28 else "checksum does not match"):
             container.parse(data[:size])
 
 
@@ -86,6 +86,8 @@ def test_appended_bytes_are_refused():
 def test_foreign_and_future_files_are_named():
     with pytest.raises(ArtifactError, match="not a pgolf artifact"):
         container.parse(b"PK\x03\x04" + bytes(50))
+    with pytest.raises(ArtifactError, match="not a pgolf artifact"):
+        container.parse(b"\x89PNG\r\n\x1a\n" + bytes(50))
     with pytest.raises(ArtifactError, match="not a pgolf artifact"):
         container.parse(b"")
     data = an_artifact()
@@ -136,18 +138,60 @@ def test_a_header_bomb_stops_at_its_declared_size():
         container.parse(with_header(data, b"[" * 100, bomb))
 
 
-@pytest.mark.parametrize("field", ["codec", "stored", "raw"])
+@pytest.mark.parametrize("field", ["codec", "zero", "stored", "raw"])
 def test_a_preamble_out_of_range_is_refused(field):
     data = bytearray(an_artifact())
     match field:
         case "codec":
             data[10] = general.CODECS["lzma"].number
+        case "zero":
+            data[11] = 1
         case "stored":
             struct.pack_into("<I", data, 12, len(data) - container.PREAMBLE_SIZE + 1)
         case "raw":
-            struct.pack_into("<I", data, 16, container.MAX_HEADER + 1)
+            struct.pack_into("<I", data, 16, (1 << 24) + 1)
     with pytest.raises(ArtifactError, match="preamble is out of range"):
         container.parse(repaired(bytes(data)))
+
+
+def test_a_header_may_be_as_large_as_the_format_says():
+    data = bytearray(an_artifact())
+    struct.pack_into("<I", data, 16, 1 << 24)
+    with pytest.raises(ArtifactError, match="section has the wrong size"):
+        container.parse(repaired(bytes(data)))
+
+
+def test_sections_declare_no_more_than_the_format_allows():
+    most = (1 << 30) + 64 * 10
+    container.check_index([["a", 1, 1, most - 1, 4], ["b", 1, 1, 1, 6]], 10)
+    with pytest.raises(ArtifactError, match="more than a file of this size may"):
+        container.check_index([["a", 1, 1, most, 4], ["b", 1, 1, 1, 6]], 10)
+
+
+def test_sections_are_in_order_and_at_most_64():
+    def check(names):
+        container.check_index([[name, 0, 1, 5, 5] for name in names], 5 * len(names))
+
+    names = [f"{i:02}" for i in range(64)]
+    check(names)
+    for wrong in ([*names, "64"], ["a", "a"], ["a", "c", "b"]):
+        with pytest.raises(ArtifactError, match="malformed"):
+            check(wrong)
+
+
+def test_what_no_reader_takes_is_not_written(monkeypatch):
+    stored = sum(len(data) for data, *_ in container.parse(an_artifact())[1].values())
+    monkeypatch.setattr(container, "most_raw", {stored: 5005}.get)
+    assert container.parse(an_artifact())
+    monkeypatch.setattr(container, "most_raw", {stored: 5004}.get)
+    with pytest.raises(UsageError, match="repetition"):
+        an_artifact()
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0), (-5, 5), (5, -5)])
+def test_no_section_is_empty(sizes):
+    with pytest.raises(ArtifactError, match="malformed"):
+        container.check_index([["a", 0, 1, *sizes], ["b", 0, 1, 10, 10 - sizes[1]]], 10)
 
 
 def test_a_header_that_no_reader_takes_is_not_written(monkeypatch):
@@ -191,8 +235,8 @@ def test_replacing_leaves_nothing_behind(tmp_path, error):
 
 def test_replacing_a_directory_leaves_it_alone(tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(OSError, match="model"), container.replacing(tmp_path / "model") as file:
-        file.write(b"x")
+    with pytest.raises(IsADirectoryError, match="model"), container.replacing(tmp_path / "model"):
+        pytest.fail("what is written into this block is lost")
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -233,6 +277,63 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     with container.replacing(target) as file:
         file.write(b"newer")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"newer"]
+
+
+def test_a_new_file_waits_for_a_cleaner_that_looks_at_it(tmp_path, monkeypatch):
+    """A cleaner lets go once somebody waits; whoever does not wait writes a file that is about to be removed."""
+    fcntl = pytest.importorskip("fcntl")
+    real = fcntl.flock
+
+    def flock(file, how):
+        if not how & fcntl.LOCK_NB:
+            cleaner.close()
+        real(file, how)
+
+    with open(tmp_path / "a", "xb") as file, open(tmp_path / "a", "rb") as cleaner:
+        assert container.lock(cleaner.fileno())
+        assert container.lock(file.fileno()) is False
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert container.lock(file.fileno(), wait=True)
+
+
+def test_a_new_file_that_a_cleaner_took_is_made_again(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    real, calls = fcntl.flock, []
+
+    def flock(file, how):
+        calls.append(how)
+        if len(calls) == 1:
+            next(tmp_path.glob(".m.*.tmp")).unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with container.replacing(tmp_path / "m") as file:
+        file.write(b"new")
+    assert (tmp_path / "m").read_bytes() == b"new"
+    assert calls == [fcntl.LOCK_EX] * 2
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, locks):
+    """Systems without locks rename closed files only, and never know whether another file was left behind."""
+    if not locks:
+        monkeypatch.setattr(container, "fcntl", None)
+    elif container.fcntl is None:
+        pytest.skip("no locks on this system")
+    events, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(("fsync", os.fstat(number).st_size)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append(("closed", file.closed)), replace(*names)))
+    (tmp_path / ".m.0.tmp").write_bytes(b"left behind")
+    with container.replacing(tmp_path / "m") as file:
+        file.write(b"new")
+    assert events == [("fsync", 3), ("closed", not locks)]
+    assert len(list(tmp_path.iterdir())) == (1 if locks else 2)
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, container.replacing(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
 
 
 def test_a_full_disk_is_named(tmp_path):

@@ -55,7 +55,9 @@ def test_bits_put_aside_come_back(pairs):
         assert (aside.lengthen(short, aside.read(data, 0, widths), widths, low) == values).all()
 
 
-def test_aside_literal():
+@pytest.mark.parametrize("piece", [1, 2, 1 << 16])
+def test_aside_literal(monkeypatch, piece):
+    monkeypatch.setattr(aside, "_PIECE", piece)
     widths = np.array([3, 24, 1], np.int32)
     data = aside.write(np.array([0b101, 0xABCDEF, 1], np.int32), widths)
     assert data.hex() == "b579bdf0"
@@ -67,6 +69,19 @@ def test_aside_literal():
 def test_aside_refuses_the_wrong_length_and_fill(data):
     with pytest.raises(ArtifactError, match="put aside"):
         aside.check_all_read(data, 3 + 24 + 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "bits", "good"),
+    [(b"", 0, True), (b"\0", 0, False), (b"\xff", 8, True), (b"\xfe", 7, True), (b"\xff", 7, False), (b"\x80", 1, True),
+     (b"\xc0", 1, False), (b"\xff", 9, False), (b"\xff\x80", 9, True), (b"\xff\xff", 16, True)],
+)  # fmt: skip
+def test_aside_ends_with_zeros_up_to_a_byte(data, bits, good):
+    if good:
+        aside.check_all_read(data, bits)
+    else:
+        with pytest.raises(ArtifactError, match="put aside"):
+            aside.check_all_read(data, bits)
 
 
 @given(hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=9)))

@@ -131,7 +131,7 @@ def _raw_bits(entries: Mapping[str, Entry], stored: dict[str, general.Compressed
     for name, entry in entries.items():
         if entry.raw is not None:
             section = stored.get(f"raw.{DTYPE_SIZES[entry.stored or entry.dtype]}")
-            bits[name] = 8.0 * len(entry.raw) * len(section.data) / section.size if section and section.size else 0.0
+            bits[name] = 8.0 * len(entry.raw) * len(section.data) / section.size if section else 0.0
         elif entry.alias is not None:
             bits[name] = 0.0
     return bits
@@ -187,7 +187,7 @@ def contents(
     for record in head["tensors"]:
         shape, kind = record[2:4]
         mine = [next(rest) for _ in range(kind)]
-        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-min(kind, 0) * prod(shape))
+        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))  # none of what is not kept
 
 
 def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:

@@ -40,8 +40,7 @@ def lengthen(short: Any, middles: Any, widths: Any, low: int) -> Any:
 def write(middles: Array, widths: Array) -> bytes:
     """Fields of `widths` bits [n] as bytes."""
     ends = np.cumsum(widths, dtype=np.int64)
-    total = int(ends[-1]) if ends.size else 0
-    out = np.zeros((total + 7) // 8 + 4, np.uint8)
+    out = np.zeros((int(widths.sum(dtype=np.int64)) + 7) // 8 + 4, np.uint8)
     for at in range(0, len(widths), _PIECE):
         width, start = widths[at : at + _PIECE].astype(np.int64), (ends - widths)[at : at + _PIECE]
         field = middles[at : at + _PIECE].astype(np.int64) << (32 - (start & 7) - width)

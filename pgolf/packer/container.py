@@ -156,7 +156,7 @@ def _is_section(entry: Any) -> bool:
     match entry:
         case [str(_), *numbers] if len(numbers) == 4 and all(type(n) is int for n in numbers):
             codec, shuffle, size, stored = numbers
-            return codec in general.BY_NUMBER and shuffle in general.SHUFFLES and 0 < size < 1 << 40 and stored > 0
+            return codec in general.BY_NUMBER and shuffle in general.SHUFFLES and min(size, stored) > 0
     return False
 
 

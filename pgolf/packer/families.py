@@ -36,8 +36,7 @@ def choose(counts: Sequence[Array], trellis: Sequence[bool]) -> list[int]:
     for family in (SHARED_SCALAR, SHARED_TRELLIS):
         members = [i for i, f in enumerate(families) if f == family]
         shared = sum((counts[i] for i in members), np.zeros((SLOTS, 256), np.int64))
-        for i in members if len(members) > 1 else []:
-            gains.append((_saving(counts[i], shared), i))
+        gains += [(_saving(counts[i], shared), i) for i in members]
     room, private = MAX_TABLES - SLOTS - SLOTS // 2, {False: 2, True: 3}
     for gain, i in sorted(gains, reverse=True):
         tables = 2 * int(counts[i].any(1).sum())
