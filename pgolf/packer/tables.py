@@ -190,7 +190,7 @@ def dump_tables(tables: list[Parameters | Frequencies]) -> bytes:
 def parse_tables(data: bytes, count: int) -> Frequencies:
     """int64 [count, 256]: the inverse of `dump_tables`.
 
-    Raises ArtifactError unless the tables are well formed, ValueError if they end too soon.
+    Raises ArtifactError unless the tables are well formed, ValueError if one ends too soon or reaches past symbol 255.
     """
     freqs = np.zeros((count, 256), np.int64)
     for table in freqs:
@@ -199,15 +199,18 @@ def parse_tables(data: bytes, count: int) -> Frequencies:
             table[:] = parametric(a, b, c, tag)
         else:
             table[a : a + b] = np.frombuffer(unshuffled(data[: 2 * b], 2), "<u2")
+            check_explicit(tag, a, b, c, data, table)
             data = data[2 * b :]
-            check_explicit(tag, a, b, c, table)
             _share_escapes(table)
     if data:
         raise ArtifactError("bytes left over after the probability tables: the artifact is damaged")
     return freqs
 
 
-def check_explicit(tag: int, first: int, size: int, zero: int, table: NDArray[np.int64]) -> None:
-    """Raises ArtifactError for an unknown tag, symbols out of range, and frequencies that leave no room for escapes."""
-    if tag != 2 or zero or first < ESCAPES or first + size > 256 or table.sum() > TOTAL - ESCAPES:
+def check_explicit(tag: int, first: int, size: int, zero: int, data: bytes, table: NDArray[np.int64]) -> None:
+    """Raises ArtifactError for an unknown tag, a frequency of an escape, and what leaves no room for escapes.
+
+    Numpy refuses frequencies in the wrong number, but spreads a single one over any number of symbols.
+    """
+    if tag != 2 or zero or first < ESCAPES or len(data) < 2 * size or table.sum() > TOTAL - ESCAPES:
         raise ArtifactError("a probability table is out of range: the artifact is damaged")
