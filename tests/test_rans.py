@@ -104,6 +104,18 @@ def test_literal_words():
 
 
 @pytest.mark.usefixtures("either")
+def test_a_state_that_is_just_full_gives_a_word():
+    freqs = np.zeros((1, 256), np.int64)
+    freqs[0, [0, 1, 127, 128]] = [1, 1, 1 << 14, (1 << 14) - 2]
+    symbols = np.array([127, 0], np.uint8)  # the escape takes LOW to 2^31, where a frequency of 2^14 is full
+    lanes = rans.encode(symbols, np.zeros(2, np.uint8), np.array([0, 2]), freqs)
+    state, words = naive_encode(symbols.tolist(), [freqs[0].tolist()] * 2)
+    assert (lanes.states.tolist(), lanes.words.tolist()) == ([state], words)
+    assert words == [0]
+    assert decoded(lanes, *rows_of(np.zeros(2, int), 1), freqs, codes_of(1)).tolist() == [-1, ESCAPED]
+
+
+@pytest.mark.usefixtures("either")
 def test_decode_inverts_encode_over_strips_and_lanes():
     rng = np.random.default_rng(5)
     rows, cols = 1500, 7
@@ -177,6 +189,19 @@ def test_both_paths_agree(seed, rows, cols, lanes):
         assert out.tolist() == codes
         assert (states == LOW).all()
         assert ends.tolist() == np.cumsum(ours[1]).tolist()
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_compiled_loops_are_used_where_they_are_wanted(monkeypatch, wanted):
+    monkeypatch.setenv("PGOLF_COMPILED", wanted)
+    used = []
+    for name in ("encode", "decode"):
+        honest = getattr(rans_numba, name)
+        monkeypatch.setattr(rans_numba, name, lambda *a, f=honest, n=name: used.append(n) or f(*a))
+    freqs = tables.normalise_counts(np.zeros(256, np.int64))[None]
+    lanes = rans.encode(np.zeros(1, np.uint8), np.zeros(1, np.uint8), np.array([0, 1]), freqs)
+    assert decoded(lanes, *rows_of(np.zeros(1, int), 1), freqs, codes_of(1)).tolist() == [ESCAPED]
+    assert used == (["encode", "decode"] if wanted == "1" else [])
 
 
 class _Numpy:

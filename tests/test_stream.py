@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import families, rans, stream, tables
+from pgolf.packer.codec import MAX_CODES
 from pgolf.packer.families import SLOTS
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 from pgolf.packer.spread import entropy_bits
@@ -234,6 +235,16 @@ def test_only_sums_that_occur_need_a_table():
     for missing in (0, 2, 4, 6):
         with pytest.raises(ArtifactError, match="no probability table"):
             stream.check_tables(np.arange(7) != missing, sums)
+
+
+def test_nothing_takes_no_bytes():
+    assert stream.encode([], [], "x").sections == {}
+    assert stream.decode({}, "x", []) == []
+
+
+def test_the_most_codes_fit_the_most_lanes():
+    assert stream.MAX_LANES * stream.MAX_LANE_SYMBOLS == MAX_CODES
+    assert stream._lane_count(0.0, MAX_CODES, stream.LANE_BYTES) == stream.MAX_LANES
 
 
 def test_contexts_fit_their_bits():
