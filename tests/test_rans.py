@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
-from pgolf.packer import rans, rans_numba, tables
+from pgolf.packer import rans, rans_numba, spread, tables
 from pgolf.packer.plane import Spread
 from pgolf.packer.rans import LOW
 from pgolf.packer.strips import Sums, class_sums, lane_bounds, strip_starts
@@ -195,13 +195,14 @@ def test_both_paths_agree(seed, rows, cols, lanes):
 def test_compiled_loops_are_used_where_they_are_wanted(monkeypatch, wanted):
     monkeypatch.setenv("PGOLF_COMPILED", wanted)
     used = []
-    for name in ("encode", "decode"):
+    for name in ("encode", "decode", "count"):
         honest = getattr(rans_numba, name)
         monkeypatch.setattr(rans_numba, name, lambda *a, f=honest, n=name: used.append(n) or f(*a))
     freqs = tables.normalise_counts(np.zeros(256, np.int64))[None]
     lanes = rans.encode(np.zeros(1, np.uint8), np.zeros(1, np.uint8), np.array([0, 1]), freqs)
     assert decoded(lanes, *rows_of(np.zeros(1, int), 1), freqs, codes_of(1)).tolist() == [ESCAPED]
-    assert used == (["encode", "decode"] if wanted == "1" else [])
+    assert spread.count(np.full(3, 1, np.uint8), np.full(3, 7, np.uint8), 2)[1, 7] == 3
+    assert used == (["encode", "decode", "count"] if wanted == "1" else [])
 
 
 class _Numpy:

@@ -86,7 +86,6 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
             gain = np.where(freqs > 1, -counts * np.log2(np.maximum(freqs, 2) / np.maximum(freqs - 1, 1)), -np.inf)
         batch = max(1, abs(left) // 8)
         best = np.argsort(-gain, kind="stable")[: min(batch, int(np.isfinite(gain).sum()))]
-        best = best[gain[best] > (-1.0 if left > 0 else -np.inf)]
         freqs[best] += 1 if left > 0 else -1
         left = TOTAL - int(freqs.sum())
     _share_escapes(freqs)
