@@ -55,3 +55,8 @@ def test_reconstruction_is_code_times_row_times_column():
     assert out.dtype == np.float32
     assert out.tolist() == expected.tolist()
     assert Plane(codes).reconstruct().tolist() == codes.tolist()
+
+
+def test_a_plane_is_scalar_unless_it_says_otherwise():
+    plane = Plane(np.zeros((1, 1), np.int32))
+    assert (plane.trellis, plane.trellis_from) == (0, 0)

@@ -109,9 +109,15 @@ def test_sums_stand_in_strip_order(rows, cols, seed):
     assert (sums.values[sums.where()] == expected).all()
 
 
-def test_sums_beyond_any_codes_are_refused():
-    with pytest.raises(ArtifactError, match="spread classes"):
-        class_sums(Spread(np.array([0, MAX_SUMS], np.int32), np.zeros(1, np.int32)))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_any_codes_are_refused(sign):
+    """0 counts among the sums, whether it occurs or not."""
+    assert MAX_SUMS == 1024 * SPREAD_STEPS
+    zero, far = np.zeros(1, np.int32), np.array([sign * MAX_SUMS], np.int32)
+    for spread_of in (lambda c: Spread(c, zero), lambda c: Spread(zero, c)):
+        assert len(class_sums(spread_of(far - sign)).values) == MAX_SUMS
+        with pytest.raises(ArtifactError, match="spread classes"):
+            class_sums(spread_of(far))
 
 
 def test_estimate_finds_row_and_column_spreads():
