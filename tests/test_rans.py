@@ -222,14 +222,6 @@ def test_size_is_the_entropy():
     assert abs(16 * len(lanes.words) - ideal) < 0.0005 * ideal + 64
 
 
-def test_no_word_holds_more_symbols_than_the_reader_allows():
-    freqs = tables.normalise_counts(np.bincount([OFFSET], minlength=256))[None]
-    n = 1_000_000
-    lanes = rans.encode(np.full(n, OFFSET, np.uint8), np.zeros(n, np.uint16), np.array([0, n]), freqs)
-    assert n <= rans.SYMBOLS_A_WORD * (len(lanes.words) + 1)
-    assert n > 0.8 * rans.SYMBOLS_A_WORD * len(lanes.words)
-
-
 @pytest.mark.usefixtures("either")
 def test_damage_is_noticed():
     symbols, table, freqs = a_sequence(7, 2000, num_tables=1)
