@@ -86,6 +86,13 @@ def test_normalised_counts_cost_almost_the_entropy():
     assert tables.code_bits(counts, tables.normalise_counts(counts)) < 1.0003 * entropy(counts)
 
 
+def test_no_slot_is_better_elsewhere():
+    counts = counts_of({s: 1000 + 37 * s for s in range(OFFSET - 5, OFFSET + 5)})
+    freqs, used = tables.normalise_counts(counts), counts > 0
+    f, n = freqs[used].astype(float), counts[used]
+    assert (n * np.log2((f + 1) / f)).max() <= (n * np.log2(f / (f - 1))).min()
+
+
 def test_a_table_of_nothing_is_all_escapes():
     freqs = tables.normalise_counts(np.zeros(256, np.int64))
     assert freqs[:3].tolist() == [TOTAL // 2, TOTAL // 2, 0]
