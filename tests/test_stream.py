@@ -193,7 +193,7 @@ def test_sections_cut_or_grown_are_refused(good, part, how):
 
 
 @pytest.mark.parametrize(
-    ("sections", "most"), [({}, 0), ({"x.lanes": bytes(8)}, 1 << 17), ({"x.lanes": bytes(24)}, 3 << 17)]
+    ("sections", "most"), [({}, 0), ({"x.lanes": bytes(8)}, 1 << 17), ({"x.lanes": bytes(64)}, 8 << 17)]
 )
 def test_implausible_sizes_are_refused(sections, most):
     stream.check_plausible(sections, "x", most)

@@ -207,7 +207,7 @@ def parse_tables(data: bytes, count: int) -> Frequencies:
 
 
 def check_explicit(tag: int, first: int, size: int, zero: int, data: bytes, table: NDArray[np.int64]) -> None:
-    """Raises ArtifactError for an unknown tag, a frequency of an escape, and what leaves no room for escapes.
+    """Raises ArtifactError for an unknown tag, frequencies of escapes, missing ones, and no room for the escapes.
 
     Numpy refuses frequencies in the wrong number, but spreads a single one over any number of symbols.
     """
