@@ -82,7 +82,7 @@ TESTS = {
     "stub_parts": ("stub",),
     "tables": ("tables", "golden"),
     "threads": ("threads",),
-    "trellis": ("stream",),
+    "trellis": ("trellis", "stream"),
     "weights": ("stub",),
 }
 SLOW = "mutated_artifacts or what_pack_writes or bombs or may_lie or number_of_threads or wrap_around"  # left out

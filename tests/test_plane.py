@@ -36,6 +36,12 @@ def test_nearest_is_within_half_a_step(values, per_octave):
     assert (np.abs(np.log2(decoded / np.array(values))) <= 0.5 / per_octave + 1e-6).all()
 
 
+@pytest.mark.parametrize("per_octave", [1, 8, 64])
+def test_nearest_stays_within_normal_float32(per_octave):
+    values = Scale.nearest(np.array([0.0, 1e-45, 3.4e38, 1e300]), per_octave).values()
+    assert values.tolist() == [2.0**-126, 2.0**-126, 2.0**127, 2.0**127]
+
+
 def test_nearest_half_is_numpys():
     values = np.array([1e-9, 0.1, 3.14159, 1e9])
     assert Scale.nearest(values, HALF).values().tolist() == [2.0**-24, *np.float16([0.1, 3.14159, 65504]).tolist()]
@@ -49,3 +55,8 @@ def test_reconstruction_is_code_times_row_times_column():
     assert out.dtype == np.float32
     assert out.tolist() == expected.tolist()
     assert Plane(codes).reconstruct().tolist() == codes.tolist()
+
+
+def test_a_plane_is_scalar_unless_it_says_otherwise():
+    plane = Plane(np.zeros((1, 1), np.int32))
+    assert (plane.trellis, plane.trellis_from) == (0, 0)

@@ -124,9 +124,15 @@ def test_sums_stand_in_strip_order(rows, cols, seed):
     assert (sums.values[sums.where()] == expected).all()
 
 
-def test_sums_beyond_any_codes_are_refused():
-    with pytest.raises(ArtifactError, match="spread classes"):
-        class_sums(Spread(np.array([0, MAX_SUMS], np.int32), np.zeros(1, np.int32)))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_any_codes_are_refused(sign):
+    """0 counts among the sums, whether it occurs or not."""
+    assert MAX_SUMS == 1024 * SPREAD_STEPS
+    zero, far = np.zeros(1, np.int32), np.array([sign * MAX_SUMS], np.int32)
+    for spread_of in (lambda c: Spread(c, zero), lambda c: Spread(zero, c)):
+        assert len(class_sums(spread_of(far - sign)).values) == MAX_SUMS
+        with pytest.raises(ArtifactError, match="spread classes"):
+            class_sums(spread_of(far))
 
 
 def test_estimate_finds_row_and_column_spreads():
@@ -141,8 +147,11 @@ def test_estimate_finds_row_and_column_spreads():
     ("kind", "mode"), [((0.0, 0.0), "one"), ((0.6, 0.0), "rows"), ((0.0, 0.6), "cols"), ((0.6, 0.6), "both")]
 )
 def test_the_cheapest_mode_is_chosen(kind, mode):
-    codes, _, _ = gauss(300, 300, 2.0, *kind)
-    assert spread.choose(Plane(codes)).mode == mode
+    codes, r, c = gauss(300, 300, 2.0, *kind)
+    found = spread.choose(Plane(codes))
+    assert found.mode == mode
+    error = found.spread.rows[:, None] + found.spread.cols - SPREAD_STEPS * (np.log2(2.0 * r)[:, None] + np.log2(c))
+    assert np.abs(error).mean() < 0.7
 
 
 def test_a_known_spread_is_used():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
 from pgolf.packer import families, rans, stream, tables
+from pgolf.packer.codec import MAX_CODES
 from pgolf.packer.families import SLOTS
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 from pgolf.packer.spread import entropy_bits
@@ -191,11 +192,13 @@ def test_sections_cut_or_grown_are_refused(good, part, how):
         decoded(coded, layouts)
 
 
-def test_implausible_sizes_are_refused(good):
-    coded, _ = good
+@pytest.mark.parametrize(
+    ("sections", "most"), [({}, 0), ({"x.lanes": bytes(8)}, 1 << 17), ({"x.lanes": bytes(64)}, 8 << 17)]
+)
+def test_implausible_sizes_are_refused(sections, most):
+    stream.check_plausible(sections, "x", most)
     with pytest.raises(ArtifactError, match="cannot be in"):
-        stream.check_plausible(coded.sections, "x", 1 << 32)
-    stream.check_plausible(coded.sections, "x", 100 * 20 + 50 * 8 + 60 * 3)
+        stream.check_plausible(sections, "x", most + 1)
 
 
 @pytest.mark.parametrize("change", [{"family": 1}, {"family": -2}, {"family": 256}, {"trellis": 8}])
@@ -234,6 +237,36 @@ def test_only_sums_that_occur_need_a_table():
     for missing in (0, 2, 4, 6):
         with pytest.raises(ArtifactError, match="no probability table"):
             stream.check_tables(np.arange(7) != missing, sums)
+
+
+def test_nothing_takes_no_bytes():
+    assert stream.encode([], [], "x").sections == {}
+    assert stream.decode({}, "x", []) == []
+
+
+def test_the_most_codes_fit_the_most_lanes():
+    assert stream.MAX_LANES * stream.MAX_LANE_SYMBOLS == MAX_CODES
+    assert stream._lane_count(0.0, MAX_CODES, 6000) == stream.MAX_LANES
+
+
+def test_lanes_have_their_bytes_and_not_too_many_symbols():
+    counts = [
+        stream._lane_count(8.0 * coded, symbols, 6000)
+        for coded, symbols in [(0, 0), (0, 1), (0, 1 << 16), (0, (1 << 16) + 1), (17_999, 20_000), (18_000, 20_000)]
+    ]
+    assert counts == [0, 1, 1, 2, 2, 3]
+
+
+def test_limits_of_sections_literal():
+    assert stream.section_limits(3, 2) == {
+        "tables": 2 * 10 + 255 * 512,
+        "lanes": 24,
+        "words": 6,
+        "aside": 9,
+        "escapes": 12,
+    }
+    assert stream.section_limits(1 << 20, 0)["lanes"] == 8 << 16
+    assert [stream.section_limits(n, 0)["aside"] for n in (0, 1)] == [0, 3]
 
 
 def test_contexts_fit_their_bits():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
@@ -86,6 +86,13 @@ def test_normalised_counts_cost_almost_the_entropy():
     assert tables.code_bits(counts, tables.normalise_counts(counts)) < 1.0003 * entropy(counts)
 
 
+def test_no_slot_is_better_elsewhere():
+    counts = counts_of({s: 1000 + 37 * s for s in range(OFFSET - 5, OFFSET + 5)})
+    freqs, used = tables.normalise_counts(counts), counts > 0
+    f, n = freqs[used].astype(float), counts[used]
+    assert (n * np.log2((f + 1) / f)).max() <= (n * np.log2(f / (f - 1))).min()
+
+
 def test_a_table_of_nothing_is_all_escapes():
     freqs = tables.normalise_counts(np.zeros(256, np.int64))
     assert freqs[:3].tolist() == [TOTAL // 2, TOTAL // 2, 0]
@@ -113,6 +120,39 @@ def test_fit_knows_laplace():
     linear, quadratic, zero = tables.fit_parametric(counts, 0)
     assert linear != 255
     assert tables.code_bits(counts, tables.parametric(linear, quadratic, zero, 0)) < 1.003 * entropy(counts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(COUNTS, st.integers(0, 1))
+@example({OFFSET: 1}, 0)  # no rate is steep enough
+@example(dict.fromkeys(range(ESCAPES, 256), 1), 0)  # none is flat enough
+@example({OFFSET - 1: 1, OFFSET + 1: 1}, 0)  # zero never
+@example({OFFSET: 10**7} | {s: 3000 - 20 * abs(s - OFFSET) for s in range(ESCAPES, 256) if s != OFFSET}, 0)
+def test_what_is_fitted_fits_bytes(sparse, parity):
+    found = (*tables.fit_parametric(counts_of(sparse), parity), parity)
+    assert len(tables.dump_tables([found])) == 4
+    assert found[2] == 128 or not parity  # odd values know no zero
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize(
+    ("density", "gain"),
+    [
+        (lambda a: 1 / (1 + (a / 6) ** 4), 0.99),  # tails wider than Laplace's: only the first rate is positive
+        (lambda a: np.exp(-((a / 20) ** 3)), 1.0),  # narrower than Gauss': only the second one
+        (lambda a: np.exp(-np.sqrt(a)), 0.94),  # the first one and the zero
+        (lambda a: np.exp(-((a / 20) ** 2)) * (a > 0), 0.985),  # the second one and the zero
+    ],
+)
+def test_no_density_of_one_rate_is_better(density, gain, parity):
+    """gain: what the zero's own parameter is good for, where there is a zero."""
+    counts = np.zeros(256, np.int64)
+    a = np.abs(2.0 * np.arange(ESCAPES - OFFSET, OFFSET) + parity)
+    counts[ESCAPES:] = np.rint(1e5 * density(a) / density(a).sum())
+    of_one = [(rate, 255, 128) for rate in range(256)] + [(255, rate, 128) for rate in range(256)]
+    best = min(tables.code_bits(counts, tables.parametric(*p, parity)) for p in of_one)
+    bits = tables.code_bits(counts, tables.parametric(*tables.fit_parametric(counts, parity), parity))
+    assert bits < (1.006 if parity else gain + 1e-3) * best
 
 
 def test_few_symbols_take_parameters_and_many_take_frequencies():
@@ -156,6 +196,7 @@ def test_any_bytes_are_refused_or_give_tables(data, count):
         b"\x03\x00\x00\x00",  # unknown tag
         b"\x00\xff\x50",  # cut short
         b"\x00\xff\x50\x80\x00",  # left over
+        b"\x02\x80\x05\x00\x01\x01",  # one frequency instead of five
         b"\x02\x01\x01\x00\x05\x00",  # speaks of an escape
         b"\x02\xff\x02\x00\x01\x01\x00\x00",  # reaches past 255
         b"\x02\x80\x01\x00\xff\x7f",  # leaves one slot for two escapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.packer.trellis import PARITY_CHECKS, next_states
+from pgolf.packer.trellis import PARITY_CHECKS, STRIP, next_states, on_path, transitions
 from pgolf.quant.sweep import gaussian_rates
 from pgolf.quant.trellis import Rates, _bits, _round_one, _viterbi, _viterbi_fed, predecessors
 
@@ -58,6 +59,42 @@ def best_by_force(u: np.ndarray, lam: float, rates: Rates, states: int) -> float
 def test_tables_of_the_literature() -> None:
     assert next_states(4).tolist() == [[0, 1], [2, 3], [1, 0], [3, 2]]
     assert next_states(8).tolist() == [[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]]
+
+
+@pytest.mark.parametrize(
+    ("states", "crc"),
+    [
+        (0, 0x758D6336),
+        (4, 0xA3E5F9A5),
+        (8, 0x2DA10162),
+        (16, 0x984445F1),
+        (32, 0xE9CE577B),
+        (64, 0xDD79F7C6),
+        (128, 0xA07EC87F),
+        (256, 0xBE011649),
+    ],
+)
+def test_tables_never_change(states: int, crc: int) -> None:
+    """A change here changes what old artifacts decode to."""
+    assert zlib.crc32(transitions(states).astype("<i8").tobytes()) == crc
+    assert STRIP == 1024
+
+
+def test_every_breach_of_a_path_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.array([7, 4, 0, 7, 5])
+    on, codes = rng.random(lengths.sum()) < 0.7, 2 * rng.integers(-9, 9, lengths.sum())
+    for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+        state = 0
+        for i in range(start, start + length):
+            codes[i] += (state & 1) * on[i]
+            state = next_states(8)[state, codes[i] >> 1 & 1] if on[i] else state
+    assert on_path(codes, on, lengths, 8) is True
+    for i in range(len(codes)):
+        codes[i] ^= 1
+        assert on_path(codes, on, lengths, 8) is False
+        codes[i] ^= 1
+    assert on_path(codes[:0], on[:0], lengths[:0], 8) is True
 
 
 @pytest.mark.parametrize("states", TRELLISES)

@@ -34,10 +34,6 @@ FLAGS = 8  # bits below ON_TRELLIS
 ONE_STATE = 8  # length of the transitions of a trellis that is none
 CHUNK = 64  # symbols a lane that the numpy decoder fetches and stores at once
 
-# A table gives its two escapes a slot each, so a symbol of frequency f <= 2^15 - 2 takes a state x to at most
-# x·f/2^15 + 2. From 2^32 down to 2^16 that lasts 2^14 · ln(2^17) symbols: no word and no state can hold more.
-SYMBOLS_A_WORD = 193_100
-
 Array = NDArray[Any]
 
 

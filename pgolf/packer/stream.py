@@ -29,7 +29,7 @@ PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 _PIECE = 1 << 18  # codes at a time, where temporaries would be large
-MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows, so that no file keeps numpy busy for long
+MAX_LANE_SYMBOLS = 1 << 17  # what the reader allows: no small file is a large model or keeps numpy busy for long
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,10 @@ def section_limits(symbols: int, count: int) -> dict[str, int]:
 
 
 def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
-    """Refuse, before anything is allocated, more symbols than the coder can have put into its words."""
-    words, lanes = (len(sections.get(f"{name}.{part}", b"")) // size for part, size in (("words", 2), ("lanes", 8)))
-    if symbols > min(rans.SYMBOLS_A_WORD * (words + lanes), MAX_LANE_SYMBOLS * lanes):
-        raise ArtifactError(f"{symbols} codes cannot be in {2 * words} coded bytes: the artifact is damaged")
+    """Refuse, before anything is allocated, more symbols than the lanes may have."""
+    lanes = len(sections.get(f"{name}.lanes", b"")) // 8
+    if symbols > MAX_LANE_SYMBOLS * lanes:
+        raise ArtifactError(f"{symbols} codes cannot be in {lanes} lanes: the artifact is damaged")
 
 
 def check_layouts(layouts: Sequence[Layout]) -> None:

@@ -86,7 +86,6 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
             gain = np.where(freqs > 1, -counts * np.log2(np.maximum(freqs, 2) / np.maximum(freqs - 1, 1)), -np.inf)
         batch = max(1, abs(left) // 8)
         best = np.argsort(-gain, kind="stable")[: min(batch, int(np.isfinite(gain).sum()))]
-        best = best[gain[best] > (-1.0 if left > 0 else -np.inf)]
         freqs[best] += 1 if left > 0 else -1
         left = TOTAL - int(freqs.sum())
     _share_escapes(freqs)
@@ -190,7 +189,7 @@ def dump_tables(tables: list[Parameters | Frequencies]) -> bytes:
 def parse_tables(data: bytes, count: int) -> Frequencies:
     """int64 [count, 256]: the inverse of `dump_tables`.
 
-    Raises ArtifactError unless the tables are well formed, ValueError if they end too soon.
+    Raises ArtifactError unless the tables are well formed, ValueError if one ends too soon or reaches past symbol 255.
     """
     freqs = np.zeros((count, 256), np.int64)
     for table in freqs:
@@ -199,15 +198,18 @@ def parse_tables(data: bytes, count: int) -> Frequencies:
             table[:] = parametric(a, b, c, tag)
         else:
             table[a : a + b] = np.frombuffer(unshuffled(data[: 2 * b], 2), "<u2")
+            check_explicit(tag, a, b, c, data, table)
             data = data[2 * b :]
-            check_explicit(tag, a, b, c, table)
             _share_escapes(table)
     if data:
         raise ArtifactError("bytes left over after the probability tables: the artifact is damaged")
     return freqs
 
 
-def check_explicit(tag: int, first: int, size: int, zero: int, table: NDArray[np.int64]) -> None:
-    """Raises ArtifactError for an unknown tag, symbols out of range, and frequencies that leave no room for escapes."""
-    if tag != 2 or zero or first < ESCAPES or first + size > 256 or table.sum() > TOTAL - ESCAPES:
+def check_explicit(tag: int, first: int, size: int, zero: int, data: bytes, table: NDArray[np.int64]) -> None:
+    """Raises ArtifactError for an unknown tag, frequencies of escapes, missing ones, and no room for the escapes.
+
+    Numpy refuses frequencies in the wrong number, but spreads a single one over any number of symbols.
+    """
+    if tag != 2 or zero or first < ESCAPES or len(data) < 2 * size or table.sum() > TOTAL - ESCAPES:
         raise ArtifactError("a probability table is out of range: the artifact is damaged")
