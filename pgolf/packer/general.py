@@ -53,11 +53,9 @@ def _zstd_encode(raw: bytes) -> bytes:
 
 
 def _zstd_decode(data: bytes, size: int) -> bytes:
+    # A frame that tells its size makes the library allocate that, whatever max_output_size says.
     told = zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
-    if told not in {
-        size,
-        zstandard.CONTENTSIZE_UNKNOWN,
-    }:  # the library would allocate it, whatever max_output_size says
+    if told not in {size, zstandard.CONTENTSIZE_UNKNOWN}:
         raise ValueError("it tells another size")
     decoder = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27)
     return decoder.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
