@@ -28,7 +28,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 # Lines of packer/ and quant/ that tests run, at least 95% of each; compiled loops are run once more as Python to be seen.
-CODED = codec artifact code container families general golden host keep plane rans spread stream stub tables threads trellis
+CODED = codec artifact code container families general golden host keep lossless plane rans spread stream stub tables threads trellis
 QUANTIZED = calibrate curvature incremental logits numerics quant_auto quant_classic quant_quick selfgen trace
 tests_of = $(foreach name,$(1),tests/test_$(name).py)
 COVERED = $(BIN)/python -m coverage run --parallel-mode -m pytest
