@@ -34,6 +34,7 @@ ENTRIES = {
     "embed.weight": Entry("float32", (60, 30), planes=(a_plane(60, 30, 40.0),), note="gptq int6"),
     "head.weight": Entry("float32", (60, 30), alias="embed.weight"),
     "gain": Entry("float32", (50,), raw=RNG.normal(size=50).astype("<f4").tobytes(), note="a vector"),
+    "bias": Entry("float32", (3,), raw=RNG.normal(size=3).astype("<f4").tobytes(), note="a vector"),
     "half gain": Entry("float32", (5,), raw=RNG.normal(size=5).astype("<f2").tobytes(), stored="float16"),
     "steps": Entry("int64", (), raw=(7).to_bytes(8, "little")),
     "nothing": Entry("float32", (0, 4), raw=b""),
