@@ -49,8 +49,6 @@ HEAVY = (
     "brotli",
     "safetensors.torch",
     "hypothesis",
-    "pytest",
-    "coverage",
     "click",
 )
 MEMORY = 12 << 30  # address space of one trial: a mutated size must not take the machine with it

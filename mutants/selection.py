@@ -25,7 +25,7 @@ class Honest:
     tests: dict[int, list[str]]
 
     def order(self, line: int) -> list[str]:
-        """All tests in the order in which to ask them about a fault in `line`, or in the statement that it ends."""
+        """All tests in the order in which to ask them about a fault in `line`; coverage.py may count it to a line above."""
         lines = sorted(self.tests)
         at = bisect_right(lines, line)
         near = set(self.tests[lines[at - 1]]) if at else set()

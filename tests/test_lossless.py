@@ -69,7 +69,7 @@ def test_weights_are_not_codes():
 
 
 def test_a_dtype_too_narrow_for_its_codes_is_damage():
-    for ends in ([-128, 127], [-129, 127], [-128, 128]):
+    for ends in ([-128, 127], [-129, 127], [-128, 128], [300, 1]):
         codes = packer.encode({"w": np.array([ends], np.int16)})
         narrow = with_header(codes, lambda head: head["tensors"][0].__setitem__(1, "int8"))
         if ends == [-128, 127]:

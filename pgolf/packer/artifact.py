@@ -187,7 +187,8 @@ def contents(
     for record in head["tensors"]:
         shape, kind = record[2:4]
         mine = [next(rest) for _ in range(kind)]
-        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))  # none of what is not kept
+        # Where kind > 0 there is no such section, hence nothing to read.
+        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
 
 
 def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:
