@@ -1,11 +1,11 @@
 """`make mutants`: small faults put into pgolf/packer one at a time; a test must fail for each.
 
-    python -m mutants.run [--minutes M] [--module NAME]... [--skip N]
+    python -m mutants.run [--minutes M] [--module NAME]... [--skip N] [--jobs J]
 
 What will surprise you:
 * Mutants are tried in one fixed shuffled order, so a run of few minutes tries a fair sample, the same one each time.
-* The mutated file lies in a copy of the project, and each mutant is tried in a fork of a process that has imported torch,
-  numba and pytest but nothing of pgolf: half a second instead of five, and no state goes from one to the next.
+* The mutated file lies in a copy of the project, one of each job, and each mutant is tried in a fork of a process that has
+  imported torch, numba and pytest but nothing of pgolf: half a second instead of five, and no state goes from one to the next.
 * mutmut and cosmic-ray do not fit: mutmut calls every function through a trampoline, which neither numba nor the decoder
   stub (made of the source text) survives; cosmic-ray pays five seconds of imports for each mutant.
 * Compiled loops are run as Python, or rebuilt where a constant of theirs changes: numba's cache would hide the mutant.
@@ -30,6 +30,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,8 @@ MEMORY = 12 << 30  # address space of one trial: a mutated size must not take th
 FIRST_SECONDS = 300  # of the honest tests, which build what is compiled
 PATIENCE = 5  # a trial that takes this many times the seconds of the honest code, and ten more, hangs
 KILLED, SURVIVED, HUNG = "killed", "survived", "hung"
+Chosen = tuple[str, Mutant]  # of a module
+Result = tuple[str, Mutant, str]
 
 # The tests of each module: its own, then a user's.
 TESTS = {
@@ -94,14 +98,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--module", action="append", choices=sorted(TESTS), help="only this one; may be repeated")
     parser.add_argument("--skip", type=int, default=0, help="this many of the fixed order, tried before")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at once; one a core if not told")
     options = parser.parse_args()
     _import_heavy()
     found = [(name, m) for name in options.module or sorted(TESTS) for m in mutants(_source(ROOT, name).read_bytes())]
     random.Random(0).shuffle(found)
-    with tempfile.TemporaryDirectory() as folder:
-        tree = _copied(Path(folder))
-        honest = {name: _honest(tree, name) for name in sorted({name for name, _ in found})}
-        results = _trials(tree, found[options.skip :], honest, time.monotonic() + 60 * options.minutes)
+    with tempfile.TemporaryDirectory() as folder, get_context("fork").Pool(options.jobs) as pool:
+        results = _results(pool, found[options.skip :], Path(folder), 60 * options.minutes)
     print(json.dumps(_summary(found, results)))
 
 
@@ -114,9 +117,8 @@ def _import_heavy() -> None:
     assert not any(name.startswith("pgolf") for name in sys.modules)
 
 
-def _copied(folder: Path) -> Path:
-    """The project in `folder`, without what was built."""
-    tree = folder / "tree"
+def _copied(tree: Path) -> Path:
+    """The project in `tree`, without what was built."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -130,23 +132,37 @@ def _source(root: Path, module: str) -> Path:
     return root / PACKAGE / f"{module}.py"
 
 
-def _trials(
-    tree: Path, chosen: list[tuple[str, Mutant]], honest: dict[str, Honest], end: float
-) -> list[tuple[str, Mutant, str]]:
-    """(module, mutant, outcome) of those that the time allows."""
-    results: list[tuple[str, Mutant, str]] = []
-    for name, mutant in chosen:
-        if time.monotonic() > end:
-            break
-        rebuilt = mutant.once and name in REBUILT
-        seconds = FIRST_SECONDS if rebuilt else 10 + PATIENCE * sum(honest[name].seconds.values())
-        ordered = Ordered(honest[name].order(mutant.line))
-        with _mutated(_source(tree, name), mutant, len(results)):
-            outcome = _trial(seconds, partial(_tests, tree, name, ordered, rebuilt))
-        if outcome == SURVIVED:
-            print(f"{PACKAGE}/{name}.py {mutant}", flush=True)
-        results.append((name, mutant, outcome))
+def _results(pool: Pool, chosen: list[Chosen], folder: Path, seconds: float) -> list[Result]:
+    """What became of the mutants that the time allows; prints those that survive, in the order of `chosen`."""
+    tree = _copied(folder / "honest")
+    names = sorted({name for name, _ in chosen})
+    for name, outcome in zip(names, pool.imap(partial(_honest, tree), names), strict=True):
+        if outcome != SURVIVED:
+            raise SystemExit(f"without any mutant the tests of {name} " + ("hang" if outcome == HUNG else "fail"))
+    results = []
+    for result in pool.imap(partial(_tried, tree, time.monotonic() + seconds), enumerate(chosen)):
+        if result:
+            results.append(result)
+            name, mutant, outcome = result
+            if outcome == SURVIVED:
+                print(f"{PACKAGE}/{name}.py {mutant}", flush=True)
     return results
+
+
+def _tried(tree: Path, end: float, numbered: tuple[int, Chosen]) -> Result | None:
+    """What became of one mutant, tried in this process' own copy of `tree`; none after the `end`."""
+    if time.monotonic() > end:
+        return None
+    own = tree.with_name(str(os.getpid()))
+    if not own.exists():
+        shutil.copytree(tree, own)
+    number, (name, mutant) = numbered
+    honest = Honest.read(_kept(tree, name))
+    rebuilt = mutant.once and name in REBUILT
+    seconds = FIRST_SECONDS if rebuilt else 10 + PATIENCE * sum(honest.seconds.values())
+    with _mutated(_source(own, name), mutant, number):
+        outcome = _trial(seconds, partial(_tests, own, name, Ordered(honest.order(mutant.line)), rebuilt))
+    return name, mutant, outcome
 
 
 @contextmanager
@@ -160,19 +176,21 @@ def _mutated(path: Path, mutant: Mutant, number: int) -> Iterator[None]:
     os.utime(path, ns=(time_of, time_of))
 
 
-def _honest(tree: Path, module: str) -> Honest:
-    """What the tests of a module do without any fault. This also builds what is compiled."""
-    kept = tree.parent / f"{module}.json"
+def _honest(tree: Path, module: str) -> str:
+    """What becomes of the tests of a module without any fault, measured for `_kept`. This also builds what is compiled."""
 
     def measured() -> int:
         recorder = Recorder(_source(tree, module))
         code = _tests(tree, module, recorder, rebuilt=False)
-        recorder.write(kept)
+        recorder.write(_kept(tree, module))
         return code
 
-    if _trial(FIRST_SECONDS, measured) != SURVIVED:
-        raise SystemExit(f"the tests of {module} fail without any mutant")
-    return Honest.read(kept)
+    return _trial(FIRST_SECONDS, measured)
+
+
+def _kept(tree: Path, module: str) -> Path:
+    """The file of what the honest tests of a module do."""
+    return tree.with_name(f"{module}.json")
 
 
 def _trial(seconds: float, tests: Callable[[], int]) -> str:
@@ -211,7 +229,7 @@ def _tests(tree: Path, module: str, plugin: object, rebuilt: bool) -> int:
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
-    _numba(module, str(tree.parent / "rebuilt") if rebuilt else "")
+    _numba(module, str(tree.parent / f"rebuilt-{tree.name}") if rebuilt else "")
     files = [f"tests/test_{name}.py" for name in TESTS[module]]
     return int(pytest.main(["-x", "--assert=plain", "-k", f"not ({SLOW})", *files], plugins=[plugin]))
 
@@ -225,7 +243,7 @@ def _numba(module: str, rebuilt: str) -> None:
         config.CACHE_DIR = rebuilt
 
 
-def _summary(found: list[tuple[str, Mutant]], results: list[tuple[str, Mutant, str]]) -> dict[str, object]:
+def _summary(found: list[Chosen], results: list[Result]) -> dict[str, object]:
     outcomes = Counter(outcome for _, _, outcome in results)
     tried, lost = Counter(name for name, _, _ in results), Counter(n for n, _, o in results if o == SURVIVED)
     return {
