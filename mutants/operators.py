@@ -28,12 +28,15 @@ UNTOUCHED = {"annotation", "returns", "decorator_list", "pattern", "bases", "typ
 
 @dataclass(frozen=True)
 class Mutant:
-    """Bytes start:end of the text become `new`. line: from 1. once: the code runs when its module is imported."""
+    """Bytes start:end of the text become `new`.
+
+    line: from 1. shown: the lines with that part marked, in one. once: the code runs when its module is imported.
+    """
 
     line: int
     start: int
     end: int
-    old: str
+    shown: str
     new: str
     once: bool
 
@@ -42,7 +45,7 @@ class Mutant:
         return text[: self.start] + self.new.encode() + text[self.end :]
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.old}  ->  {self.new}"
+        return f"line {self.line}: {self.shown}  ->  {self.new}"
 
 
 def mutants(text: bytes) -> list[Mutant]:
@@ -54,12 +57,15 @@ def mutants(text: bytes) -> list[Mutant]:
     for node, new, once in _edits(ast.parse(text), once=True):
         start = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
-        old = " ".join(text[start:end].decode().split())
-        changed = ast.unparse(new)
-        found.append(
-            Mutant(node.lineno, start, end, old, f"({changed})" if isinstance(new, ast.expr) else changed, once)
-        )
+        changed = f"({ast.unparse(new)})" if isinstance(new, ast.expr) else ast.unparse(new)
+        found.append(Mutant(node.lineno, start, end, _shown(text, start, end), changed, once))
     return sorted(found, key=lambda m: (m.start, m.end, m.new))
+
+
+def _shown(text: bytes, start: int, end: int) -> str:
+    before, after = text[:start].rpartition(b"\n")[2], text[end:].partition(b"\n")[0]
+    marked = f"{before.decode()}«{text[start:end].decode()}»{after.decode()}"
+    return " ".join(marked.split())
 
 
 def _edits(node: ast.AST, once: bool) -> Iterator[tuple[ast.expr | ast.stmt, ast.AST, bool]]:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import python_minifier
 
 from pgolf.errors import DataError, UsageError
 from pgolf.packer import code
@@ -41,6 +42,13 @@ def test_every_codec_runs(tmp_path, unpacker):
     path = tmp_path / "packed.py"
     path.write_bytes(code._wrapped(code._COMPRESSORS[unpacker](source)[-1], unpacker))
     assert run(path) == repr([hash((i, "seed")) for i in range(200)]) + "\n"
+
+
+@pytest.mark.parametrize("source", [b"print(1)", SCRIPT.encode(), SCRIPT.encode() * 9])
+def test_the_smallest_codec_wins(source):
+    small = python_minifier.minify(source, hoist_literals=False).encode()
+    sizes = [len(code._wrapped(data, name)) for name, forms in code._COMPRESSORS.items() for data in forms(small)]
+    assert len(code.self_extracting(source)) == min(sizes) < max(sizes)
 
 
 def test_every_byte_pair_survives_the_wrapping():

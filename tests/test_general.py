@@ -60,6 +60,7 @@ def test_shuffle_literal():
 
 def test_floats_are_shuffled_and_noise_is_stored():
     assert compress(FLOATS, 4).shuffle == 4
+    assert compress(FLOATS).shuffle == 1
     assert compress(np.random.default_rng(1).bytes(500)).codec == CODECS["stored"].number
 
 

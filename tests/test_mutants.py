@@ -19,17 +19,17 @@ def clipped(x: list[3]) -> None:
 
 def test_the_mutants_of_a_few_lines():
     assert [str(m) for m in mutants(SAMPLE)] == [
-        "line 2: 2  ->  (1)",
-        "line 2: 2  ->  (3)",
-        'line 4: if x < 0: raise ValueError(f"{x + 1}")  ->  pass',
-        "line 4: x < 0  ->  (x <= 0)",
-        "line 4: 0  ->  (-1)",
-        "line 4: 0  ->  (1)",
-        "line 6: return min(x, not 4)  ->  return None",
-        "line 6: min(x, not 4)  ->  (max(x, not 4))",
-        "line 6: not 4  ->  (4)",
-        "line 6: 4  ->  (3)",
-        "line 6: 4  ->  (5)",
+        "line 2: WIDE = «2» # ² takes two bytes  ->  (1)",
+        "line 2: WIDE = «2» # ² takes two bytes  ->  (3)",
+        'line 4: «if x < 0: raise ValueError(f"{x + 1}")»  ->  pass',
+        "line 4: if «x < 0»:  ->  (x <= 0)",
+        "line 4: if x < «0»:  ->  (-1)",
+        "line 4: if x < «0»:  ->  (1)",
+        "line 6: «return min(x, not 4)»  ->  return None",
+        "line 6: return «min(x, not 4)»  ->  (max(x, not 4))",
+        "line 6: return min(x, «not 4»)  ->  (4)",
+        "line 6: return min(x, not «4»)  ->  (3)",
+        "line 6: return min(x, not «4»)  ->  (5)",
     ]
     assert [m.once for m in mutants(SAMPLE)][:3] == [True, True, False]
 

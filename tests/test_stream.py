@@ -115,6 +115,13 @@ def test_size_is_close_to_the_entropy():
     assert coded.bits == pytest.approx([ideal], rel=1e-3)
 
 
+def test_bits_put_aside_count():
+    codes, layout = scalar(500, 40, 500.0)
+    coded = stream.encode([codes], [layout], "x")
+    assert 8 * len(coded.sections["x.aside"]) > 2 * codes.size
+    assert sum(coded.bits) == pytest.approx(8 * sum(map(len, coded.sections.values())), rel=5e-3)
+
+
 def test_a_codes_parity_is_free_on_a_trellis():
     """A trellis code of 2·value + parity takes the bits of its value."""
     codes, layout = walked(1024, 50, 8, frozen_below=-100)

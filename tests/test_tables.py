@@ -114,6 +114,13 @@ def test_fit_is_close_to_the_histogram(sigma, parity):
     assert bits < 1.004 * entropy(counts) + 100
 
 
+@pytest.mark.parametrize("parameters", [(100, 120, 90), (255, 130, 160)])
+def test_fit_finds_the_density_again(parameters):
+    counts = 1000 * tables.parametric(*parameters, 0)
+    counts[:ESCAPES] = 0
+    assert tables.fit_parametric(counts, 0) == parameters
+
+
 def test_fit_knows_laplace():
     values = np.rint(np.random.default_rng(2).laplace(0, 3, 50_000)).astype(int)
     counts = np.bincount(np.clip(values + OFFSET, ESCAPES, 255), minlength=256)
@@ -159,6 +166,11 @@ def test_few_symbols_take_parameters_and_many_take_frequencies():
     assert isinstance(tables.cheapest(gauss_counts(2.0, 200), 0), tuple)
     skewed = counts_of({OFFSET: 10**5, OFFSET + 40: 10**5, OFFSET - 7: 10**4})
     assert not isinstance(tables.cheapest(skewed, 0), tuple)
+
+
+def test_the_largest_table_has_its_limit():
+    counts = counts_of(dict.fromkeys(range(ESCAPES, 256), 1))
+    assert len(tables.dump_tables([tables.normalise_counts(counts)])) == tables.MAX_BYTES == 512
 
 
 def test_dump_literal():

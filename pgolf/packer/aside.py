@@ -55,7 +55,7 @@ def read(data: bytes, first: int, widths: Array) -> Array:
     Raises IndexError where the data end too soon.
     """
     ends = np.cumsum(widths) + first
-    windows = np.ndarray(len(data) + 1, ">u4", data + bytes(4), strides=(1,))  # the 32 bits that begin at each byte
+    windows = np.ndarray(len(data), ">u4", data + bytes(3), strides=(1,))  # the 32 bits that begin at each byte
     start = ends - widths
     fields: Array = windows[start >> 3] >> 32 - (start & 7) - widths & (1 << widths) - 1
     return fields

@@ -86,7 +86,7 @@ def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array) -> _Pr
     middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
     if wide.size:
         codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
-    symbols[:] = spread.symbols(codes >> trellis if trellis else codes)
+    symbols[:] = spread.symbols(codes >> trellis)
     return _Prepared(slots, symbols, wide, widths, middles, spread.count(slots, symbols, families.SLOTS))
 
 

@@ -105,8 +105,6 @@ class _Module:
                     definitions[name] = node
                 case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                     definitions[name] = node
-                case ast.Assign(targets=[ast.Tuple(elts=names)]):
-                    definitions |= {n.id: node for n in names if isinstance(n, ast.Name)}
                 case ast.Import(names=names):
                     imported |= {a.asname or a.name: (a.name, "") for a in names}
                 case ast.ImportFrom(module=str(origin), names=names):
