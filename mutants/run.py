@@ -67,7 +67,7 @@ TESTS = {
     "aside": ("spread", "stream"),
     "code": ("code", "artifact"),
     "codec": ("codec", "golden"),
-    "compiled": ("rans",),
+    "compiled": ("rans", "host"),
     "container": ("container", "artifact"),
     "families": ("families", "stream", "golden"),
     "general": ("general", "artifact"),

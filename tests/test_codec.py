@@ -250,13 +250,13 @@ def test_plain_hostile_records(fields):
 
 
 def test_section_limits_literal():
-    """Of 12 codes under the tables of families 0 to 2, and 4 classes under those of 0 and 1."""
+    """Of 12 codes under the tables of families 0 to 2, and 4 classes under those of 0 and 1; then no codes under family 0."""
     most = 255 * tables.MAX_BYTES
-    record = [4, 3, 0, 0, 2, [None, None, [0, 0, 0, 1], [0, 0]]]
+    records = [[4, 3, 0, 0, 2, [None, None, [0, 0, 0, 1], [0, 0]]], [0, 0, 0, 0, 0, [None, None, [0, 0, 0, 0], [0, 0]]]]
     side = {"tables": 20 + most, "lanes": 32, "words": 8, "aside": 12, "escapes": 16}
     codes = {"tables": 30 + most, "lanes": 96, "words": 24, "aside": 36, "escapes": 48}
     limits = {f"{name}.{part}": (0, n) for name, of in (("side", side), ("codes", codes)) for part, n in of.items()}
-    assert codec.section_limits([record]) == limits
+    assert codec.section_limits(records) == limits
     nothing = codec.section_limits([])
     assert {name: sizes for name, sizes in nothing.items() if sizes[1]} == {
         "side.tables": (0, most),

@@ -245,6 +245,16 @@ def test_damage_is_noticed():
         decode(LOW - 1, good.words)
 
 
+@pytest.mark.parametrize(
+    ("states", "read"), [([LOW, LOW + 1], [3, 5]), ([LOW + 1, LOW], [3, 5]), ([LOW, LOW], [3, 4]), ([LOW, LOW], [4, 5])]
+)
+def test_lanes_end_where_they_must(states, read):
+    ends = np.array([3, 5])
+    rans.check_ends(np.array([LOW, LOW]), ends, ends)
+    with pytest.raises(ArtifactError, match="do not end where they must"):
+        rans.check_ends(np.array(states), np.array(read), ends)
+
+
 @pytest.mark.usefixtures("either")
 def test_nothing_at_all():
     none = np.zeros((0, 256), np.int64)

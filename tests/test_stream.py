@@ -119,6 +119,7 @@ def test_bits_put_aside_count():
     codes, layout = scalar(500, 40, 500.0)
     coded = stream.encode([codes], [layout], "x")
     assert 8 * len(coded.sections["x.aside"]) > 2 * codes.size
+    assert coded.ideal_bits == pytest.approx(sum(coded.bits), rel=5e-3)
     assert sum(coded.bits) == pytest.approx(8 * sum(map(len, coded.sections.values())), rel=5e-3)
 
 

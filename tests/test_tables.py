@@ -180,6 +180,7 @@ def test_dump_literal():
     first, second = tables.parse_tables(data, 2)
     assert (first == tables.parametric(255, 80, 128, 0)).all()
     assert (second == explicit).all()
+    assert tables.dump_tables([tables.normalise_counts(counts_of({}))]) == bytes([2, 2, 0, 0])
 
 
 @settings(max_examples=100, deadline=None)
@@ -219,6 +220,11 @@ def test_any_bytes_are_refused_or_give_tables(data, count):
 def test_malformed_tables(data):
     with pytest.raises((ArtifactError, ValueError)):
         tables.parse_tables(data, 1)
+
+
+def test_fit_gives_a_large_pile_of_zeros_all_it_can():
+    counts = counts_of({OFFSET: 10**7} | dict.fromkeys(range(OFFSET + 1, 256), 20))
+    assert tables.fit_parametric(counts, 0)[2] == 255
 
 
 def test_fit_knows_a_pile_of_zeros():
