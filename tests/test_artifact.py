@@ -424,9 +424,11 @@ def test_write_replaces_the_file(tmp_path, data):
 def test_scales_whose_products_leave_float32_are_refused():
     large, half = Scale(np.full(4, 120 * 8, np.int32), 8), Scale(np.full(4, 0x7C00, np.int32), HALF)  # half: infinity
     codes = np.ones((4, 4), np.int32)
+    middling = Scale(np.full(4, 70 * 8, np.int32), 8)
     one_row = Scale(large.index * np.array([0, 0, 2, 0], np.int32), 8)
     for plane in (
         Plane(codes, large, large),
+        Plane(codes, middling, middling),
         Plane(codes, half),
         Plane(codes, None, Scale(large.index * 9, 8)),
         Plane(codes, one_row),

@@ -1,5 +1,7 @@
 """The oracle is a coder of one lane that follows the definition with Python integers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -243,6 +245,17 @@ def test_damage_is_noticed():
         decode(good.states[0], good.words[:-1])
     with pytest.raises(ArtifactError, match="state is out of range"):
         decode(LOW - 1, good.words)
+
+
+@pytest.mark.usefixtures("either")
+def test_a_lane_that_wants_more_words_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr(rans_numba, "workers", lambda: 1)  # so that several lanes are decoded together
+    symbols, table, freqs = a_sequence(8, 3000, num_tables=1)
+    sums, lookup = rows_of(np.zeros(3, int), 1000)
+    good = rans.encode(symbols, table, lane_bounds(strip_starts([(3, 1000)]), 12), freqs)
+    short = replace(good, counts=good.counts - (np.arange(12) == 11), words=good.words[:-1])
+    with pytest.raises(ArtifactError, match="do not end where they must"):
+        decoded(short, sums, lookup, freqs, codes_of(1))
 
 
 @pytest.mark.parametrize(

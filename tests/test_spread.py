@@ -154,6 +154,12 @@ def test_the_cheapest_mode_is_chosen(kind, mode):
     assert np.abs(error).mean() < 0.7
 
 
+def test_tables_must_pay():
+    """Rows whose spreads differ by a seventh: classes of their own would save less than their tables take."""
+    found = spread.choose(Plane(gauss(64, 64, 3.0, 0.2, 0.0)[0]))
+    assert found.mode == "one"
+
+
 def test_a_known_spread_is_used():
     codes, r, c = gauss(300, 300, 2.0, 0.6, 0.6)
     known = Spread(*(np.rint(SPREAD_STEPS * np.log2(x)).astype(np.int32) for x in (2.0 * r, c)))

@@ -232,6 +232,12 @@ def test_a_state_below_its_range_is_refused(good):
         decoded(coded, layouts)
 
 
+def test_a_class_without_a_table_is_refused(good):
+    coded, (first, *others) = good
+    with pytest.raises(ArtifactError, match="no probability table"):
+        decoded(coded, [replace(first, spread=flat(100, 20, 11)), *others])
+
+
 def test_escapes_left_over_are_refused(good):
     coded, layouts = good
     coded.sections["x.escapes"] += bytes(4)
