@@ -82,7 +82,7 @@ TESTS = {
     "strips": ("spread", "rans", "golden"),
     "stub": ("stub", "code"),
     "stub_parts": ("stub",),
-    "tables": ("tables", "golden"),
+    "tables": ("tables", "stream", "golden"),
     "threads": ("threads",),
     "trellis": ("trellis", "stream"),
     "weights": ("stub",),

@@ -92,6 +92,13 @@ def test_how_each_section_is_compressed(section, coder, codec, item):
     assert (general.BY_NUMBER[found.codec], found.shuffle) == (codec, item)
 
 
+def test_codes_are_not_shuffled_for_another_coder():
+    """The comparison is with what a submission does: one byte a weight, compressed."""
+    numbers = np.arange(1024, dtype="<u2").tobytes()
+    assert general.compress(numbers, 2, ("zlib",)).shuffle == 2
+    assert artifact._compress("codes.1", numbers, "zlib").shuffle == 1
+
+
 def test_nothing_round_trips():
     assert artifact.decode(artifact.encode({}).data) == ({}, {})
 

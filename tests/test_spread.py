@@ -135,10 +135,11 @@ def test_sums_beyond_any_codes_are_refused(sign):
             class_sums(spread_of(far))
 
 
-def test_estimate_finds_row_and_column_spreads():
-    codes, r, c = gauss(400, 300, 4.0, 0.7, 0.5)
+@pytest.mark.parametrize(("sigma", "row_spread"), [(4.0, 0.7), (40.0, 2.0)])
+def test_estimate_finds_row_and_column_spreads(sigma, row_spread):
+    codes, r, c = gauss(400, 300, sigma, row_spread, 0.5)
     found = spread.estimate(np.square(codes, dtype=np.float32))
-    true = SPREAD_STEPS * (np.log2(4.0 * r)[:, None] + np.log2(c))
+    true = SPREAD_STEPS * (np.log2(sigma * r)[:, None] + np.log2(c))
     error = found.rows[:, None] + found.cols - true
     assert np.sqrt(np.mean(error**2)) < 0.6  # rounding both to whole classes alone makes 0.41
 

@@ -221,6 +221,8 @@ def test_unknown_trellises_are_refused(good):
     coded, layouts = good
     with pytest.raises(ArtifactError, match="trellis"):
         decoded(coded, [*layouts[:2], replace(layouts[2], trellis=12)])
+    with pytest.raises(ArtifactError, match="no single known trellis"):
+        stream.check_layouts([replace(layouts[2], family=1), replace(layouts[2], trellis=16, family=1)])
 
 
 def test_a_state_below_its_range_is_refused(good):

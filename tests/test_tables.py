@@ -55,6 +55,10 @@ def test_parametric_is_bit_exact():
     assert odd[OFFSET - 4 : OFFSET + 4].tolist() == [1531, 2413, 3802, 6009, 5993, 3802, 2413, 1531]
 
 
+def test_the_mark_of_an_escape_is_no_symbol_of_the_widest_lattice():
+    assert np.int16(tables.ESCAPED) == np.iinfo(np.int16).min
+
+
 def test_parametric_follows_the_density():
     linear, quadratic = 100, 120
     rate_a, rate_b = 2.0 ** (4 - linear / 16), 2.0 ** (4 - quadratic / 16)
