@@ -62,7 +62,7 @@ Result = tuple[str, Mutant, str]
 
 # The tests of each module: its own, then a user's.
 TESTS = {
-    "__init__": ("artifact",),
+    "__init__": ("artifact", "lossless"),
     "artifact": ("artifact", "golden"),
     "aside": ("spread", "stream"),
     "code": ("code", "artifact"),

@@ -144,15 +144,20 @@ def test_estimate_finds_row_and_column_spreads(sigma, row_spread):
     assert np.sqrt(np.mean(error**2)) < 0.6  # rounding both to whole classes alone makes 0.41
 
 
+@pytest.mark.parametrize("sigma", [2.0, 3000.0])
 @pytest.mark.parametrize(
     ("kind", "mode"), [((0.0, 0.0), "one"), ((0.6, 0.0), "rows"), ((0.0, 0.6), "cols"), ((0.6, 0.6), "both")]
 )
-def test_the_cheapest_mode_is_chosen(kind, mode):
-    codes, r, c = gauss(300, 300, 2.0, *kind)
+def test_the_cheapest_mode_is_chosen(sigma, kind, mode):
+    codes, r, c = gauss(300, 300, sigma, *kind)
     found = spread.choose(Plane(codes))
     assert found.mode == mode
-    error = found.spread.rows[:, None] + found.spread.cols - SPREAD_STEPS * (np.log2(2.0 * r)[:, None] + np.log2(c))
+    error = found.spread.rows[:, None] + found.spread.cols - SPREAD_STEPS * (np.log2(sigma * r)[:, None] + np.log2(c))
     assert np.abs(error).mean() < 0.7
+
+
+def test_entropy_literal():
+    assert spread.entropy_bits(np.array([[2, 2, 0, 0], [0, 0, 0, 7], [1, 1, 1, 1]])) == 4 + 0 + 8
 
 
 def test_tables_must_pay():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
-from pgolf.packer import families, rans, stream, tables
+from pgolf.packer import families, rans, spread, stream, tables
 from pgolf.packer.codec import MAX_CODES
 from pgolf.packer.families import SLOTS
 from pgolf.packer.plane import SPREAD_STEPS, Spread
@@ -96,6 +96,15 @@ def test_extreme_values():
     codes = np.array([[-(2**31), 2**31 - 1, 0, -1, 1, 127, 128, -126, -127, -128, -(2**15), 2**15]], np.int32)
     for spread_class in (-20, 0, 17, 40, 124):
         assert_round_trip([codes], [Layout(flat(*codes.shape, spread_class))])
+
+
+def test_the_lowest_symbol_of_wide_codes_keeps_its_bits():
+    """Of a class with three bits put aside; a table that holds all 254 values holds the lowest, -126."""
+    codes = np.random.default_rng(0).integers(-126 * 8, 128 * 8, (200, 100)).astype(np.int32)
+    layout = Layout(flat(200, 100, spread.WIDEST + 3 * SPREAD_STEPS))
+    coded = assert_round_trip([codes], [layout])
+    assert len(coded.sections["x.aside"]) == 3 * codes.size // 8
+    assert "x.escapes" not in coded.sections
 
 
 def test_one_symbol_costs_next_to_nothing():
@@ -223,6 +232,13 @@ def test_unknown_trellises_are_refused(good):
         decoded(coded, [*layouts[:2], replace(layouts[2], trellis=12)])
     with pytest.raises(ArtifactError, match="no single known trellis"):
         stream.check_layouts([replace(layouts[2], family=1), replace(layouts[2], trellis=16, family=1)])
+
+
+@pytest.mark.parametrize(("at", "family"), [(0, -2), (2, -1), (0, 256), (2, 257), (0, 1), (2, 0)])
+def test_families_beyond_what_the_format_has_are_refused(good, at, family):
+    _, layouts = good
+    with pytest.raises(ArtifactError, match="family"):
+        stream.check_layouts([replace(layouts[at], family=family)])
 
 
 def test_a_state_below_its_range_is_refused(good):

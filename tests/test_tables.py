@@ -1,3 +1,6 @@
+import hashlib
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -59,6 +62,13 @@ def test_the_mark_of_an_escape_is_no_symbol_of_the_widest_lattice():
     assert np.int16(tables.ESCAPED) == np.iinfo(np.int16).min
 
 
+def test_a_sample_of_all_parametric_tables_is_bit_exact():
+    digest = hashlib.sha256()
+    for parameters in product(range(0, 256, 17), range(0, 256, 17), range(0, 256, 51), range(2)):
+        digest.update(tables.parametric(*parameters).astype("<u2").tobytes())
+    assert digest.hexdigest() == "b8d797edbdcf6997552599a85349c9977092ded6f10ba5cfc6938c9e0817f152"
+
+
 def test_parametric_follows_the_density():
     linear, quadratic = 100, 120
     rate_a, rate_b = 2.0 ** (4 - linear / 16), 2.0 ** (4 - quadratic / 16)
@@ -95,6 +105,14 @@ def test_no_slot_is_better_elsewhere():
     freqs, used = tables.normalise_counts(counts), counts > 0
     f, n = freqs[used].astype(float), counts[used]
     assert (n * np.log2((f + 1) / f)).max() <= (n * np.log2(f / (f - 1))).min()
+
+
+def test_what_codes_cost_literal():
+    """Four of a quarter each take 2 bits; the escapes and what has no slot 20 bits more."""
+    freqs = np.zeros(256, np.int64)
+    freqs[[0, 1, ESCAPES, 255]] = TOTAL // 4
+    assert tables.code_bits(counts_of({ESCAPES: 3, 255: 1}), freqs) == 8
+    assert tables.code_bits(counts_of({0: 1, 1: 1, 77: 1}), freqs) == 3 * 22
 
 
 def test_a_table_of_nothing_is_all_escapes():
@@ -229,6 +247,10 @@ def test_malformed_tables(data):
 def test_fit_gives_a_large_pile_of_zeros_all_it_can():
     counts = counts_of({OFFSET: 10**7} | dict.fromkeys(range(OFFSET + 1, 256), 20))
     assert tables.fit_parametric(counts, 0)[2] == 255
+
+
+def test_fit_makes_a_single_value_as_steep_as_it_can():
+    assert tables.fit_parametric(counts_of({OFFSET: 1}), 0) == (0, 255, 128)
 
 
 def test_fit_knows_a_pile_of_zeros():
