@@ -62,6 +62,12 @@ def test_the_mark_of_an_escape_is_no_symbol_of_the_widest_lattice():
     assert np.int16(tables.ESCAPED) == np.iinfo(np.int16).min
 
 
+def test_parametric_shares_exactly_what_there_is():
+    """Tables that would be others if the sum of all weights were greater by two."""
+    assert tables.parametric(22, 66, 0, 0)[OFFSET - 1 : OFFSET + 2].tolist() == [127, 32512, 127]
+    assert tables.parametric(0, 0, 16, 1)[OFFSET - 1 : OFFSET + 1].tolist() == [32512, 254]
+
+
 def test_a_sample_of_all_parametric_tables_is_bit_exact():
     digest = hashlib.sha256()
     for parameters in product(range(0, 256, 17), range(0, 256, 17), range(0, 256, 51), range(2)):
