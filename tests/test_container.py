@@ -233,6 +233,13 @@ def test_replacing_leaves_nothing_behind(tmp_path, error):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_went_wrong_is_told_even_if_somebody_took_the_file(tmp_path):
+    with pytest.raises(ValueError, match="first"), container.replacing(tmp_path / "model.pgolf"):
+        for left in tmp_path.iterdir():
+            left.unlink()
+        raise ValueError("first")
+
+
 def test_replacing_a_directory_leaves_it_alone(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(IsADirectoryError, match="model"), container.replacing(tmp_path / "model"):

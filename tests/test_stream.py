@@ -107,6 +107,14 @@ def test_the_lowest_symbol_of_wide_codes_keeps_its_bits():
     assert "x.escapes" not in coded.sections
 
 
+@pytest.mark.parametrize("at", [0, 1, -1])
+def test_a_value_that_its_table_does_not_hold_is_an_escape(at):
+    codes, layout = scalar(60, 5, 1.0)
+    codes.T.flat[at] = 100
+    coded = assert_round_trip([codes], [layout])
+    assert coded.sections["x.escapes"] == np.int32(100).tobytes()
+
+
 def test_one_symbol_costs_next_to_nothing():
     codes = np.full((2000, 100), 7, np.int32)
     coded = assert_round_trip([codes], [Layout(flat(2000, 100, 11))])

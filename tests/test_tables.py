@@ -238,6 +238,7 @@ def test_any_bytes_are_refused_or_give_tables(data, count):
         b"\x00\xff\x50",  # cut short
         b"\x00\xff\x50\x80\x00",  # left over
         b"\x02\x80\x05\x00\x01\x01",  # one frequency instead of five
+        b"\x02\x80\x02\x00\x01\x01",  # or of two
         b"\x02\x01\x01\x00\x05\x00",  # speaks of an escape
         b"\x02\xff\x02\x00\x01\x01\x00\x00",  # reaches past 255
         b"\x02\x80\x01\x00\xff\x7f",  # leaves one slot for two escapes

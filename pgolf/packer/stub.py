@@ -128,12 +128,6 @@ class _Renamed(ast.NodeTransformer):
         self.local.pop()
         return node
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.Lambda:
-        self.local.append(_bound(node))
-        self.generic_visit(node)
-        self.local.pop()
-        return node
-
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
         if node.value is not None:  # a field of a dataclass: its name stays
             node.value = self.visit(node.value)
@@ -176,7 +170,7 @@ class _Renamed(ast.NodeTransformer):
         return node
 
 
-def _bound(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+def _bound(function: ast.FunctionDef) -> set[str]:
     """Names that are local to a function."""
     arguments = function.args
     every: Iterable[ast.arg] = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]

@@ -29,7 +29,6 @@ class Stripped(ast.NodeTransformer):
         node.returns = None
         node.decorator_list = [d for d in node.decorator_list if _name(d) not in CACHES]
         self.generic_visit(node)
-        _forget_unread(node)
         match node.body:
             case [*_, ast.Assign(targets=[ast.Name(id=name)], value=value), ast.Return(value=ast.Name(id=result))] if (
                 name == result
@@ -90,9 +89,6 @@ class Stripped(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.stmt:
         return ast.parse("raise ValueError('damaged')").body[0]
 
-    def visit_Try(self, node: ast.Try) -> list[ast.stmt]:
-        return [self.visit(n) for n in node.body]
-
 
 def _name(node: ast.expr) -> str:
     """The last part of a dotted or called name."""
@@ -110,28 +106,6 @@ def _is_device(node: ast.expr) -> bool:
 
 def _is_checksum(test: ast.expr) -> bool:
     return any("crc" in _name(n) or "checksum" in _name(n) for n in ast.walk(test) if isinstance(n, ast.expr))
-
-
-def _forget_unread(function: ast.FunctionDef) -> None:
-    """Drop assignments to names that nothing reads any more, now that checks are gone."""
-    forget = _Forget(set())
-    while forget.found:
-        forget = _Forget({n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)})
-        forget.generic_visit(function)
-
-
-class _Forget(ast.NodeTransformer):
-    """Takes out assignments to single names that are not read."""
-
-    def __init__(self, read: set[str]) -> None:
-        self.read, self.found = read, not read
-
-    def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
-        match node.targets:
-            case [ast.Name(id=name)] if name not in self.read:
-                self.found = True
-                return None
-        return node
 
 
 def shorten_fields(program: ast.FunctionDef) -> None:
