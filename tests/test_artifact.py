@@ -136,6 +136,25 @@ def test_bits_are_the_tensors_own():
     assert sum(encoded.tensor_bits.values()) / 8 == pytest.approx(len(encoded.data), abs=700)
 
 
+def test_bits_follow_the_spread_of_the_codes():
+    """A tensor's codes four times as wide as another's take two bits more each; rANS knows, without being told by entropy."""
+    planes = {name: a_plane(200, 100, sigma) for name, sigma in (("narrow", 4.0), ("wide", 16.0))}
+    bits = artifact.encode({n: Entry("float32", (200, 100), planes=(p,)) for n, p in planes.items()}).tensor_bits
+    assert (bits["wide"] - bits["narrow"]) / 20_000 == pytest.approx(2, abs=0.1)
+
+
+def test_an_unknown_coder_asks_for_a_newer_pgolf(data):
+    head, stored, _ = container.parse(data)
+    with pytest.raises(ArtifactError, match=r"coded with 'ans2', unknown to this pgolf: upgrade pgolf"):
+        artifact.check_head(head | {"coder": "ans2"}, {name: size for name, (*_, size) in stored.items()})
+
+
+def test_constants_alone_take_no_bits_of_a_general_coder():
+    plane = Plane(np.full((3, 4), 7, np.int32))
+    encoded = artifact.encode({"w": Entry("float32", (3, 4), planes=(plane,))}, {}, "zlib")
+    assert encoded.tensor_bits["w"] == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize("coder", ["rans", "brotli"])
 def test_every_truncation_and_appended_byte_is_refused(coder):
     data = artifact.encode(ENTRIES, META, coder).data

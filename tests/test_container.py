@@ -234,10 +234,14 @@ def test_replacing_leaves_nothing_behind(tmp_path, error):
 
 
 def test_what_went_wrong_is_told_even_if_somebody_took_the_file(tmp_path):
-    with pytest.raises(ValueError, match="first"), container.replacing(tmp_path / "model.pgolf"):
-        for left in tmp_path.iterdir():
-            left.unlink()
-        raise ValueError("first")
+    def fail():
+        with container.replacing(tmp_path / "model.pgolf"):
+            for left in tmp_path.iterdir():
+                left.unlink()
+            raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        fail()
 
 
 def test_replacing_a_directory_leaves_it_alone(tmp_path):

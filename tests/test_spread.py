@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -38,6 +38,7 @@ def test_codes_are_narrowed_where_they_fit(code, dtype):
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=30))
+@example([-127, -126, 127, 128])
 def test_symbols_hold_the_value_or_its_parity(values):
     codes = np.array(values, np.int64)
     for value, symbol in zip(values, spread.symbols(codes).tolist(), strict=True):

@@ -101,6 +101,12 @@ def test_normalised_counts_hold_what_was_seen(sparse):
     assert ((freqs[ESCAPES:] > 0) == (counts[ESCAPES:] > 0)).all()
 
 
+def test_escapes_share_their_slots_evenly():
+    """Whatever their counts: a table in the file does not tell them apart. 701 of 1001 are theirs."""
+    freqs = tables.normalise_counts(counts_of({0: 700, 1: 1, OFFSET: 300}))
+    assert freqs[[0, 1]].tolist() == [11474, 11473]
+
+
 def test_normalised_counts_cost_almost_the_entropy():
     counts = gauss_counts(3.0)
     assert tables.code_bits(counts, tables.normalise_counts(counts)) < 1.0003 * entropy(counts)
@@ -194,6 +200,8 @@ def test_few_symbols_take_parameters_and_many_take_frequencies():
     assert isinstance(tables.cheapest(gauss_counts(2.0, 200), 0), tuple)
     skewed = counts_of({OFFSET: 10**5, OFFSET + 40: 10**5, OFFSET - 7: 10**4})
     assert not isinstance(tables.cheapest(skewed, 0), tuple)
+    many = gauss_counts(2.0, tables.PARAMETRIC_UP_TO + 1)
+    assert (tables.cheapest(many, 0) == tables.normalise_counts(many)).all()
 
 
 def test_the_largest_table_has_its_limit():
