@@ -247,6 +247,14 @@ def test_damage_is_noticed():
         decode(LOW - 1, good.words)
 
 
+@pytest.mark.parametrize(("cores", "lanes", "pieces"), [(2, 0, 0), (1, 3, 3), (2, 100, 8), (16, 100, 64), (16, 7, 7)])
+def test_lanes_are_shared_out_to_all_cores(monkeypatch, cores, lanes, pieces):
+    monkeypatch.setattr(rans_numba, "workers", lambda: cores)
+    first, last = rans_numba._shares(lanes)
+    assert len(first) == len(last) == pieces
+    assert [lane for a, b in zip(first, last, strict=True) for lane in range(a, b)] == list(range(lanes))
+
+
 @pytest.mark.usefixtures("either")
 def test_a_lane_that_wants_more_words_than_there_are_is_refused(monkeypatch):
     monkeypatch.setattr(rans_numba, "workers", lambda: 1)  # so that several lanes are decoded together
