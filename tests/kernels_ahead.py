@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
+from triton.backends import compiler as backend
 from triton.compiler import ASTSource
 
 POINTERS = {
@@ -26,20 +26,29 @@ POINTERS = {
 
 def compiled(kernel: Any, *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> Any:
     """The kernel for these arguments, specialised as a launch specialises it: a dtype stands for an aligned tensor."""
-    signature, constants, attributes = {}, {}, {}
+    signature, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         value = arguments.pop(parameter.name)
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name], constants[(parameter.num,)] = "constexpr", value
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         is_pointer = isinstance(value, torch.dtype)
         signature[parameter.name] = POINTERS[value] if is_pointer else "fp32" if isinstance(value, float) else "i32"
         if is_pointer or (type(value) is int and value % 16 == 0):
-            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+            aligned.append(parameter.num)
     assert not arguments, f"no parameters {sorted(arguments)}"
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = _source(kernel, signature, constants, aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(source, target=backend.GPUTarget("cuda", 90, 32), options=options)
+
+
+def _source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: list[int]) -> ASTSource:
+    """aligned: numbers of the parameters that 16 divides. triton 3.2 has a class for them and takes no constants' types."""
+    if not hasattr(backend, "AttrsDescriptor"):
+        return ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
+    properties = {"tt.divisibility": aligned, "tt.equal_to": []}
+    described = backend.AttrsDescriptor.from_dict({"arg_properties": properties, "cls": "AttrsDescriptor"})
+    return ASTSource(kernel, {n: t for n, t in signature.items() if t != "constexpr"}, constants, described)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

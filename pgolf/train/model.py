@@ -223,7 +223,7 @@ class GPT(nn.Module):
             pops = self.blocks[layer].skip is not None and not again
             x, values = self.blocks[layer](x, shared, skips.pop() if pops else None, again)
             if shared.values is None:
-                shared = shared._replace(values=values)
+                shared = Shared(cos, sin, shared.x0, values)  # not _replace, which torch 2.6 does not trace
         return rms_norm(x if self.merge is None else self.merge(x))
 
     def embed(self, ids: Tensor) -> Tensor:
