@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +158,11 @@ def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message
     assert sorted(p.name for p in folder.iterdir() if p.name != "__pycache__") == [
         b for b in before if b != "__pycache__"
     ]
+
+
+def test_it_runs_as_a_module():
+    said = subprocess.run([sys.executable, "-m", "pgolf", "inspect"], check=False, capture_output=True, text=True)
+    assert said.stderr.startswith("Usage: pgolf inspect [OPTIONS]")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -215,26 +215,28 @@ def test_log_forgets_what_a_resumed_run_repeats(tmp_path: Path):
         read_metrics(path)
 
 
-TWO_RANKS = """
-import sys
-from pgolf.train.run import train
-train("tiny", sys.argv[1], data=sys.argv[2], overrides=sys.argv[3:])
-"""
-
-
 @pytest.mark.slow
 def test_two_ranks_equal_one_with_doubled_accumulation(folder: Path, tmp_path: Path):
     """Tolerance: the same gradients summed in another order, in float32, through a few steps of Muon."""
     settings = [*SMALL, "matrix_lr=0.01", "embedding_lr=0.001", "vector_lr=0.001", "warmup=0", "grad_clip=100"]
-    script = tmp_path / "script.py"
-    script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "pgolf",
+        "train",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    arguments = [str(tmp_path / "two"), str(folder), *settings]
+    arguments = ["--preset", "tiny", "--data", str(folder), "-o", str(tmp_path / "two"), "--json"]
+    arguments += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(
         command + arguments, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["steps"] == 6  # one rank speaks for both
     train("tiny", tmp_path / "one", data=folder, overrides=[*settings, "accumulate=2"])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:

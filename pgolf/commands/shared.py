@@ -88,9 +88,17 @@ def _lines() -> Progress:
     return update
 
 
+def first_rank() -> bool:
+    """Whether this process speaks for the job: under torchrun one of them is enough."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Bars on stderr; where stderr is not a terminal, a line now and then, so that a log shows that work goes on."""
+    if not first_rank():
+        yield lambda what, done, total: None
+        return
     if not sys.stderr.isatty():
         yield _lines()
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgolf.commands.shared import json_option, progress_bars
+from pgolf.commands.shared import first_rank, json_option, progress_bars
 from pgolf.errors import UsageError
 
 
@@ -50,6 +50,8 @@ def train(preset: str, as_json: bool, qat: str | None, qat_set: tuple[str, ...],
         made = run.train(
             preset, qat=how, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options
         )
+    if not first_rank():
+        return
     facts = made.to_json()
     if as_json:
         click.echo(json.dumps(facts))
