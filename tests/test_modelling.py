@@ -16,7 +16,7 @@ from pgolf.quant.calibrate import calibrate
 from pgolf.quant.logits import logits_of
 from pgolf.quant.selfgen import _kept_bytes
 from pgolf.train.data import WindowSampler
-from pgolf.train.loop import Trainer, TrainSettings
+from pgolf.train.loop import MISCOMPILED, Trainer, TrainSettings
 from pgolf.train.model import GPT, GPTConfig, from_config
 from pgolf.train.recipes import RECIPES, override
 from tests.test_parts import ALL, EVERY, NAMES, OPTIONS, awake
@@ -106,6 +106,6 @@ def test_all_options_train_compiled():
     shallow = ALL | {"layers": 3, "loop": 1, "lanes": 1, "xsa": 1}  # compiling takes its time a layer
     plain, _ = trained(shallow)
     model, trainer = trained(shallow, compile=True)
-    assert trainer.notes == []
+    assert trainer.notes == ([MISCOMPILED] if torch.__version__.startswith("2.6.") else [])
     for name, weight in plain.named_parameters():
         assert torch.allclose(model.get_parameter(name), weight, atol=0.02), name
