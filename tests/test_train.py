@@ -18,7 +18,7 @@ from pgolf.train.bpb import evaluate, stream_bytes, token_bytes
 from pgolf.train.corpus import BOS
 from pgolf.train.data import WindowSampler, read_shard
 from pgolf.train.demo import TINY_DEMO, prepare_demo, train_demo
-from pgolf.train.loop import StepInfo, Trainer, TrainSettings
+from pgolf.train.loop import MISCOMPILED, StepInfo, Trainer, TrainSettings
 from pgolf.train.model import GPT, GPTConfig, from_config
 from pgolf.train.optim import Muon, OptimSettings, WeightAverage, build_optimizers, lr_scale, orthogonalize
 
@@ -135,7 +135,14 @@ def test_a_batch_in_two_passes_is_the_batch():
         run(accumulate=3)
 
 
-def test_without_a_compiler_the_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("version", "note"),
+    [
+        ("2.13.0", "torch.compile fails here, training without (RuntimeError: no compiler)"),
+        ("2.6.0+cu124", MISCOMPILED),
+    ],
+)
+def test_without_a_compiler_the_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch, version: str, note: str):
     def compiled(model: nn.Module, **options: bool):
         def fail(*args: torch.Tensor):
             raise RuntimeError("no compiler\nanywhere")
@@ -143,12 +150,13 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(monkeypatch: pytest.Monk
         return fail
 
     monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch, "__version__", version)
     models = [GPT(CONFIG), GPT(CONFIG)]
     for model, compile in zip(models, (False, True), strict=True):
         sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
         trainer = Trainer(model, sampler, TrainSettings(steps=3), compile=compile)
         trainer.run()
-    assert trainer.notes == ["torch.compile fails here, training without (RuntimeError: no compiler)"]
+    assert trainer.notes == [note]
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
