@@ -26,16 +26,15 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Lines of packer/ and quant/ that tests run, at least 95% of each; compiled loops are run once more as Python to be seen.
-CODED = codec artifact code container families general golden host keep lossless plane rans spread stream stub tables threads trellis
-QUANTIZED = calibrate curvature incremental logits numerics quant_auto quant_classic quant_quick selfgen trace
-tests_of = $(foreach name,$(1),tests/test_$(name).py)
+MEASURED = tests/packer tests/quant tests/code tests/common tests/fitting/test_keep.py tests/models/test_logits.py
 COVERED = $(BIN)/python -m coverage run --parallel-mode -m pytest
 coverage: .venv/.installed
 	rm -f .coverage*
-	$(COVERED) -m "not slow" $(call tests_of,$(CODED) $(QUANTIZED))
-	NUMBA_DISABLE_JIT=1 $(COVERED) -k "not wrap" $(call tests_of,host quant_interpreted)
+	$(COVERED) -m "not slow" $(MEASURED)
+	NUMBA_DISABLE_JIT=1 $(COVERED) -k "not wrap" tests/packer/test_host.py tests/quant/test_interpreted.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --show-missing --skip-covered --include='pgolf/packer/*' --fail-under=95
 	$(BIN)/python -m coverage report --show-missing --skip-covered --include='pgolf/quant/*' --fail-under=95

@@ -23,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
-from pgolf import pipeline, report
-from pgolf.baselines import contest
-from pgolf.packer import artifact
-from pgolf.quant.calibrate import calibrate
-from pgolf.quant.curvature import Curvature, MatrixCurvature
+from pgolf import report
+from pgolf.fitting import packing
+from pgolf.fitting.baselines import contest
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.store import Curvature, MatrixCurvature
 from pgolf.quant.settings import Settings
 
 BASE = Settings()
@@ -62,8 +64,8 @@ class Bench(HeldOut):
         self.curvature = calibrate(self.model, text, plain=True, seed=args.seed)
 
     def point(self, name: str, curvature: Any = None, **how: Any) -> dict[str, Any]:
-        packed = pipeline.pack(self.source, None, curvature=curvature or self.curvature, **how)
-        kl, rise = self.score(pipeline.dense(artifact.decode(packed.data)[0]))
+        packed = packing.pack(self.source, None, curvature=curvature or self.curvature, **how)
+        kl, rise = self.score(dense.tensors_of(artifact.decode(packed.data)[0]))
         row = {"name": name, "bytes": len(packed.data), "bits_per_weight": packed.bits_per_weight}
         row |= {"kl": kl, "rise": rise, "predicted": packed.loss_rise, "pack_seconds": packed.seconds}
         sys.stderr.write(f"{name:32} {row['bytes']:>10,} B  KL {1e3 * kl:.3f}  rise {1e3 * rise:.3f} mnats\n")

@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
-from pgolf import pipeline, report
-from pgolf.baselines import contest
-from pgolf.packer import artifact
-from pgolf.quant import selfgen
-from pgolf.quant.calibrate import calibrate
+from pgolf import report
+from pgolf.fitting import packing
+from pgolf.fitting.baselines import contest
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature import selftext
+from pgolf.quant.curvature.collect import calibrate
 
 KINDS = ("real", "self", "random")
 
@@ -34,9 +36,9 @@ def text(bench: HeldOut, kind: str, tokens: int, seed: int) -> torch.Tensor:
         return bench.training_text(tokens, seed)
     length = bench.seq_len - 1
     if kind == "self":
-        return selfgen.self_generate(bench.model, sequences=tokens // length, length=length, seed=seed)
+        return selftext.self_generate(bench.model, sequences=tokens // length, length=length, seed=seed)
     vocabulary = int(bench.ids.max()) + 1
-    return selfgen.random_tokens(vocabulary, sequences=tokens // length, length=length, seed=seed)
+    return selftext.random_tokens(vocabulary, sequences=tokens // length, length=length, seed=seed)
 
 
 def row(bench: HeldOut, kind: str, tokens: int, seed: int) -> dict[str, Any]:
@@ -50,8 +52,8 @@ def row(bench: HeldOut, kind: str, tokens: int, seed: int) -> dict[str, Any]:
     out["calibrate_seconds"] = time.perf_counter() - generated
     auto = {"budget": 3 * bench.weights // 8}
     for name, how in (("contest_gptq", contest()), ("auto_3_bits", auto)):
-        made = pipeline.pack(bench.source, None, curvature=curvature, **how)
-        kl, rise = bench.score(pipeline.dense(artifact.decode(made.data)[0]))
+        made = packing.pack(bench.source, None, curvature=curvature, **how)
+        kl, rise = bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
         out[name] = {"kl": kl, "rise": rise, "bytes": len(made.data), "predicted": made.loss_rise}
     return out
 

@@ -24,13 +24,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import GOLF3M, RESULTS, machine
-from pgolf import checkpoint, report, usermodel
-from pgolf.train import bpb, caseops, compare, sidecar
-from pgolf.train.corpus import BOS, encode, train_tokenizer
-from pgolf.train.data import read_shard, write_shard
-from pgolf.train.documents import Documents, per_document, starts_of
-from pgolf.train.recipes import RECIPES
-from pgolf.train.run import train
+from pgolf import report
+from pgolf.data import caseops, sidecar, tokenizers
+from pgolf.data.corpus import BOS, encode, train_tokenizer
+from pgolf.data.shards import read_shard, write_shard
+from pgolf.models import checkpoint
+from pgolf.scoring import bpb, paired
+from pgolf.scoring.documents import Documents, per_document, starts_of
+from pgolf.train.loop.recipes import RECIPES
+from pgolf.train.loop.training import train
+from pgolf.train.model import rebuild
 
 VARIANTS = {"plain": False, "caseops": True}
 
@@ -38,7 +41,7 @@ VARIANTS = {"plain": False, "caseops": True}
 def documents(split: str, num_bytes: int) -> list[str]:
     """Texts of a shared shard from its beginning, at least `num_bytes` long together if it has as many."""
     tokens = read_shard(GOLF3M / f"text_{split}_000000.bin")
-    processor = bpb.load_tokenizer(GOLF3M / "tokenizers" / "text_1024_bpe.model")
+    processor = tokenizers.load_tokenizer(GOLF3M / "tokenizers" / "text_1024_bpe.model")
     starts, texts = starts_of(tokens, BOS), []
     for first, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         texts.append(processor.decode(tokens[first:end].tolist()))
@@ -65,7 +68,7 @@ class Variant:
         train_tokenizer(train_texts, self.tokenizer, self.vocab_size, with_caseops=self.with_caseops)
         for split, texts in (("train", train_texts), ("val", held_out)):
             tokens = encode(texts, self.tokenizer)
-            counts = bpb.stream_bytes(tokens, bpb.token_bytes(self.tokenizer))
+            counts = tokenizers.stream_bytes(tokens, tokenizers.token_bytes(self.tokenizer))
             assert counts.sum(dtype=np.int64) == sum(len(text.encode()) for text in texts)
             write_shard(self.folder / f"{split}.bin", tokens)
             write_shard(sidecar.path_of(self.folder / f"{split}.bin"), counts)
@@ -75,7 +78,7 @@ class Variant:
         """Of the training text: tokens, bytes a token, share of operators, pieces that hold a capital."""
         tokens = np.array(read_shard(self.folder / "train.bin"))
         counts = read_shard(sidecar.path_of(self.folder / "train.bin"))
-        processor = bpb.load_tokenizer(self.tokenizer)
+        processor = tokenizers.load_tokenizer(self.tokenizer)
         operators = caseops.operator_ids(processor)
         pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not processor.is_byte(i)]
         return {
@@ -88,7 +91,7 @@ class Variant:
     def score(self, run: Path, seq_len: int) -> Documents:
         """Of the checkpoint in `run`, on all held-out documents."""
         source = checkpoint.read(run / "checkpoint.pt")
-        model = usermodel.from_config(source.config, source.state_dict())
+        model = rebuild.from_config(source.config, source.state_dict())
         tokens = np.append(read_shard(self.folder / "val.bin"), np.uint16(BOS))  # the last document ends too
         counts = np.append(read_shard(sidecar.path_of(self.folder / "val.bin")), np.uint16(0))
         nats = bpb.score(model.forward_logits, tokens, seq_len=seq_len)
@@ -106,7 +109,7 @@ def measured(variants: dict[str, Variant], preset: str, steps: int, seed: int, f
         scored[name] = variant.score(out, RECIPES[preset].seq_len)
         row[name] = {"bpb": scored[name].bpb, "tokens": made.tokens, "cpu_seconds": time.process_time() - began}
         sys.stderr.write(f"{preset} {steps} steps, seed {seed}, {name}: {scored[name].bpb:.4f}\n")
-    return row | {"difference": compare.difference(scored["plain"], scored["caseops"]).to_json()}
+    return row | {"difference": paired.difference(scored["plain"], scored["caseops"]).to_json()}
 
 
 def speed(texts: list[str]) -> dict[str, float]:

@@ -31,9 +31,10 @@ import numpy as np
 import zstandard
 
 from pgolf import packer
-from pgolf.packer import artifact, codec, general
+from pgolf.packer.coder import codec, general
+from pgolf.packer.coder.spread import entropy_bits
+from pgolf.packer.format import artifact
 from pgolf.packer.plane import Plane
-from pgolf.packer.spread import entropy_bits
 
 Codes = dict[str, np.ndarray]
 GOLF3M = Path(__file__).resolve().parents[2] / "shared" / "data" / "golf3m" / "ckpt.pt"

@@ -11,7 +11,7 @@ out=${1:?name a folder for results}
 shared=../shared/data
 export PYTHONPATH=. PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out"
-PGOLF_NEEDS_GPU=1 python3 -m pytest -m "gpu or not slow" tests/test_kernels_*.py tests/test_static.py tests/test_bpb.py
+PGOLF_NEEDS_GPU=1 python3 -m pytest -m "gpu or not slow" tests/kernels tests/loading/test_on_device.py tests/scoring/test_static.py tests/scoring/test_bpb.py
 python3 benchmarks/kernels.py --device cuda -o "$out/kernels.json"
 tokenizer=$shared/tokenizers/fineweb_8192_bpe.model
 [ -f "$out/train.bin" ] || python3 benchmarks/retokenize.py --shared "$shared" --tokenizer "$tokenizer" --out "$out"

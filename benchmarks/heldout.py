@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import GOLF3M
-from pgolf import checkpoint, usermodel
-from pgolf.quant.logits import logits_of
-from pgolf.train import data
+from pgolf.data import shards
+from pgolf.models import checkpoint, usermodel
+from pgolf.models.logits import logits_of
+from pgolf.train.model import rebuild
 
 BATCH = 8  # windows
 CHECKPOINT = GOLF3M / "golf3m" / "ckpt.pt"
@@ -39,10 +40,10 @@ class HeldOut:
         golf3m = f"{GOLF3M / 'golf3m' / 'model.py'}:GPT" if args.ckpt == CHECKPOINT else None
         self.source = checkpoint.read(args.ckpt)
         state, model = self.source.state_dict(), args.model or golf3m
-        self.model = usermodel.load(model, state) if model else usermodel.from_config(self.source.config or {}, state)
+        self.model = usermodel.load(model, state) if model else rebuild.from_config(self.source.config or {}, state)
         self.model.eval()
-        self.seq_len, self.train = args.seq_len, data.read_shard(args.train)
-        text = torch.from_numpy(data.read_shard(args.data)[: args.max_tokens + 1].astype("int64"))
+        self.seq_len, self.train = args.seq_len, shards.read_shard(args.train)
+        text = torch.from_numpy(shards.read_shard(args.data)[: args.max_tokens + 1].astype("int64"))
         count = (len(text) - 1) // args.seq_len * args.seq_len
         self.ids, self.targets = (text[i : i + count].view(-1, args.seq_len) for i in (0, 1))
         self.before = [self._log_p(i).half() for i in range(0, len(self.ids), BATCH)]
@@ -54,7 +55,7 @@ class HeldOut:
 
     def training_text(self, tokens: int, seed: int) -> Tensor:
         """int64 [tokens // seq_len, seq_len] at random places."""
-        return data.WindowSampler([self.train], self.seq_len, tokens // self.seq_len, seed).batch(0)[:, :-1]
+        return shards.WindowSampler([self.train], self.seq_len, tokens // self.seq_len, seed).batch(0)[:, :-1]
 
     def restore(self) -> None:
         """The checkpoint's weights, back in the model."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgolf.packer import codec
+from pgolf.packer.coder import codec
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, MatrixCurvature, Settings
 

@@ -23,16 +23,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import GOLF3M, RESULTS, machine
-from pgolf import pipeline, report
-from pgolf.packer import artifact
-from pgolf.train import bpb
-from pgolf.train.corpus import BOS
-from pgolf.train.data import WindowSampler, read_shard
-from pgolf.train.export import training_curvature
-from pgolf.train.loop import Trainer
-from pgolf.train.model import GPT
-from pgolf.train.recipes import RECIPES, override
-from pgolf.train.save import save_checkpoint
+from pgolf import report
+from pgolf.data import tokenizers
+from pgolf.data.corpus import BOS
+from pgolf.data.shards import WindowSampler, read_shard
+from pgolf.fitting import packing
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.scoring import bpb
+from pgolf.train.loop.pack_after import training_curvature
+from pgolf.train.loop.recipes import RECIPES, override
+from pgolf.train.loop.save import save_checkpoint
+from pgolf.train.loop.trainer import Trainer
+from pgolf.train.model.gpt import GPT
 
 BITS = 3.0
 CALIBRATION_TOKENS = 4096
@@ -69,8 +72,8 @@ class Bench:
     def validation(self) -> tuple[Any, Any]:
         """Tokens and the bytes of their targets."""
         tokens = read_shard(GOLF3M / "text_val_000000.bin")[: SCORED_TOKENS + 1]
-        table = bpb.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model")
-        return tokens, bpb.stream_bytes(tokens, table)
+        table = tokenizers.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model")
+        return tokens, tokenizers.stream_bytes(tokens, table)
 
     def trained(self, settings: list[str], keep: Path) -> tuple[GPT, dict[str, Any]]:
         recipe = override(self.recipe, settings)
@@ -86,9 +89,9 @@ class Bench:
 
     def packed(self, model: GPT, curvature: Any, budget: int) -> dict[str, Any]:
         """Bytes and BPB of `model` packed into `budget` bytes; the model itself is left as it was."""
-        made = pipeline.pack(model, None, curvature=curvature, budget=budget)
+        made = packing.pack(model, None, curvature=curvature, budget=budget)
         copy = GPT(model.config)
-        copy.load_state_dict(pipeline.dense(artifact.decode(made.data)[0]))
+        copy.load_state_dict(dense.tensors_of(artifact.decode(made.data)[0]))
         return {"bytes": made.artifact_bytes, "bpb": self.score(copy.eval())}
 
     def row(self, name: str, keep: Path, baseline: int | None) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
-from pgolf import pipeline, report
-from pgolf.packer import artifact
-from pgolf.quant.curvature import MatrixCurvature
+from pgolf import report
+from pgolf.fitting import packing
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import Settings
 
 LAYERS = 11
@@ -77,7 +79,7 @@ def main() -> None:
             print(f"trial {len(trials)}: {trials[-1]['seconds']:.1f} s, {done:,} of {total:,} B", flush=True)
 
     began, cpu = time.perf_counter(), time.process_time()
-    made = pipeline.pack(
+    made = packing.pack(
         synthetic.state,
         None,
         budget=args.budget,
@@ -87,7 +89,7 @@ def main() -> None:
     )
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     began = time.perf_counter()
-    pipeline.dense(artifact.decode(made.data)[0])
+    dense.tensors_of(artifact.decode(made.data)[0])
     result = machine() | {
         "weights": sum(t.numel() for t in synthetic.state.values()),
         "trellis": args.trellis,

@@ -28,16 +28,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
-from pgolf import pipeline, report
-from pgolf.packer import artifact
-from pgolf.train import bpb
-from pgolf.train.corpus import BOS
-from pgolf.train.data import WindowSampler, read_shard
-from pgolf.train.demo import DEMO, DemoData, prepare_demo
-from pgolf.train.export import measured_while_training, training_curvature
-from pgolf.train.loop import Trainer
-from pgolf.train.model import GPT
-from pgolf.train.qat import QAT
+from pgolf import report
+from pgolf.data import tokenizers
+from pgolf.data.corpus import BOS
+from pgolf.data.shards import WindowSampler, read_shard
+from pgolf.fitting import packing
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.scoring import bpb
+from pgolf.train.loop.demo_model import DEMO, DemoData, prepare_demo
+from pgolf.train.loop.pack_after import measured_while_training, training_curvature
+from pgolf.train.loop.trainer import Trainer
+from pgolf.train.model.gpt import GPT
+from pgolf.train.qat.hooks import QAT
 
 CALIBRATION_TOKENS = 16384
 SCORED_TOKENS = 65536
@@ -84,7 +87,7 @@ class Bench:
         self.files, self.seed, self.start = files, seed, start
         self.sampler = WindowSampler([read_shard(files.train)], DEMO.seq_len, DEMO.batch_size, seed, bos=BOS)
         self.tokens = read_shard(files.val)
-        self.counts = bpb.stream_bytes(self.tokens, bpb.token_bytes(files.tokenizer))
+        self.counts = tokenizers.stream_bytes(self.tokens, tokenizers.token_bytes(files.tokenizer))
         first = self.trainer(None)
         while first.progress < start:
             first.step()
@@ -129,9 +132,9 @@ class Bench:
         weights = sum(param.numel() for param in model.parameters())
         if "bits" in how:
             how["budget"] = int(how.pop("bits") * weights / 8)
-        made = pipeline.pack(model, None, curvature=curvature, **how)
+        made = packing.pack(model, None, curvature=curvature, **how)
         facts = {"bytes": made.artifact_bytes, "bits_per_weight": made.bits_per_weight}
-        model.load_state_dict(pipeline.dense(artifact.decode(made.data)[0]))
+        model.load_state_dict(dense.tensors_of(artifact.decode(made.data)[0]))
         return facts | {"bpb": self.score(model)}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pgolf.train.bpb import load_tokenizer
-from pgolf.train.data import read_shard, write_shard
+from pgolf.data.shards import read_shard, write_shard
+from pgolf.data.tokenizers import load_tokenizer
 
 BOS = 1  # in both tokenizers
 TOGETHER = 256  # documents

@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
-from pgolf import pipeline, report
-from pgolf.baselines import HOME_K, contest
-from pgolf.packer import artifact
-from pgolf.quant.calibrate import calibrate
+from pgolf import report
+from pgolf.fitting import packing
+from pgolf.fitting.baselines import HOME_K, contest
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.collect import calibrate
 
 
 def row(bench: HeldOut, k: float, tokens: int, seed: int) -> dict[str, Any]:
@@ -33,8 +35,8 @@ def row(bench: HeldOut, k: float, tokens: int, seed: int) -> dict[str, Any]:
     out: dict[str, Any] = {"seed": seed}
     for name in ("contest", "auto"):
         how: dict[str, Any] = contest(k) if name == "contest" else {"budget": out["contest"]["bytes"]}
-        made = pipeline.pack(bench.source, None, curvature=curvature, **how)
-        kl, rise = bench.score(pipeline.dense(artifact.decode(made.data)[0]))
+        made = packing.pack(bench.source, None, curvature=curvature, **how)
+        kl, rise = bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
         out[name] = {"bytes": len(made.data), "kl": kl, "rise": rise, "predicted": made.loss_rise}
     return out
 

@@ -24,16 +24,17 @@ from typing import Any
 
 import torch
 
-from pgolf.train.bpb import EvalResult, evaluate, stream_bytes, token_bytes
-from pgolf.train.data import WindowSampler, check_vocabulary, read_shard
-from pgolf.train.export import measured_while_training
-from pgolf.train.loop import StepInfo, Trainer
-from pgolf.train.metrics import MetricsLog
-from pgolf.train.model import GPT, GPTConfig
-from pgolf.train.qat import QAT
-from pgolf.train.qat_settings import parse_options
-from pgolf.train.recipes import RECIPES, Recipe, override
-from pgolf.train.save import save_checkpoint
+from pgolf.data.shards import WindowSampler, check_vocabulary, read_shard
+from pgolf.data.tokenizers import stream_bytes, token_bytes
+from pgolf.scoring.bpb import EvalResult, evaluate
+from pgolf.train.loop.metrics import MetricsLog
+from pgolf.train.loop.pack_after import measured_while_training
+from pgolf.train.loop.recipes import RECIPES, Recipe, override
+from pgolf.train.loop.save import save_checkpoint
+from pgolf.train.loop.trainer import StepInfo, Trainer
+from pgolf.train.model.gpt import GPT, GPTConfig
+from pgolf.train.qat.hooks import QAT
+from pgolf.train.qat.settings import parse_options
 
 CONTEXT = 1024
 PROBE_TOKENS = 65536  # validation targets scored during training

@@ -20,12 +20,17 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import GOLF3M, RESULTS, machine
-from pgolf import checkpoint, pipeline, report, usermodel
-from pgolf.packer import artifact
-from pgolf.quant.calibrate import calibrate
-from pgolf.train import bpb, compare, data, ttt
-from pgolf.train.documents import Documents, per_document, starts_of
-from pgolf.train.reading import Reading
+from pgolf import report
+from pgolf.data import shards as data
+from pgolf.data import tokenizers
+from pgolf.fitting import packing
+from pgolf.loading import dense
+from pgolf.models import checkpoint, usermodel
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.collect import calibrate
+from pgolf.scoring import paired, ttt
+from pgolf.scoring.documents import Documents, per_document, starts_of
+from pgolf.scoring.reading import Reading
 
 BOS = 1
 SEQ_LEN = 512  # golf3m gets worse beyond
@@ -43,7 +48,7 @@ def packed(source: checkpoint.Checkpoint, model: nn.Module) -> tuple[bytes, floa
     batch = data.WindowSampler(shards, SEQ_LEN, 65536 // SEQ_LEN, 0).batch(0)
     curvature = calibrate(model, batch[:, :-1], plain=True, seed=0)
     weights = sum(tensor.numel() for tensor in source.tensors.values())
-    made = pipeline.pack(source, None, budget=int(BITS * weights / 8), curvature=curvature)
+    made = packing.pack(source, None, budget=int(BITS * weights / 8), curvature=curvature)
     return made.data, time.process_time() - began
 
 
@@ -54,7 +59,7 @@ def scored(model: nn.Module, tokens: np.ndarray, counts: np.ndarray, name: str) 
     seconds = time.process_time() - began
     found = per_document(nats, counts, starts_of(tokens[:-1], BOS))
     figures = {"how": str(reading), "bpb": found.bpb, "cpu_seconds": seconds, "tokens": len(nats)}
-    return found, figures | {"estimate": compare.interval(found).to_json()}
+    return found, figures | {"estimate": paired.interval(found).to_json()}
 
 
 def main() -> None:
@@ -66,17 +71,17 @@ def main() -> None:
         sys.exit(f"{GOLF3M} is not there: this benchmark needs its model")
     shard = data.read_shard(GOLF3M / "text_val_000000.bin")
     tokens = np.array(shard[: starts_of(shard, BOS)[args.documents] + 1])  # up to the next document's start
-    counts = bpb.stream_bytes(tokens, bpb.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model"))
+    counts = tokenizers.stream_bytes(tokens, tokenizers.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model"))
     source = checkpoint.read(GOLF3M / "golf3m" / "ckpt.pt")
     model = usermodel.load(f"{GOLF3M / 'golf3m' / 'model.py'}:GPT", source.state_dict())
     artifact_bytes, seconds = packed(source, model)
-    states = {"fp32": source.state_dict(), "artifact": pipeline.dense(artifact.decode(artifact_bytes)[0])}
+    states = {"fp32": source.state_dict(), "artifact": dense.tensors_of(artifact.decode(artifact_bytes)[0])}
     facts: dict[str, Any] = {"documents": args.documents, "settings": asdict(ttt.Settings()), "scores": {}}
     facts |= {"artifact_bytes": len(artifact_bytes), "pack_cpu_seconds": seconds, "bits_per_weight": BITS}
     for state_name, state in states.items():
         usermodel.load_state(model, state)
         both, figures = zip(*(scored(model, tokens, counts, name) for name in READINGS), strict=True)
-        gain = compare.difference(*both).to_json()
+        gain = paired.difference(*both).to_json()
         facts["scores"][state_name] = dict(zip(READINGS, figures, strict=True)) | {"difference": gain}
         sys.stderr.write(f"{state_name}: {figures[0]['bpb']:.5f} {figures[1]['bpb']:.5f} {gain['value']:+.5f}\n")
         report.write_json(args.out, machine() | facts)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.packer import artifact
-from pgolf.packer.artifact import Entry
+from pgolf.packer.format import artifact
+from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import HALF, Plane, Scale, Spread
 
 

@@ -25,7 +25,7 @@ TOKENS = np.arange(600, dtype=np.uint16) % 64
 
 def shards() -> list[bytes]:
     """A contest shard; a sidecar too, of the text in which token n stands for n bytes."""
-    from pgolf.train.data import write_shard
+    from pgolf.data.shards import write_shard
 
     path = file("seed.bin")
     write_shard(path, TOKENS)
@@ -34,14 +34,15 @@ def shards() -> list[bytes]:
 
 def read_shard(path: Path) -> Any:
     """The sum of a shard's tokens."""
-    from pgolf.train.data import read_shard
+    from pgolf.data.shards import read_shard
 
     return int(read_shard(path).sum())
 
 
 def read_sidecar(path: Path) -> Any:
     """Bits per byte of a text whose bytes the sidecar counts."""
-    from pgolf.train import bpb, sidecar
+    from pgolf.data import sidecar
+    from pgolf.scoring import bpb
 
     return bpb.result_of(np.ones(len(TOKENS) - 1), sidecar.read(path, TOKENS), 1.0).bpb
 
@@ -49,7 +50,7 @@ def read_sidecar(path: Path) -> Any:
 @cache
 def tokenizers() -> list[bytes]:
     """A SentencePiece model of 300 pieces."""
-    from pgolf.train.corpus import train_tokenizer
+    from pgolf.data.corpus import train_tokenizer
 
     rng = np.random.default_rng(0)
     words = ["".join(map(chr, rng.integers(97, 123, rng.integers(1, 8)))) for _ in range(200)]
@@ -60,11 +61,11 @@ def tokenizers() -> list[bytes]:
 
 def read_tokenizer(path: Path) -> Any:
     """Bytes of a text by a tokenizer's pieces."""
-    from pgolf.train import bpb
+    from pgolf.data.tokenizers import stream_bytes, token_bytes
 
-    lut = bpb.token_bytes(path)
+    lut = token_bytes(path)
     tokens = np.arange(300, dtype=np.uint16)
-    return [bpb.stream_bytes(tokens, lut, convention=rule).tobytes() for rule in ("exact", "contest")]
+    return [stream_bytes(tokens, lut, convention=rule).tobytes() for rule in ("exact", "contest")]
 
 
 # ---- checkpoints
@@ -106,7 +107,7 @@ def safetensors() -> list[bytes]:
 
 def read_checkpoint(path: Path) -> Any:
     """Names, dtypes and bits of a checkpoint."""
-    from pgolf import checkpoint
+    from pgolf.models import checkpoint
 
     tensors = checkpoint.read(path).state_dict()
     return [(name, str(t.dtype), list(t.shape), checkpoint.to_bytes(t)) for name, t in sorted(tensors.items())]
@@ -120,8 +121,8 @@ def configs() -> list[bytes]:
 @cache
 def _gpt() -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and state dict of a small model of ours."""
-    from pgolf.train.model import GPT
-    from pgolf.train.recipes import RECIPES, override
+    from pgolf.train.loop.recipes import RECIPES, override
+    from pgolf.train.model.gpt import GPT
 
     words = "vocab_size=64,dim=32,heads=2,kv_heads=1,rope_dims=8,seq_len=16,batch_size=4,steps=12"
     recipe = override(RECIPES["tiny"], words.split(","))
@@ -132,15 +133,16 @@ def read_config(path: Path) -> Any:
     """A Hugging Face folder with this config.json, and the model that it may speak of."""
     import torch
 
-    from pgolf import checkpoint, usermodel
+    from pgolf.models import checkpoint
+    from pgolf.train.model import rebuild
 
     if not (path.parent / "model.safetensors").exists():
         from safetensors.torch import save_file
 
         save_file(_gpt()[1], path.parent / "model.safetensors")
     found = checkpoint.read(path.parent)
-    if usermodel.is_ours(found.config):
-        model = usermodel.from_config(found.config or {}, found.state_dict())
+    if rebuild.is_ours(found.config):
+        model = rebuild.from_config(found.config or {}, found.state_dict())
         model.forward_logits(torch.zeros(1, 4, dtype=torch.int64))
     return sorted(found.config or {})
 
@@ -163,7 +165,7 @@ def curvatures() -> list[bytes]:
     """Of an embedding and a head."""
     import torch
 
-    from pgolf.quant.calibrate import calibrate
+    from pgolf.quant.curvature.collect import calibrate
 
     torch_generator = torch.Generator().manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Embedding(16, 8), torch.nn.Linear(8, 16))
@@ -178,12 +180,13 @@ def read_curvature(path: Path) -> Any:
     """What a pack asks of a curvature file."""
     import torch
 
-    from pgolf import checkpoint, pipeline
-    from pgolf.quant.curvature import Curvature
+    from pgolf.fitting import packing
+    from pgolf.models import checkpoint
+    from pgolf.quant.curvature.store import Curvature
 
     found = Curvature.load(path)
     source = checkpoint.from_mapping({"0.weight": torch.ones(16, 8), "1.weight": torch.ones(16, 8)})
-    known = pipeline.known_curvatures(source, found)
+    known = packing.known_curvatures(source, found)
     return [sorted(known), found.transposed]
 
 
@@ -193,9 +196,9 @@ def read_curvature(path: Path) -> Any:
 @cache
 def results() -> list[bytes]:
     """What `pgolf eval -o` writes of one model."""
-    from pgolf.train.bpb import result_of
-    from pgolf.train.documents import per_document
-    from pgolf.train.results import Result
+    from pgolf.scoring.bpb import result_of
+    from pgolf.scoring.documents import per_document
+    from pgolf.scoring.results import Result
 
     nats, counts = np.random.default_rng(0).uniform(1, 5, 299), np.full(300, 3, np.uint16)
     documents = per_document(nats, counts, np.arange(0, 299, 50))
@@ -205,14 +208,14 @@ def results() -> list[bytes]:
 
 def read_result(path: Path) -> Any:
     """The score in a result, and how it compares with the honest one."""
-    from pgolf.train import compare
-    from pgolf.train import results as saved
+    from pgolf.scoring import paired
+    from pgolf.scoring import results as saved
 
     honest = file("honest.json")
     if not honest.exists():
         honest.write_bytes(results()[0])
     found = saved.read(path)
-    change = compare.difference(saved.read(honest).documents, found.documents)
+    change = paired.difference(saved.read(honest).documents, found.documents)
     return json.dumps([found.summary(), change.to_json()])
 
 
@@ -224,7 +227,7 @@ def logs() -> list[bytes]:
 
 def read_log(path: Path) -> Any:
     """What a resumed run makes of its log."""
-    from pgolf.train.metrics import MetricsLog, columns, read_metrics
+    from pgolf.train.loop.metrics import MetricsLog, columns, read_metrics
 
     MetricsLog(path, keep=2).close()
     rows = read_metrics(path)
@@ -233,10 +236,10 @@ def read_log(path: Path) -> Any:
 
 @cache
 def _trainer() -> Any:
-    from pgolf.train.data import WindowSampler
-    from pgolf.train.loop import Trainer
-    from pgolf.train.model import GPT
-    from pgolf.train.recipes import RECIPES, override
+    from pgolf.data.shards import WindowSampler
+    from pgolf.train.loop.recipes import RECIPES, override
+    from pgolf.train.loop.trainer import Trainer
+    from pgolf.train.model.gpt import GPT
 
     words = "vocab_size=64,dim=32,heads=2,kv_heads=1,rope_dims=8,layers=1,seq_len=16,batch_size=4,steps=12"
     recipe = override(RECIPES["tiny"], words.split(","))
@@ -247,7 +250,7 @@ def _trainer() -> Any:
 @cache
 def states() -> list[bytes]:
     """What a training run saves to be resumed."""
-    from pgolf.train.save import save_state
+    from pgolf.train.loop.save import save_state
 
     path = file("seed-state.pt")
     trainer = _trainer()
@@ -258,7 +261,7 @@ def states() -> list[bytes]:
 
 def read_state(path: Path) -> Any:
     """The step at which a run goes on."""
-    from pgolf.train.save import resume
+    from pgolf.train.loop.save import resume
 
     resume(_trainer(), path, {"seed": 0})
     return _trainer().step_count
@@ -271,7 +274,7 @@ _SCORE = {"bpb": 1.7, "loss": 3.1, "tokens": 2999, "text_bytes": 8997, "score_se
 
 
 def _plan() -> list[Any]:
-    from pgolf.frontier.points import points_of
+    from pgolf.sweep.points import points_of
 
     return points_of("sdclip:int5,rtn:int8", [5000])
 
@@ -285,7 +288,7 @@ def sweeps() -> list[bytes]:
 
 def read_sweep(path: Path) -> Any:
     """The folder of a sweep that goes on."""
-    from pgolf.frontier.folder import open_folder
+    from pgolf.sweep.folder import open_folder
 
     return open_folder(path.parent, _SHARED, _plan(), force=False).plan
 
@@ -302,10 +305,10 @@ def points() -> list[bytes]:
 
 def read_points(path: Path) -> Any:
     """Tables, picture and page of a sweep whose points say this."""
-    from pgolf.frontier import run
-    from pgolf.frontier.folder import BEFORE, Folder
     from pgolf.report import tables
     from pgolf.report.page import frontier_page
+    from pgolf.sweep import run
+    from pgolf.sweep.folder import BEFORE, Folder
 
     folder = Folder(path.parent, tuple(_plan()))
     shutil.rmtree(folder.path / "points", ignore_errors=True)

@@ -12,7 +12,10 @@ import zlib
 
 import numpy as np
 
-COMPILED = ["pgolf.packer.rans_numba", "pgolf.quant.trellis"]  # numba cannot compile instrumented functions
+COMPILED = [
+    "pgolf.packer.backends.rans_numba",
+    "pgolf.quant.rounding.viterbi",
+]  # numba cannot compile instrumented functions
 
 
 def main(name: str, minutes: float) -> None:

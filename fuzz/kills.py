@@ -74,7 +74,7 @@ def _old_or_new(folder: Path, before: Path, done: Path) -> str | None:
 
 
 def _shards(folder: Path) -> None:
-    from pgolf.train.data import write_shard
+    from pgolf.data.shards import write_shard
 
     (folder / "data").mkdir()
     write_shard(folder / "data" / "train_0.bin", np.random.default_rng(0).integers(0, 64, 2000))
@@ -143,24 +143,34 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-_PACKING = ("pgolf.pipeline", "pgolf.quant.trellis", "pgolf.packer.rans_numba")
+_PACKING = ("pgolf.fitting.packing", "pgolf.quant.rounding.viterbi", "pgolf.packer.backends.rans_numba")
 STORIES = {
     "pack": Story(_toy, "pack ckpt.pt --budget 9kB --force", _old_or_new, modules=_PACKING),
     "train": Story(
-        _shards, _TRAIN, _loadable, again=_TRAIN + " --resume", modules=("pgolf.train.run", "matplotlib.pyplot")
+        _shards,
+        _TRAIN,
+        _loadable,
+        again=_TRAIN + " --resume",
+        modules=("pgolf.train.loop.training", "matplotlib.pyplot"),
     ),
     "sweep": Story(
         sweep_inputs,
         _SWEEP,
         _points,
-        modules=(*_PACKING, "pgolf.frontier.run", "pgolf.train.bpb", "pgolf.quant.calibrate", "matplotlib.pyplot"),
+        modules=(
+            *_PACKING,
+            "pgolf.sweep.run",
+            "pgolf.scoring.bpb",
+            "pgolf.quant.curvature.collect",
+            "matplotlib.pyplot",
+        ),
     ),
     "export": Story(
         _scripts,
         "export ckpt.pgolf --script new.py -o out --force",
         _either_folder,
         before=("pack ckpt.pt --budget 9kB --force", "export ckpt.pgolf --script old.py -o out"),
-        modules=(*_PACKING, "pgolf.submission", "python_minifier"),
+        modules=(*_PACKING, "pgolf.submission.export", "python_minifier"),
     ),
 }
 

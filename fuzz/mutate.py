@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from pgolf.errors import ArtifactError
-from pgolf.packer import container, general
-from pgolf.packer.container import END_SIZE, PREAMBLE_SIZE
+from pgolf.packer.coder import general
+from pgolf.packer.format import container
+from pgolf.packer.format.container import END_SIZE, PREAMBLE_SIZE
 
 ODD = (0, 1, -1, 2, 3, 255, 511, 1 << 15, 1 << 20, 1 << 31, 1 << 39, 1 << 70, True, None, 1.5, "", "rans", [], {})
 _ODDER = (*ODD, float("nan"), float("inf"), -1.5, 1e300, 10**400, "x" * 300, [1, "a"], {"a": None})

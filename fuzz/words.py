@@ -19,7 +19,7 @@ SETTINGS = [b"minutes=1,dim=32,heads=2,kv_heads=1,rope_dims=8", b"steps=12", b"t
 
 def read_size(text: str) -> Any:
     """Bytes of "16MB"."""
-    from pgolf.sizes import parse_size
+    from pgolf.common.sizes import parse_size
 
     return parse_size(text)
 
@@ -28,7 +28,7 @@ def read_rule(text: str) -> Any:
     """The plan that a `--set` makes for a few tensors."""
     import torch
 
-    from pgolf import plan
+    from pgolf.fitting import plan
 
     tensors = {
         "tok_emb.weight": torch.ones(64, 48),
@@ -43,9 +43,9 @@ def read_qat(text: str) -> Any:
     """What `--qat` and `--qat-set` make of a model."""
     import torch
 
-    from pgolf.quant.curvature import Curvature
-    from pgolf.train.qat import QAT as Hooks
-    from pgolf.train.qat_settings import parse_options
+    from pgolf.quant.curvature.store import Curvature
+    from pgolf.train.qat.hooks import QAT as Hooks
+    from pgolf.train.qat.settings import parse_options
 
     hooks = Hooks(torch.nn.Linear(48, 64), curvature=Curvature(), **vars(parse_options(text)))
     try:
@@ -56,13 +56,13 @@ def read_qat(text: str) -> Any:
 
 def read_methods(text: str) -> Any:
     """The points of a sweep, and how each is packed."""
-    from pgolf.frontier.points import points_of
+    from pgolf.sweep.points import points_of
 
     return [str(point.how()) + point.key for point in points_of(text, [5000])]
 
 
 def read_settings(text: str) -> Any:
     """The recipe that `--set`s of train make."""
-    from pgolf.train.recipes import RECIPES, override
+    from pgolf.train.loop.recipes import RECIPES, override
 
     return override(RECIPES["tiny"], text.split(","))

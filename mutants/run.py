@@ -1,4 +1,4 @@
-"""`make mutants`: small faults put into pgolf/packer one at a time; a test must fail for each.
+"""`make mutants`: small faults put into what codes and decodes one at a time; a test must fail for each.
 
     python -m mutants.run [--minutes M] [--module NAME]... [--skip N] [--jobs J]
 
@@ -40,7 +40,7 @@ from mutants.operators import Mutant, mutants
 from mutants.selection import Honest, Ordered, Recorder
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "pgolf/packer"
+PACKAGE = "pgolf"
 COPIED = ("pgolf", "tests", "fuzz", "docs", "examples", "benchmarks", "mutants", "pyproject.toml", "README.md")
 HEAVY = (
     "torch",
@@ -62,34 +62,39 @@ Result = tuple[str, Mutant, str]
 
 # The tests of each module: its own, then a user's.
 TESTS = {
-    "__init__": ("artifact", "lossless"),
-    "artifact": ("artifact", "golden"),
-    "aside": ("spread", "stream"),
-    "code": ("code", "artifact"),
-    "codec": ("codec", "golden"),
-    "compiled": ("rans", "host"),
-    "container": ("container", "artifact"),
-    "families": ("families", "stream", "golden"),
-    "general": ("general", "artifact"),
-    "host": ("host", "golden"),
-    "lossless": ("lossless",),
-    "plain": ("codec", "golden"),
-    "plane": ("plane", "golden"),
-    "rans": ("rans", "stream", "golden"),
-    "rans_numba": ("rans", "spread"),
-    "spread": ("spread", "codec", "golden"),
-    "stream": ("stream", "golden"),
-    "strips": ("spread", "rans", "golden"),
-    "stub": ("stub", "code"),
-    "stub_parts": ("stub",),
-    "tables": ("tables", "stream", "golden"),
-    "threads": ("threads",),
-    "trellis": ("trellis", "stream"),
-    "weights": ("stub",),
+    "code/script": ("code/script",),
+    "code/stand_in": ("code/stub",),
+    "code/stub": ("code/stub", "code/script"),
+    "code/stub_parts": ("code/stub",),
+    "code/weigh": ("code/script", "packer/artifact"),
+    "common/files": ("common/files",),
+    "common/threads": ("common/threads",),
+    "packer/__init__": ("packer/artifact", "packer/arrays"),
+    "packer/arrays": ("packer/arrays",),
+    "packer/backends/compiled": ("packer/rans", "packer/host"),
+    "packer/backends/host": ("packer/host", "packer/golden"),
+    "packer/backends/loops": ("packer/rans", "packer/host"),
+    "packer/backends/rans_numba": ("packer/rans", "packer/spread"),
+    "packer/coder/aside": ("packer/spread", "packer/stream"),
+    "packer/coder/codec": ("packer/codec", "packer/golden"),
+    "packer/coder/families": ("packer/families", "packer/stream", "packer/golden"),
+    "packer/coder/layout": ("packer/rans",),
+    "packer/coder/rans": ("packer/rans", "packer/stream", "packer/golden"),
+    "packer/coder/spread": ("packer/spread", "packer/codec", "packer/golden"),
+    "packer/coder/stream": ("packer/stream", "packer/golden"),
+    "packer/coder/strips": ("packer/spread", "packer/rans", "packer/golden"),
+    "packer/coder/tables": ("packer/tables", "packer/stream", "packer/golden"),
+    "packer/coder/trellis": ("quant/trellis", "packer/stream"),
+    "packer/format/artifact": ("packer/artifact", "packer/golden"),
+    "packer/format/container": ("packer/container", "packer/artifact"),
+    "packer/coder/general": ("packer/general", "packer/artifact"),
+    "packer/format/plain": ("packer/codec", "packer/golden"),
+    "packer/plane": ("packer/plane", "packer/golden"),
+    "packer/weights": ("code/stub",),
 }
 SLOW = "mutated_artifacts or what_pack_writes or bombs or may_lie or number_of_threads or wrap_around"  # left out
-INTERPRETED = {"host", "rans_numba"}
-REBUILT = {"rans", "tables"}  # compiled loops hold these modules' constants
+INTERPRETED = {"packer/backends/host", "packer/backends/rans_numba"}
+REBUILT = {"packer/coder/layout", "packer/coder/tables"}  # compiled loops hold these modules' constants
 
 
 def main() -> None:
@@ -190,7 +195,7 @@ def _honest(tree: Path, module: str) -> str:
 
 def _kept(tree: Path, module: str) -> Path:
     """The file of what the honest tests of a module do."""
-    return tree.with_name(f"{module}.json")
+    return tree.with_name(f"{module.replace('/', '.')}.json")
 
 
 def _trial(seconds: float, tests: Callable[[], int]) -> str:
@@ -230,7 +235,7 @@ def _tests(tree: Path, module: str, plugin: object, rebuilt: bool) -> int:
     sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
     _numba(module, str(tree.parent / f"rebuilt-{tree.name}") if rebuilt else "")
-    files = [f"tests/test_{name}.py" for name in TESTS[module]]
+    files = ["tests/{}/test_{}.py".format(*name.split("/")) for name in TESTS[module]]
     return int(pytest.main(["-x", "--assert=plain", "-k", f"not ({SLOW})", *files], plugins=[plugin]))
 
 

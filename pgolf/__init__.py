@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgolf.anatomy import diff, inspect
-    from pgolf.forecast import Estimate, estimate
-    from pgolf.kernels.modules import load_module
-    from pgolf.pipeline import load, load_into, pack
-    from pgolf.quant.calibrate import calibrate
-    from pgolf.quant.curvature import Curvature
+    from pgolf.fitting.estimate import Estimate, estimate
+    from pgolf.fitting.packing import pack
+    from pgolf.loading.anatomy import diff, inspect
+    from pgolf.loading.dense import load, load_into
+    from pgolf.loading.modules import load_module
+    from pgolf.quant.curvature.collect import calibrate
+    from pgolf.quant.curvature.store import Curvature
     from pgolf.report import Report
 
 __version__ = "0.1.0"
@@ -25,10 +26,10 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "pack": "pipeline", "load": "pipeline", "load_into": "pipeline", "load_module": "kernels.modules",
-    "diff": "anatomy", "inspect": "anatomy",
-    "calibrate": "quant.calibrate", "Curvature": "quant.curvature", "Report": "report",
-    "estimate": "forecast", "Estimate": "forecast",
+    "pack": "fitting.packing", "load": "loading.dense", "load_into": "loading.dense", "load_module": "loading.modules",
+    "diff": "loading.anatomy", "inspect": "loading.anatomy",
+    "calibrate": "quant.curvature.collect", "Curvature": "quant.curvature.store", "Report": "report",
+    "estimate": "fitting.estimate", "Estimate": "fitting.estimate",
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class Counting(nn.Module):
 
 def sweep_inputs(folder: Path) -> None:
     """What `pgolf sweep` needs, in `folder`: ckpt.pt, toy.py, val.bin and bytes.bin; logits of a trained model's size."""
-    from pgolf.train.data import write_shard
+    from pgolf.data.shards import write_shard
 
     state = toy_state()
     state["tok_emb.weight"] *= 0.2

@@ -22,7 +22,7 @@ from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("cli", "golden", "packer_boundary", "stub")
+TESTS = ("commands/test_cli", "packer/test_golden", "packer/test_boundary", "code/test_stub")
 COPIED = ("tests", "fuzz", "pyproject.toml")
 OUTSIDE = {
     name: value for name, value in os.environ.items() if name != "PYTHONPATH"
@@ -104,7 +104,7 @@ def check_tests(python: Path, outside: Path) -> None:
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, outside / name)
-    files = [f"tests/test_{name}.py" for name in TESTS]
+    files = [f"tests/{name}.py" for name in TESTS]
     subprocess.run([python, "-m", "pytest", *files], cwd=outside, check=True, env=OUTSIDE)
 
 

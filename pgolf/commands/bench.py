@@ -29,7 +29,7 @@ def bench(
     import torch
 
     from pgolf import report
-    from pgolf.kernels import bench as measurements
+    from pgolf.commands import bench_kernels as measurements
     from pgolf.kernels.device import need, triton
 
     refuse_unwritable(out)

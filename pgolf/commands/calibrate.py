@@ -29,7 +29,7 @@ def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any)
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
     """
-    from pgolf import checkpoint
+    from pgolf.models import checkpoint
 
     refuse_overwrite(out, force)
     with progress_bars() as progress:

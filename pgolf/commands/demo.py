@@ -22,8 +22,8 @@ def demo(out: Path, seed: int, quick: bool, as_json: bool) -> None:
 
     Example: pgolf demo -o demo-out
     """
-    from pgolf import demo as story
     from pgolf.report import tables
+    from pgolf.sweep import showcase as story
 
     with progress_bars() as progress:
         result = story.run(out, seed=seed, quick=quick, progress=progress)

@@ -19,7 +19,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
     Example: pgolf diff small.pgolf large.pgolf
     """
-    from pgolf import anatomy
+    from pgolf.loading import anatomy
     from pgolf.report import tables
 
     facts = anatomy.diff(a, b)

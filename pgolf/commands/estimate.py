@@ -25,8 +25,10 @@ def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: 
 
     Example: pgolf estimate ckpt.pt --budget 16MB --code train.py
     """
-    from pgolf import checkpoint, forecast, report
-    from pgolf.quant.curvature import Curvature
+    from pgolf import report
+    from pgolf.fitting import estimate as forecast
+    from pgolf.models import checkpoint
+    from pgolf.quant.curvature.store import Curvature
 
     curvature = Curvature.load(curvature_file) if curvature_file else None
     found = forecast.estimate(checkpoint.read(ckpt), curvature=curvature, **options)

@@ -15,6 +15,7 @@ import click
 
 from pgolf.commands.models import is_artifact, model_with
 from pgolf.commands.shared import Progress, json_option, model_options, print_lines, progress_bars, refuse_unwritable
+from pgolf.data import tokenizers
 from pgolf.errors import AuditError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from pgolf.train.audit import Check
-    from pgolf.train.compare import Estimate
-    from pgolf.train.reading import Reading
-    from pgolf.train.results import Result
-    from pgolf.train.static import StaticLosses
+    from pgolf.scoring.audit import Check
+    from pgolf.scoring.paired import Estimate
+    from pgolf.scoring.reading import Reading
+    from pgolf.scoring.results import Result
+    from pgolf.scoring.static import StaticLosses
 
     Scorer = Callable[..., NDArray[np.floating]]  # (tokens [N], progress=) -> nats [N - 1]
 
@@ -83,8 +84,8 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     """
     from pgolf import report
     from pgolf.kernels.device import need
-    from pgolf.train import compare
-    from pgolf.train.results import is_result
+    from pgolf.scoring import paired as compare
+    from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
@@ -127,7 +128,7 @@ class _Text:
 
 
 def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
-    from pgolf.train import results
+    from pgolf.scoring import results
 
     if options["audit"]:
         raise UsageError(f"--audit needs the model, not its saved result {path}")
@@ -137,8 +138,8 @@ def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
 def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
     """The score of a model and, if asked for, its audit."""
     from pgolf.kernels.device import need
-    from pgolf.train import bpb, documents, results
-    from pgolf.train.static import to_device
+    from pgolf.scoring import bpb, documents, results
+    from pgolf.scoring.static import to_device
 
     device, reading = need(options["device"]), _reading(options)
     starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
@@ -157,12 +158,13 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
 
 
 def _text(options: dict[str, Any]) -> _Text:
-    from pgolf.train import bpb, data
-    from pgolf.train import sidecar as sidecars
+    from pgolf.data import shards
+    from pgolf.data import sidecar as sidecars
+    from pgolf.scoring import bpb
 
     if not options["data"]:
         raise UsageError("eval needs --data VAL.bin, a token shard to score")
-    tokens = data.read_shard(options["data"])
+    tokens = shards.read_shard(options["data"])
     tokenizer, sidecar = options["tokenizer"], options["sidecar"]
     counts = sidecars.byte_counts(
         options["data"], tokens, tokenizer=tokenizer, sidecar=sidecar, convention=options["count"]
@@ -170,15 +172,15 @@ def _text(options: dict[str, Any]) -> _Text:
     found = None if sidecar else sidecars.beside(options["data"])
     bos = options["bos"]
     if bos is None and tokenizer:
-        bos = bpb.load_tokenizer(tokenizer).bos_id()
+        bos = tokenizers.load_tokenizer(tokenizer).bos_id()
     known = bos is not None and bos >= 0  # SentencePiece says -1 for none
     total = bpb.num_targets(tokens, counts, options["max_tokens"])
     return _Text(tokens, counts, bos if known else DEFAULT_BOS, total, f"bytes of {found.name}" if found else "")
 
 
 def _reading(options: dict[str, Any]) -> Reading:
-    from pgolf.train import ttt
-    from pgolf.train.reading import Reading
+    from pgolf.scoring import ttt
+    from pgolf.scoring.reading import Reading
 
     given = {name: options[f"ttt_{name}"] for name in ("rank", "chunk", "lr") if options[f"ttt_{name}"] is not None}
     if given and not options["ttt"]:
@@ -189,8 +191,8 @@ def _reading(options: dict[str, Any]) -> Reading:
 
 def _fast_losses(model: nn.Module, reading: Reading, options: dict[str, Any]) -> StaticLosses | None:
     """For windows; test-time training and a scorer of the user's go their own ways."""
-    from pgolf.quant.logits import logits_of
-    from pgolf.train.static import StaticLosses
+    from pgolf.models.logits import logits_of
+    from pgolf.scoring.static import StaticLosses
 
     if reading.ttt or options["scorer"]:
         return None
@@ -202,7 +204,7 @@ def _scorer(
     model: nn.Module, reading: Reading, bos: int, options: dict[str, Any], losses: StaticLosses | None = None
 ) -> Scorer:
     """The one function that makes the figure and that the audit examines."""
-    from pgolf import usermodel
+    from pgolf.models import usermodel
 
     if not options["scorer"]:
         fast = {"losses": losses, "batch_size": losses.batch_size} if losses else {}
@@ -233,10 +235,10 @@ def _audit(
     """Experiments on the scorer that gave `nats`, then the text's bytes and the size."""
     import torch
 
-    from pgolf.quant.logits import device_of, logits_of
-    from pgolf.sizes import parse_size
-    from pgolf.submission import counted_bytes
-    from pgolf.train import audit
+    from pgolf.code.weigh import counted_bytes
+    from pgolf.common.sizes import parse_size
+    from pgolf.models.logits import device_of, logits_of
+    from pgolf.scoring import audit
 
     sample = audit.sample(text.scored, text.bos, prefix=reading.audit_prefix, crosses=reading.crosses)
     one = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))

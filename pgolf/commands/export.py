@@ -36,8 +36,9 @@ def export(
 
     Example: pgolf export model.pgolf --script train.py -o submission
     """
-    from pgolf import report, submission
-    from pgolf.sizes import parse_size
+    from pgolf import report
+    from pgolf.common.sizes import parse_size
+    from pgolf.submission import export as submission
 
     if check is not None:
         if art is not None or scripts or out is not None:

@@ -26,8 +26,8 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
 
     Example: pgolf inspect model.pgolf --html model.html
     """
-    from pgolf import anatomy
-    from pgolf.quant.curvature import Curvature
+    from pgolf.loading import anatomy
+    from pgolf.quant.curvature.store import Curvature
     from pgolf.report import anatomy_page, tables, write_text
 
     if html is not None:

@@ -11,19 +11,20 @@ from pgolf.errors import ArtifactError, ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pgolf.checkpoint import Checkpoint
-    from pgolf.quant.curvature import Curvature
+    from pgolf.models.checkpoint import Checkpoint
+    from pgolf.quant.curvature.store import Curvature
 
 CONTEXT = 1024  # tokens of a calibration sequence unless --seq-len says otherwise
 
 
 def model_with(source: Path, spec: str | None) -> nn.Module:
     """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights."""
-    from pgolf import checkpoint, pipeline
+    from pgolf.loading import dense
+    from pgolf.models import checkpoint
 
     if is_artifact(source):
-        entries, meta = pipeline.read(source)
-        state, config = pipeline.dense(entries), meta.get("config")
+        entries, meta = dense.read(source)
+        state, config = dense.tensors_of(entries), meta.get("config")
     else:
         found = checkpoint.read(source)
         state, config = found.state_dict(), found.config
@@ -32,7 +33,7 @@ def model_with(source: Path, spec: str | None) -> nn.Module:
 
 def is_artifact(source: Path) -> bool:
     """Whether a file begins as our artifacts do. Raises ArtifactError if it cannot be read."""
-    from pgolf.packer.container import MAGIC
+    from pgolf.packer.format.container import MAGIC
 
     try:
         with source.open("rb") as file:
@@ -43,18 +44,19 @@ def is_artifact(source: Path) -> bool:
 
 def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str) -> nn.Module:
     """The user's model at FILE.py:NAME, or ours from the configuration, holding `state`. what: for the message."""
-    from pgolf import usermodel
+    from pgolf.models import usermodel
+    from pgolf.train.model import rebuild
 
     if spec is not None:
         return usermodel.load(spec, state)
     if config is None:
         raise ModelError(f"{what} does not say which model it is: add --model FILE.py:NAME")
-    return usermodel.from_config(config, state)
+    return rebuild.from_config(config, state)
 
 
 def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options: dict[str, Any]) -> Curvature:
     """The curvature of a checkpoint's model over the text that --calib names."""
-    from pgolf.quant.calibrate import calibrate
+    from pgolf.quant.curvature.collect import calibrate
 
     model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
     batches = _calibration_tokens(model, calib, progress, options)
@@ -70,7 +72,7 @@ def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options:
 
 def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]) -> Tensor:
     """int64 [N, T] token ids: from a shard, sampled from the model itself, or random."""
-    from pgolf.train.data import WindowSampler, read_shard
+    from pgolf.data.shards import WindowSampler, read_shard
 
     num_tokens, context = options["tokens"], options.get("seq_len") or CONTEXT
     if calib in {"self", "random"}:
@@ -82,16 +84,16 @@ def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, option
 
 def _invented_tokens(model: nn.Module, calib: str, context: int, progress: Progress, options: dict[str, Any]) -> Tensor:
     """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
-    from pgolf.quant import selfgen
+    from pgolf.quant.curvature import selftext
 
     seed, logits = options["seed"], options["logits"]
-    length = selfgen.usable_length(model, context, logits=logits)
+    length = selftext.usable_length(model, context, logits=logits)
     sequences = max(1, options["tokens"] // length)
     if calib == "random":
-        return selfgen.random_tokens(
-            selfgen.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
+        return selftext.random_tokens(
+            selftext.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
         )
-    return selfgen.self_generate(
+    return selftext.self_generate(
         model,
         sequences=sequences,
         length=length,

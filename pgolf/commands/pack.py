@@ -24,8 +24,8 @@ from pgolf.commands.shared import (
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pgolf.checkpoint import Checkpoint
-    from pgolf.quant.curvature import Curvature
+    from pgolf.models.checkpoint import Checkpoint
+    from pgolf.quant.curvature.store import Curvature
 
 TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 
@@ -82,8 +82,10 @@ def pack(
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
-    from pgolf import checkpoint, pipeline, report
-    from pgolf.plan import KEEP
+    from pgolf import report
+    from pgolf.fitting import packing
+    from pgolf.fitting.plan import KEEP
+    from pgolf.models import checkpoint
     from pgolf.quant import Settings
 
     out = out or _default_name(ckpt)
@@ -92,7 +94,7 @@ def pack(
     source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)
-        made = pipeline.pack(
+        made = packing.pack(
             source,
             out,
             budget=budget,
@@ -137,8 +139,8 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
 def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, Any]) -> Curvature | None:
     """The curvature that --curvature, --model and --calib ask for; None where the method has no use for any."""
     from pgolf.quant import METHODS
-    from pgolf.quant.curvature import Curvature
-    from pgolf.usermodel import is_ours
+    from pgolf.quant.curvature.store import Curvature
+    from pgolf.train.model.rebuild import is_ours
 
     if options["curvature_file"]:
         return Curvature.load(options["curvature_file"])

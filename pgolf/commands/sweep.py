@@ -15,9 +15,9 @@ from pgolf.commands.shared import json_option, model_options, print_lines, print
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pgolf.checkpoint import Checkpoint
-    from pgolf.frontier.points import Point
-    from pgolf.frontier.setup import Setup
+    from pgolf.models.checkpoint import Checkpoint
+    from pgolf.sweep.points import Point
+    from pgolf.sweep.setup import Setup
 
 MOST_JOBS = 4  # by default: each process holds the model, its curvature and several trials of a pack
 
@@ -74,7 +74,7 @@ def sweep(ckpts: tuple[Path, ...], out: Path, as_json: bool, seeds: bool, **opti
 
     Example: pgolf sweep ckpt.pt --model train.py:GPT --data val.bin --tokenizer t.model --bits 2,3,4 -o sweep
     """
-    from pgolf.frontier.seeds import over_seeds
+    from pgolf.sweep.seeds import over_seeds
 
     if seeds != (len(ckpts) > 1):
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
@@ -86,16 +86,16 @@ def sweep(ckpts: tuple[Path, ...], out: Path, as_json: bool, seeds: bool, **opti
 
 
 def _executor(options: dict[str, Any]) -> Any:
-    from pgolf.frontier import executors
-    from pgolf.packer.threads import workers
+    from pgolf.common.threads import workers
+    from pgolf.sweep import executors
 
     return executors.executor(options["jobs"] or min(workers(), MOST_JOBS), options["dask"])
 
 
 def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The sweep of one checkpoint."""
-    from pgolf import checkpoint
-    from pgolf.frontier import run
+    from pgolf.models import checkpoint
+    from pgolf.sweep import run
 
     source = checkpoint.read(ckpt)
     baseline = None if options["baseline"] == "none" else options["baseline"]
@@ -118,8 +118,8 @@ def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> di
 
 def _points(source: Checkpoint, options: dict[str, Any], baseline: str | None) -> tuple[list[Point], str | None]:
     """Every point to measure, and the series that the others are compared with."""
-    from pgolf.frontier.points import points_of
-    from pgolf.sizes import parse_size
+    from pgolf.common.sizes import parse_size
+    from pgolf.sweep.points import points_of
 
     weights = sum(t.numel() for t in source.tensors.values())
     budgets = [parse_size(text) for text in _words(options["budgets"])]
@@ -149,8 +149,8 @@ def _number(text: str) -> float:
 
 def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:
     """What the points share, and how the curvature is made, as JSON ({} for none)."""
-    from pgolf.frontier.setup import Setup, file_hash
-    from pgolf.train.sidecar import beside
+    from pgolf.data.sidecar import beside
+    from pgolf.sweep.setup import Setup, file_hash
 
     counts = options["sidecar"] or beside(options["data"])
     if not (options["tokenizer"] or counts):

@@ -21,7 +21,7 @@ def tokenize(files: tuple[Path, ...], out: Path, vocab_size: int, caseops: bool,
 
     Example: pgolf tokenize book.txt manual.txt -o data
     """
-    from pgolf.train import corpus
+    from pgolf.data import corpus
 
     made = corpus.tokenize(files, out, vocab_size=vocab_size, with_caseops=caseops)
     if as_json:

@@ -25,14 +25,15 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
 
     Example: pgolf unpack model.pgolf -o model.safetensors
     """
-    from pgolf import huggingface, pipeline
+    from pgolf.loading import dense
+    from pgolf.models import huggingface
 
     as_folder = like is not None or out.is_dir() or not out.suffix
     if not as_folder and out.suffix not in {".safetensors", ".pt"}:
         raise UsageError(f"-o {out}: the name must end in .safetensors or .pt, or be a folder's")
     refuse_overwrite(out / huggingface.WEIGHTS if out.is_dir() else out, force)
-    entries, meta = pipeline.read(art)
-    state = pipeline.dense(entries)
+    entries, meta = dense.read(art)
+    state = dense.tensors_of(entries)
     more = ""
     if as_folder:
         names = huggingface.write(out, state, meta.get("config"), like)
@@ -48,8 +49,8 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
 def _write_file(out: Path, state: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    from pgolf.checkpoint import torch_save
-    from pgolf.packer.container import replacing
+    from pgolf.common.files import replacing
+    from pgolf.models.checkpoint import torch_save
 
     if out.suffix == ".pt":
         torch_save(state, out)

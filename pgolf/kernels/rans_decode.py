@@ -1,4 +1,4 @@
-"""`rans_decode`: the coder's lanes to codes, a thread a lane, the same bits as `pgolf.packer.rans.decode`.
+"""`rans_decode`: the coder's lanes to codes, a thread a lane, the same bits as `pgolf.packer.coder.rans.decode`.
 
 What will surprise you:
 * A lane's next symbol waits for its last, and there are only a few thousand lanes. So what counts is the number of
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
-from pgolf.packer import rans
-from pgolf.packer.strips import Sums, lane_bounds
+from pgolf.packer.coder import rans
+from pgolf.packer.coder.layout import TABLE, contexts_by_strip
+from pgolf.packer.coder.strips import Sums, lane_bounds
 
 Array = NDArray[Any]
 
@@ -57,7 +58,7 @@ def rans_decode(
     lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
     freqs: Array, codes: Array, after: Array, device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """int16 [N] codes in strip order on `device`, as `pgolf.packer.rans.decode`, whose arguments these are.
+    """int16 [N] codes in strip order on `device`, as `pgolf.packer.coder.rans.decode`, whose arguments these are.
 
     Raises ArtifactError if a lane does not end where it must.
     """
@@ -109,7 +110,7 @@ class Stream:
         """From the arguments of `rans_decode`."""
         states, counts = lanes
         bounds = lane_bounds(starts, len(states))
-        base, first_row, rows, lookup = rans.contexts_by_strip(sums, lookups)
+        base, first_row, rows, lookup = contexts_by_strip(sums, lookups)
         arrays = (
             states.astype(np.uint32).view(np.int32),
             np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
@@ -126,7 +127,7 @@ class Stream:
 def _marked(lookup: Array, codes: Array) -> Array:
     """uint16: contexts, with DOUBLE where symbol 129, the value 1, does not stand for the code 1."""
     double = np.append(codes.reshape(-1, 256)[:, 129] != 1, False)
-    marked: Array = lookup | DOUBLE * double.take(lookup & rans.TABLE, mode="clip").astype(np.uint16)
+    marked: Array = lookup | DOUBLE * double.take(lookup & TABLE, mode="clip").astype(np.uint16)
     return marked
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.packer import artifact, container
+from pgolf.packer.format import artifact, container
 
 
 def load(path: str, torch: Any = None) -> dict[str, Any]:

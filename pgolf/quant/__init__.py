@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from pgolf.packer.plane import Plane
-from pgolf.quant import auto, gptq, gptq_lite, quick, rtn, sdclip
-from pgolf.quant.curvature import MatrixCurvature
+from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.methods import auto, gptq, gptq_lite, quick, rtn, sdclip
 from pgolf.quant.settings import Settings
 
 Quantize = Callable[[Tensor, MatrixCurvature | None, Settings], Plane]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pgolf.errors import UsageError
+from pgolf.packer.coder.trellis import PARITY_CHECKS
 from pgolf.packer.plane import HALF
-from pgolf.packer.trellis import PARITY_CHECKS
 
 RANGES = {  # beyond them a setting says nothing: damping of 10^6 leaves no curvature
     "damp_inputs": (0, 10**6), "damp_outputs": (0, 10**6), "unbias": (-2, 2), "two_sided": (0, 1),

@@ -4,7 +4,7 @@ packing.py: one pack. tables.py: the terminal. frontier.py: all of a sweep (plot
 themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact.
 """
 
-from pgolf.report.files import write_json, write_text
+from pgolf.common.files import write_json, write_text
 from pgolf.report.packing import Report, TensorRow, estimate_lines, pack_summary, pack_table, submission_table
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgolf.report.files import write_text
+from pgolf.common.files import write_text
 from pgolf.report.page import frontier_page
 from pgolf.report.plots import frontier_png
 from pgolf.report.svg import frontier_svg

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from pgolf.sizes import show_size
+from pgolf.common.sizes import show_size
 
 if TYPE_CHECKING:
     from rich.table import Table

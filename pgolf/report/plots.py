@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgolf.packer.container import replacing
+from pgolf.common.files import replacing
 from pgolf.report.curves import LIGHT, MARKS, Curve, curves, height, log_ticks, show_bytes
 
 

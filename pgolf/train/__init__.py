@@ -13,11 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgolf.train.qat import QAT
-    from pgolf.train.qat_settings import QATSettings
+    from pgolf.train.qat.hooks import QAT
+    from pgolf.train.qat.settings import QATSettings
 
 __all__ = ["QAT", "QATSettings"]
-_HOMES = {"QAT": "qat", "QATSettings": "qat_settings"}
+_HOMES = {"QAT": "qat.hooks", "QATSettings": "qat.settings"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""What a submission's code weighs: scripts minified and self-extracting, the decoder written out of the packer's own source."""

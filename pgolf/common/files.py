@@ -1,0 +1,89 @@
+"""Files written whole or not at all: a reader sees the old one or the new one, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
+
+    It is a temporary sibling, synced and then renamed, so a reader sees the old file or the whole new one. It is locked
+    while it is written: what a killed process left behind is unlocked, and the next writer of `path` removes it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was to be written there", str(path))
+    _remove_abandoned(path)
+    file, name = _locked_sibling(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # Windows renames closed files only
+            os.replace(name, path)
+    except BaseException as error:
+        name.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, name, str(name)}:
+            error.filename = str(path)  # a full disk does not say where
+        raise
+
+
+def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside `path`, with the permissions that the user's umask gives, and its name."""
+    while True:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            file = open(name, "xb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            error.filename = str(path)  # nobody knows the temporary name
+            raise
+        lock(file.fileno(), wait=True)
+        if name.exists():  # else a cleaner took it between creation and lock
+            return file, name
+        file.close()
+
+
+def _remove_abandoned(path: Path) -> None:
+    for name in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), name.open("rb") as file:
+            if lock(file.fileno()):
+                name.unlink()
+
+
+def lock(file: int, wait: bool = False) -> bool:
+    """Whether the open file or folder is ours alone now; where there are no such locks it never is, and nothing is tidied up."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""What pgolf does in a job of several processes: rank 0 packs for all.
+
+What will surprise you:
+* A failure on one rank is told to every rank before anything else is exchanged: all raise, none waits for ever.
+* Without an initialised process group of more than one rank nothing of torch.distributed is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import distributed
+
+from pgolf.errors import PgolfError
+
+Result = TypeVar("Result")
+
+
+def grouped() -> bool:
+    """Whether this process works together with others."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, 0 where it is alone."""
+    return distributed.get_rank() if grouped() else 0
+
+
+def on_first(work: Callable[[], Result]) -> Result:
+    """What `work` returns on rank 0, on every rank; the others wait. What it raises is raised on every rank."""
+    if not grouped():
+        return work()
+    result, error = tried(work) if rank() == 0 else (None, None)
+    message = [(result, told(error))]
+    distributed.broadcast_object_list(message, src=0)
+    if error is not None:
+        raise error
+    result, failure = message[0]
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]
+
+
+def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
+    """(what `work` returns, None), or (None, what it raises)."""
+    try:
+        return work(), None
+    except BaseException as error:  # an interrupt, too, must not leave the others waiting
+        return None, error
+
+
+def told(error: BaseException | None) -> PgolfError | None:
+    """The error as the other ranks raise it."""
+    if error is None or isinstance(error, PgolfError):
+        return error
+    return PgolfError(f"another rank failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})")

@@ -1,0 +1,1 @@
+"""Tokens and text: shards on disk, tokenizers and the bytes that their tokens stand for, corpora."""

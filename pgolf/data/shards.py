@@ -1,0 +1,152 @@
+"""Token shards of the contest, and the order in which training reads them.
+
+What will surprise you:
+* A shard is never read whole: `read_shard` maps the file, and everything here touches it in pieces.
+* Batches are a pure function of (seed, step). Nothing has to be saved to resume, and ranks need not talk to each other.
+* Each epoch shifts all windows by a random phase, so a token does not always stand at the same place of its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgolf.common.files import replacing
+from pgolf.errors import DataError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4  # 256 little-endian int32: magic, version, token count, zeros
+CHUNK = 1 << 20  # tokens looked at together when a shard is streamed
+
+Tokens = NDArray[np.uint16]
+
+
+def read_shard(path: str | Path) -> Tokens:
+    """The tokens of one shard, uint16 [N], mapped read-only. DataError unless header and file size agree."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        header = np.fromfile(path, "<i4", count=HEADER_BYTES // 4)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    count = _checked_count(path, header, size)
+    if count == 0:
+        return np.zeros(0, np.uint16)  # an empty file cannot be mapped
+    return np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> int:
+    if header.size < 1 or header[0] != MAGIC:
+        raise DataError(f"{path} is not a token shard: its first word should be {MAGIC}")
+    if size < HEADER_BYTES:
+        raise DataError(f"{path} is truncated: {size} bytes, shorter than its {HEADER_BYTES}-byte header")
+    version, count = int(header[1]), int(header[2])
+    if version != VERSION:
+        raise DataError(f"{path} is a token shard of version {version}; only version {VERSION} is known")
+    held = (size - HEADER_BYTES) / 2
+    if held != count:
+        problem = "is truncated" if held < count else "has bytes after its last token"
+        raise DataError(f"{path} {problem}: its header says {count} tokens, the file holds {held:g}")
+    return count
+
+
+def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
+    """Write `tokens` [N], each 0..65535, as a shard; a reader never sees half of it. DataError for other values."""
+    path, tokens = Path(path), np.asarray(tokens)
+    if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.uint16).max):
+        raise DataError(f"{path}: a shard holds tokens 0..65535, not {tokens.min()}..{tokens.max()}")
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, tokens.size
+    with replacing(path) as file:
+        file.write(header.tobytes())
+        file.write(tokens.astype("<u2").tobytes())
+
+
+def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str = "model") -> None:
+    """DataError naming the first of `tokens` [N] that the owner does not know. Streams: the shard may be mapped."""
+    for start in range(0, len(tokens), CHUNK):
+        beyond = tokens[start : start + CHUNK] >= vocab_size
+        if beyond.any():
+            at = start + int(beyond.argmax())
+            raise DataError(f"token {tokens[at]} at position {at} is beyond the {owner}'s vocabulary of {vocab_size}")
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Batches of windows from `shards` [N each]: every epoch visits each shard's windows once, in a new random order.
+
+    A window is `seq_len` inputs and their targets, so `seq_len` + 1 tokens; windows never span two shards. bos: the
+    token that begins a document; a window moves back to the start of its document if that is at most a quarter of a
+    window away, so that most contexts begin where a text does, as they do when a document is scored.
+    """
+
+    shards: Sequence[Tokens]
+    seq_len: int
+    batch_size: int
+    seed: int
+    bos: int | None = None
+
+    def __post_init__(self) -> None:
+        if not any(len(shard) > self.seq_len for shard in self.shards):
+            longest = max(map(len, self.shards), default=0)
+            raise DataError(f"no shard holds a window of {self.seq_len} + 1 tokens: the longest has {longest}")
+
+    def batch(self, step: int) -> Tensor:
+        """int64 [batch_size, seq_len + 1], the same for the same seed and step on every machine."""
+        lengths = tuple(map(len, self.shards))
+        per_epoch = sum(_windows_in(length, self.seq_len) for length in lengths)
+        rows = []
+        for n in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(n, per_epoch)
+            shard, start = _epoch(lengths, self.seq_len, self.seed, epoch)[index]
+            start = self._snapped(shard, start)
+            rows.append(self.shards[shard][start : start + self.seq_len + 1])
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _snapped(self, shard: int, start: int) -> int:
+        """`start`, or the start of its document if that is near."""
+        documents = self._documents[shard]
+        index = np.searchsorted(documents, start, side="right") - 1
+        near = index >= 0 and start - documents[index] <= self.seq_len // 4
+        return int(documents[index]) if near else int(start)
+
+    @cached_property
+    def _documents(self) -> list[NDArray[np.int64]]:
+        """Where documents of each shard begin, found in one pass over it; nowhere without `bos`."""
+        if self.bos is None:
+            return [np.zeros(0, np.int64) for _ in self.shards]
+        return [_positions(shard, self.bos) for shard in self.shards]
+
+
+def _positions(tokens: Tokens, wanted: int) -> NDArray[np.int64]:
+    """Where `wanted` stands in `tokens` [N]."""
+    starts = range(0, len(tokens), CHUNK)
+    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == wanted) for start in starts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _windows_in(length: int, seq_len: int) -> int:
+    """Windows of a shard in an epoch: one fewer than would fit leaves room for every phase; an only one is kept."""
+    fitting = max(0, length - 1) // seq_len
+    return max(min(fitting, 1), fitting - 1)
+
+
+@lru_cache(maxsize=4)
+def _epoch(lengths: tuple[int, ...], seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """(shard, first token) of every window of one epoch, in the order of that epoch: int64 [W, 2]."""
+    rng = np.random.default_rng([seed, epoch])
+    windows = []
+    for shard, length in enumerate(lengths):
+        count = _windows_in(length, seq_len)
+        phases = min(seq_len, length - count * seq_len)
+        starts = (rng.integers(phases) if count else 0) + seq_len * np.arange(count)
+        windows.append(np.stack([np.full(count, shard), starts], axis=1))
+    return rng.permutation(np.concatenate(windows))

@@ -1,0 +1,131 @@
+"""How many bytes every token stands for.
+
+What will surprise you:
+* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
+  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
+  (all but the first count three bytes, the UTF-8 length of `▁`).
+* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
+  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
+* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgolf.data import caseops
+from pgolf.data.shards import CHUNK, check_vocabulary
+from pgolf.errors import DataError
+
+Convention = Literal["exact", "contest"]
+SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """What each of a tokenizer's V pieces stands for.
+
+    exact: int64 [V], UTF-8 bytes of the decoded piece inside a text; body: int64 [V], the contest's bytes of the piece
+    without one leading `▁`; leading_space, boundary (control, unknown or unused: the contest's rule),
+    control: bool [V]. strips: decoding drops the leading space of a text's first piece. operators: of CaseOps; such
+    pieces count 0.
+    """
+
+    exact: NDArray[np.int64]
+    body: NDArray[np.int64]
+    leading_space: NDArray[np.bool_]
+    boundary: NDArray[np.bool_]
+    control: NDArray[np.bool_]
+    strips: bool
+    operators: caseops.OperatorIds | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.exact)
+
+
+def token_bytes(tokenizer: str | Path) -> TokenBytes:
+    """The table of a SentencePiece model file. DataError if it is not one."""
+    try:
+        return _table(load_tokenizer(tokenizer))
+    except (ValueError, RuntimeError, LookupError) as error:  # pieces that are no UTF-8, or in contradiction
+        raise DataError(f"{tokenizer} is a damaged SentencePiece model ({error})") from None
+
+
+def _table(sp: Any) -> TokenBytes:
+    ids = range(sp.get_piece_size())
+    operators = caseops.operator_ids(sp)
+    pieces = ["" if operators and i in operators.all else sp.id_to_piece(i) for i in ids]
+    control = np.array([sp.is_control(i) for i in ids])
+    unknown = np.array([sp.is_unknown(i) for i in ids])
+    spaced = [i for i in ids if pieces[i].startswith(SPACE)]
+    return TokenBytes(
+        exact=np.array([_decoded_bytes(sp, i, pieces[i]) for i in ids], np.int64),
+        body=np.array([1 if sp.is_byte(i) else len(pieces[i].removeprefix(SPACE).encode()) for i in ids], np.int64),
+        leading_space=np.array([piece.startswith(SPACE) for piece in pieces]),
+        boundary=control | unknown | np.array([sp.is_unused(i) for i in ids]),
+        control=control,
+        strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),
+        operators=operators,
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """A SentencePieceProcessor; DataError with one line instead of SentencePiece's own exceptions."""
+    import sentencepiece
+
+    if not Path(path).is_file():
+        raise DataError(f"no tokenizer at {path}")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError, ValueError):
+        raise DataError(f"{path} is not a SentencePiece model") from None
+
+
+def _decoded_bytes(sp: Any, token: int, piece: str) -> int:
+    if sp.is_control(token):
+        return 0
+    if sp.is_byte(token):
+        return 1
+    text = sp.decode([token]) if sp.is_unknown(token) else piece.replace(SPACE, " ")
+    return len(text.encode())
+
+
+def count_bytes(
+    tokens: NDArray[np.integer], previous: NDArray[np.integer], lut: TokenBytes, *, convention: Convention = "exact"
+) -> NDArray[np.int64]:
+    """int64 [N]: bytes of every one of `tokens` [N], given the token before it, `previous` [N].
+
+    "exact" sums to the UTF-8 length of the decoded documents, for tokens that an encoder produced; documents begin
+    after control pieces. "contest" is the rule of train_gpt.py in openai/parameter-golf.
+    """
+    if convention == "contest":
+        body = np.where(lut.boundary, 0, lut.body)[tokens]
+        return body + (lut.leading_space[tokens] & ~lut.boundary[previous])
+    dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
+    return lut.exact[tokens] - dropped
+
+
+def stream_bytes(
+    tokens: NDArray[np.integer], lut: TokenBytes, *, convention: Convention = "exact"
+) -> NDArray[np.uint16]:
+    """uint16 [N]: `count_bytes` of a whole stream `tokens` [N], what a byte sidecar of it would hold.
+
+    The first token is taken as a document's first. DataError for tokens that the tokenizer does not know.
+    """
+    check_vocabulary(tokens, lut.vocab_size, owner="tokenizer")
+    out = np.empty(len(tokens), np.uint16)
+    before = np.flatnonzero(lut.control)[:1] if lut.control.any() else tokens[:1]
+    for start in range(0, len(tokens), CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        previous = np.concatenate([before, chunk[:-1]])
+        out[start : start + CHUNK] = count_bytes(chunk, previous, lut, convention=convention)
+        before = chunk[-1:]
+    if lut.operators:
+        caseops.count_escaped(tokens, out, lut.operators)
+    return out

@@ -1,0 +1,1 @@
+"""Other people's checkpoints, folders and modules, read safely into one type."""

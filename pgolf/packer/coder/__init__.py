@@ -1,0 +1,1 @@
+"""Integer matrices <-> the bytes of one entropy-coded stream."""

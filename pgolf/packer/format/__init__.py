@@ -1,0 +1,1 @@
+"""The artifact file: container, header, planes, kept tensors."""

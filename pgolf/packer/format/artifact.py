@@ -1,0 +1,273 @@
+"""Named tensors <-> artifact: which are planes, which are kept byte for byte, which are another name of the same storage.
+
+What will surprise you:
+* numpy has no bfloat16 or float8, so a dtype is a name and an item size here; kept tensors are opaque bytes.
+* With a general coder (`coder="brotli"`, as the contest packs) codes are stored row-major at the narrowest integer
+  width and nothing is said of trellis or spread: reconstruction needs codes and scales only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgolf.common import files
+from pgolf.common.threads import on_threads
+from pgolf.errors import ArtifactError, PgolfError
+from pgolf.packer.backends.compiled import host
+from pgolf.packer.coder import codec, general
+from pgolf.packer.coder.stream import Device
+from pgolf.packer.format import container, plain
+from pgolf.packer.plane import Plane
+
+DTYPE_SIZES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+}  # fmt: skip
+CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
+_FIELDS = {"coder", "check", "tensors", "meta", "planes"}
+_ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
+SAFE_SCALE = 2.0**96  # with any 32-bit code, far from the largest float32
+_PIECE = 1 << 15  # codes at a time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of an artifact: exactly one of planes, raw and alias is set.
+
+    planes: the matrix, or the slices of a bank along its first dimension. raw: little-endian bytes. alias: the name of
+    the entry whose storage this one shares. stored: dtype the raw bytes have, where it is not `dtype`.
+    note: how it was quantized or why it was kept, for people.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    planes: tuple[Plane, ...] | None = None
+    raw: bytes | None = None
+    alias: str | None = None
+    stored: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """data: the artifact; tensor_bits: name -> bits of its own codes and description (shared headers excluded)."""
+
+    data: bytes
+    tensor_bits: dict[str, float] = field(repr=False)
+
+
+def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, coder: str = "rans") -> Encoded:
+    """The artifact of `entries`, the same bytes for any order of them. coder: one of CODERS. meta: JSON-able."""
+    names = sorted(entries)
+    planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
+    matrices = [plane for _, plane in planes]
+    if coder == "rans":
+        packed = codec.encode(matrices)
+        sections, head = packed.sections, packed.head
+    else:
+        sections, head = plain.encode(matrices)
+    sections |= _raw_sections([entries[name] for name in names])
+    stored = dict(zip(sections, on_threads(lambda n: _compress(n, sections[n], coder), sections), strict=True))
+    head |= {
+        "coder": coder,
+        "check": checksum(matrices),
+        "tensors": [_record(name, entries[name]) for name in names],
+        "meta": dict(meta or {}),
+    }
+    bits = _sum_bits(planes, packed.plane_bits, packed.side_bits) if coder == "rans" else _plain_bits(planes, stored)
+    return Encoded(container.dump(head, sections, stored), bits | _raw_bits(entries, stored))
+
+
+def _raw_section(entry: Entry) -> str:
+    return f"raw.{DTYPE_SIZES[entry.stored or entry.dtype]}"
+
+
+def _raw_sections(entries: Sequence[Entry]) -> dict[str, bytes]:
+    """Kept tensors' bytes, those of one item size together."""
+    parts: dict[str, list[bytes]] = {}
+    for entry in entries:
+        if entry.raw:
+            parts.setdefault(_raw_section(entry), []).append(entry.raw)
+    return {name: b"".join(data) for name, data in parts.items()}
+
+
+def _compress(name: str, data: bytes, coder: str) -> general.Compressed:
+    kind, _, part = name.rpartition(".")
+    if coder != "rans" and kind == "codes":
+        return general.compress(data, 1, (coder,))
+    if part in {"words", "aside"}:  # already at their entropy
+        return general.compress(data, 1, ("stored",))
+    return general.compress(data, min(int(part), 8) if kind == "raw" else _ITEM_SIZES.get(part, 1))
+
+
+def _sum_bits(planes: list[tuple[str, Plane]], *bits: list[float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for i, (name, _) in enumerate(planes):
+        total[name] = total.get(name, 0.0) + sum(b[i] for b in bits)
+    return total
+
+
+def _plain_bits(planes: list[tuple[str, Plane]], stored: dict[str, general.Compressed]) -> dict[str, float]:
+    """A general coder's bytes, shared out by the entropy of each plane's codes."""
+    weights: dict[str, float] = {}
+    for name, plane in planes:
+        counts = np.unique(plane.codes, return_counts=True)[1]
+        entropy = float((counts * np.log2(plane.codes.size / counts)).sum())
+        weights[name] = weights.get(name, 1e-9) + entropy
+    scale = 8 * sum(len(s.data) for n, s in stored.items() if not n.startswith("raw.")) / max(sum(weights.values()), 1)
+    return {name: weight * scale for name, weight in weights.items()}
+
+
+def _raw_bits(entries: Mapping[str, Entry], stored: dict[str, general.Compressed]) -> dict[str, float]:
+    """Kept tensors' share of their compressed section."""
+    bits = {}
+    for name, entry in entries.items():
+        if entry.raw is not None:
+            section = stored.get(f"raw.{DTYPE_SIZES[entry.stored or entry.dtype]}")
+            bits[name] = 8.0 * len(entry.raw) * len(section.data) / section.size if section else 0.0
+        elif entry.alias is not None:
+            bits[name] = 0.0
+    return bits
+
+
+def _record(name: str, entry: Entry) -> list[Any]:
+    """[name, dtype, shape, kind, other, note]; kind: number of planes, −bytes a kept number (other: its stored dtype if
+    that is not `dtype`), or 0 (other: the name whose storage it shares)."""
+    kind = 0 if entry.alias is not None else len(entry.planes or ()) or -DTYPE_SIZES[entry.stored or entry.dtype]
+    return [name, entry.dtype, list(entry.shape), kind, entry.alias or entry.stored or "", entry.note]
+
+
+def checksum(planes: Sequence[Plane]) -> int:
+    """Σ code_i · (2i + 1) mod 2^64 over all codes in file order: any order of summation gives it, a GPU's too."""
+    total, first = 0, 1
+    for plane in planes:
+        for piece in np.array_split(plane.codes.ravel(), plane.codes.size // _PIECE + 1):
+            total += int(piece @ np.arange(first, first + 2 * piece.size, 2))  # 64-bit integers wrap around
+            first += 2 * piece.size
+    return total % 2**64
+
+
+def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """(entries, meta) of an artifact. Raises ArtifactError unless every byte is accounted for.
+
+    device: decodes the entropy-coded planes and holds their codes; None: the processor, compiled where numba is there.
+    """
+    head, stored, content = container.parse(data)
+    try:
+        entries = {}
+        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device or host()):
+            kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
+            rest = kept if kind else {"alias": other}
+            check_scales(name, planes)
+            entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
+        return entries, head["meta"]
+    except PgolfError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise ArtifactError(f"the artifact is inconsistent ({error!r}): it is damaged") from None
+
+
+def contents(
+    head: dict[str, Any], stored: dict[str, container.Stored], content: int, device: Device | None = None
+) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
+    """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked."""
+    check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
+    sections = container.unpack(stored, content)
+    planes = _planes(head, sections, device)
+    if (device.checksum if device else checksum)(planes) != head["check"]:
+        raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
+    rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
+    for record in head["tensors"]:
+        shape, kind = record[2:4]
+        mine = [next(rest) for _ in range(kind)]
+        # Where kind > 0 there is no such section, hence nothing to read.
+        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
+
+
+def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:
+    return codec.read(head, sections, device) if head["coder"] == "rans" else plain.read(head, sections)
+
+
+def check_head(head: dict[str, Any], declared: dict[str, int]) -> None:
+    """Raises ArtifactError for a coder or fields that this format lacks, and where tensors, planes and the sections'
+    declared sizes do not fit each other."""
+    if head.get("coder") not in CODERS:
+        raise ArtifactError(f"the artifact was coded with {head.get('coder')!r}, unknown to this pgolf: upgrade pgolf")
+    if head.keys() != _FIELDS or not isinstance(head["meta"], dict):
+        raise ArtifactError("the artifact's header has the wrong fields: it is damaged")
+    check_tensors(head["tensors"])
+    coder = codec if head["coder"] == "rans" else plain
+    coder.check_planes(head["planes"])
+    check_shapes(head["tensors"], [(rows, cols) for rows, cols, *_ in head["planes"]])
+    limits = coder.section_limits(head["planes"]) | _raw_limits(head["tensors"])
+    for name in declared.keys() | limits.keys():
+        fewest, most = limits.get(name, (0, 0))
+        if not fewest <= declared.get(name, 0) <= most:
+            raise ArtifactError(f"section {name!r} does not have the size that its tensors need: it is damaged")
+
+
+def check_tensors(records: Sequence[Any]) -> None:
+    """Raises ArtifactError for malformed records, names out of order, and names of what is not stored."""
+    kinds = {record[0]: record[3] for record in records if _is_tensor(record)}
+    if len(kinds) != len(records) or list(kinds) != sorted(kinds):
+        raise ArtifactError("tensor records are malformed, repeated or out of order: the artifact is damaged")
+    for name, _, _, kind, other, _ in records:
+        if kind == 0 and not kinds.get(other):
+            raise ArtifactError(f"tensor {name!r} shares storage with no stored tensor: the artifact is damaged")
+
+
+def _is_tensor(record: Any) -> bool:
+    match record:
+        case [str(_), str(dtype), list(shape), int(kind), str(other), str(_)] if dtype in DTYPE_SIZES:
+            fits = kind == -DTYPE_SIZES.get(other or dtype, 0) if kind < 0 else not kind or not other
+            numbers = codec.all_integers([*shape, kind]) and min(shape, default=0) >= 0
+            return fits and numbers and prod(n or 1 for n in shape) < 1 << 40
+    return False
+
+
+def check_shapes(records: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> None:
+    """Every tensor's planes have one shape and as many codes as the tensor has numbers; none is left over."""
+    rest = iter(shapes)
+    for name, _, shape, kind, *_ in records:
+        mine = list(islice(rest, max(kind, 0)))
+        if kind > 0 and (len(mine) != kind or len(set(mine)) > 1 or kind * prod(mine[0]) != prod(shape)):
+            raise ArtifactError(f"the planes of tensor {name!r} do not fit its shape: the artifact is damaged")
+    if next(rest, None) is not None:
+        raise ArtifactError("planes are left over after the last tensor: the artifact is damaged")
+
+
+def _raw_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
+    """Fewest and most bytes of the sections of kept tensors: they are known exactly."""
+    raw: dict[str, int] = {}
+    for _, _, shape, kind, *_ in records:
+        if kind < 0:
+            raw[f"raw.{-kind}"] = raw.get(f"raw.{-kind}", 0) - kind * prod(shape)
+    return {name: (size, size) for name, size in raw.items()}
+
+
+def check_scales(name: str, planes: Sequence[Plane]) -> None:
+    """Raises ArtifactError for weights beyond float32, which no encoder writes. Codes that a device holds are left to it."""
+    for plane in planes:
+        with np.errstate(all="ignore"):
+            most = prod(float(s.values().max(initial=0)) for s in (plane.row_scale, plane.col_scale) if s)
+            if (
+                not most < SAFE_SCALE
+                and isinstance(plane.codes, np.ndarray)
+                and not np.isfinite(plane.reconstruct()).all()
+            ):
+                raise ArtifactError(f"the scales of tensor {name!r} are out of range: the artifact is damaged")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write an artifact whole or not at all."""
+    with files.replacing(path) as file:
+        file.write(data)

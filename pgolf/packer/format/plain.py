@@ -1,0 +1,88 @@
+"""Planes <-> bytes for a general coder, as the contest packs: codes row-major at the narrowest width, scales as they are.
+
+What will surprise you: nothing is said of trellis or spread, because reconstruction needs codes and scales only. A
+trellis plane comes back as a plane of plain codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgolf.errors import ArtifactError
+from pgolf.packer.coder.codec import MAX_CODES, MAX_SIDE, PER_OCTAVES, all_integers
+from pgolf.packer.coder.spread import narrowed
+from pgolf.packer.plane import HALF, Plane, Scale
+
+NO_SCALE = -1
+_CODES = {1: "<i1", 2: "<i2", 4: "<i4"}
+_HALF, _INDEX = "<u2", "<i4"
+
+
+def encode(planes: Sequence[Plane]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """(sections, header fields)."""
+    parts: dict[str, list[bytes]] = {}
+    records = []
+    for plane in planes:
+        width = _width(plane.codes)
+        parts.setdefault(f"codes.{width}", []).append(plane.codes.astype(_CODES[width]).tobytes())
+        for scale in (plane.row_scale, plane.col_scale):
+            if scale is not None:
+                name, kind = ("half", _HALF) if scale.per_octave == HALF else ("index", _INDEX)
+                parts.setdefault(name, []).append(scale.index.astype(kind).tobytes())
+        steps = [NO_SCALE if s is None else s.per_octave for s in (plane.row_scale, plane.col_scale)]
+        records.append([*plane.codes.shape, *steps, width])
+    return {name: b"".join(data) for name, data in parts.items() if any(data)}, {"planes": records}
+
+
+def _width(codes: NDArray[np.signedinteger]) -> int:
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+    return next(w for w in _CODES if -(1 << (8 * w - 1)) <= low and high < 1 << (8 * w - 1))
+
+
+def check_planes(records: Sequence[Any]) -> None:
+    """Raises ArtifactError unless all are [rows, cols, steps an octave of the row and column scale, bytes a code]."""
+    for record in records:
+        good = isinstance(record, list) and len(record) == 5 and all_integers(record)
+        if not good or not 0 <= min(record[:2]) <= max(record[:2]) < MAX_SIDE or record[4] not in _CODES:
+            raise ArtifactError("a plane record is malformed: the artifact is damaged")
+        if not set(record[2:4]) <= PER_OCTAVES | {NO_SCALE}:
+            raise ArtifactError("a plane record is out of range: the artifact is damaged")
+    if sum(rows * cols for rows, cols, *_ in records) > MAX_CODES:
+        raise ArtifactError("the artifact declares more codes than pgolf reads: it is damaged")
+
+
+def section_limits(records: Sequence[list[int]]) -> dict[str, tuple[int, int]]:
+    """Section name -> (fewest, most) raw bytes: here they are known exactly."""
+    sizes = {f"codes.{w}": w * sum(r * c for r, c, _, _, width in records if width == w) for w in _CODES}
+    scales = [scale for rows, cols, row, col, _ in records for scale in ((row, rows), (col, cols))]
+    sizes["half"] = 2 * sum(n for steps, n in scales if steps == HALF)
+    sizes["index"] = 4 * sum(n for steps, n in scales if steps > HALF)
+    return {name: (size, size) for name, size in sizes.items()}
+
+
+def read(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
+    """The inverse of `encode`; the sections have the sizes of `section_limits`."""
+    rest = {name: memoryview(data) for name, data in sections.items()}
+
+    def take(name: str, kind: str, count: int) -> NDArray[Any]:
+        if not count:
+            return np.zeros(0, kind)
+        size = count * np.dtype(kind).itemsize
+        piece, rest[name] = rest[name][:size], rest[name][size:]
+        return np.frombuffer(piece, kind)
+
+    def scale(steps: int, count: int) -> Scale | None:
+        if steps == NO_SCALE:
+            return None
+        name, kind = ("half", _HALF) if steps == HALF else ("index", _INDEX)
+        return Scale(take(name, kind, count).astype(np.int32), steps)
+
+    planes = []
+    for rows, cols, row_steps, col_steps, width in head["planes"]:
+        codes = narrowed(take(f"codes.{width}", _CODES[width], rows * cols).reshape(rows, cols))
+        planes.append(Plane(codes, scale(row_steps, rows), scale(col_steps, cols)))
+    return planes

@@ -1,0 +1,1 @@
+"""What an error in a weight costs: traced products, their sums H and G, where they are kept, and text to collect them on."""

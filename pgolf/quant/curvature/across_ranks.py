@@ -1,0 +1,66 @@
+"""Curvature summed over the ranks of a job.
+
+NCCL moves GPU memory only, so sums that live on the CPU visit the rank's GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from pgolf.common.ranks import grouped, told, tried
+from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
+
+
+def summed(collect: Callable[[], Curvature]) -> Curvature:
+    """The curvature over all ranks' tokens, the same on every rank; where one fails, all raise."""
+    if not grouped():
+        return collect()
+    mine, error = tried(collect)
+    heads: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(heads, (None if mine is None else _head(mine), told(error)))
+    if error is not None:
+        raise error
+    failed = [(i, told) for i, (_, told) in enumerate(heads) if told is not None]
+    if failed:
+        raise type(failed[0][1])(f"rank {failed[0][0]}: {failed[0][1]}")
+    assert mine is not None
+    first, *others = [head for head, _ in heads]
+    total: Curvature = first.merge(others)  # everything but the matrices: those are added where they are
+    for key in sorted(total.sums):
+        for side in SIDES:
+            _add_up(total, mine, key, side)
+    return total
+
+
+def _head(part: Curvature) -> Curvature:
+    """The curvature with, in place of each sum, a vector as long as the sum has dimensions: the ranks agree on keys first."""
+    sums = {key: Sums(uses=found.uses) for key, found in part.sums.items()}
+    for key, found in part.sums.items():
+        for side in SIDES:
+            value = getattr(found, side)
+            setattr(sums[key], side, None if value is None else torch.zeros(value.dim()))
+    return Curvature(part.tokens, part.shapes, part.ties, sums, part.used, part.unknown, part.squares, part.batches)
+
+
+def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
+    """Replace one side's stand-in by the sum over the ranks; a rank that never met the matrix adds zeros."""
+    stand_in = getattr(total.sums[key], side)
+    if stand_in is None:
+        return
+    size = total.shapes[key.name][-2 if side.endswith("rows") else -1]
+    value = getattr(mine.sums.get(key, Sums()), side)
+    value = torch.zeros([size] * len(stand_in)) if value is None else value
+    setattr(total.sums[key], side, _all_reduced(value))
+
+
+def _all_reduced(value: Tensor) -> Tensor:
+    """The sum over the ranks, on the CPU."""
+    shared = value.clone(memory_format=torch.contiguous_format)
+    if distributed.get_backend() == "nccl":
+        shared = shared.to(torch.device("cuda", torch.cuda.current_device()))
+    distributed.all_reduce(shared)
+    return shared.cpu()

@@ -1,0 +1,370 @@
+"""Measure the curvature of any PyTorch language model: one forward and one backward pass a batch.
+
+What will surprise you:
+* Labels are drawn from the model's own softmax; no targets are needed, and what is measured is the KL divergence.
+* The head's outputs need no drawn labels: between its product and the logits there is at most an elementwise function
+  (a softcap, a temperature), so the covariance of its gradients is known, diag(p) - p pᵀ. Drawn labels would give rare
+  pieces of the vocabulary either nothing or far too much. Whether the function is elementwise is tested, not assumed.
+* q, k and v multiply the same tensor: its Gram matrix is computed once.
+* Gram matrices are most of the work beside the passes, so of E[g gᵀ] only the diagonal is summed unless it is asked for:
+  the factors that the quantizers use by default weight every vector by the length of the one on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.common import ranks
+from pgolf.errors import CurvatureError
+from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
+from pgolf.quant.curvature import across_ranks
+from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
+from pgolf.quant.curvature.trace import Block, Tracer
+
+MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
+STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
+PASS_TOKENS = 4096  # tokens a pass when the batches come as one tensor of sequences
+
+Progress = Callable[[int, int | None], None]
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    output_side: bool = True,
+    full_output: bool = True,
+    plain: bool = False,
+    tokens: int | None = None,
+    seed: int = 0,
+    logits: Callable[..., Any] | str | None = None,
+    progress: Progress | None = None,
+) -> Curvature:
+    """H = E[x xᵀ] and G = E[g gᵀ] of every matrix and bank slice of `model`, in nats per token: see curvature.py.
+
+    batches: int64 [B, T] token ids, or one tensor [sequences, T]; many small ones make the scale of G more exact.
+    tokens: use at most so many. output_side=False skips the backward pass: no G. full_output=False keeps its diagonal.
+    plain=True also keeps all of E[g gᵀ], not its diagonal alone, for `Curvature.get(weighted=False)`.
+    logits: a callable or method name that takes ids to logits [B, T, V]; by default `forward_logits`, `logits` or the
+    model. progress(tokens done, total or None). The model is left as it was: modes, gradients, hooks, RNG states,
+    weights. In a process group every rank gives batches of its own (`tokens` counts for each) and all get the same
+    sums. Raises ModelError (no logits) and CurvatureError (the batches, or what the model makes of them).
+    """
+    model = original(model)
+
+    def collect() -> Curvature:
+        run = logits_of(model, logits)
+        collector = Collector(model, output_side=output_side, full_output=full_output, plain=plain)
+        generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
+        total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
+        with undisturbed(model, gradients=output_side):
+            for ids in _batches(batches, tokens):
+                collector.batch(run, ids.to(device_of(model)), generator)
+                if progress:
+                    progress(collector.curvature.tokens, total)
+        return collector.result()
+
+    found = across_ranks.summed(collect)
+    if not found.tokens:
+        raise CurvatureError("there are no calibration tokens: every batch is empty")
+    return found
+
+
+def _batches(batches: Iterable[Tensor], tokens: int | None) -> Iterator[Tensor]:
+    """Batches of int64 cut so that they hold at most `tokens` tokens."""
+    if isinstance(batches, Tensor) and batches.dim() == 2:
+        batches = torch.split(batches, max(1, PASS_TOKENS // max(batches.shape[1], 1)))
+    left = tokens
+    for batch in batches:
+        ids = _cut(batch[None] if batch.dim() == 1 else batch, left)
+        if ids.numel() == 0:
+            return
+        yield ids.long() if ids.dtype == torch.int32 else ids
+        left = None if left is None else left - ids.numel()
+
+
+def _cut(ids: Tensor, left: int | None) -> Tensor:
+    """Whole rows of ids [B, T], or the start of one, with at most `left` tokens."""
+    if left is None or ids.dim() != 2 or ids.numel() <= left:
+        return ids
+    rows = left // ids.shape[1]
+    return ids[:rows] if rows else ids[:1, :left]
+
+
+class Last(NamedTuple):
+    """The product executed last: see Sink.product. version: of y, when it was made."""
+
+    blocks: Sequence[Block]
+    x: Tensor
+    y: Tensor
+    version: int
+    flat: Callable[[Tensor], Tensor]
+    hook: Any
+
+
+class Collector:
+    """The tracer's sink: adds every use's vectors to the sums of the matrix they met."""
+
+    def __init__(self, model: nn.Module, *, output_side: bool, full_output: bool, plain: bool) -> None:
+        self._model = model
+        self._output_side = output_side
+        self._full_output = full_output
+        self._plain = plain
+        self._has_full: dict[str, bool] = {}  # by parameter, settled at its first product
+        self._named = dict(model.named_parameters())
+        every = dict(model.named_parameters(remove_duplicate=False))
+        first = {id(p): name for name, p in self._named.items()}
+        self.curvature = Curvature(
+            shapes={name: tuple(p.shape) for name, p in self._named.items()},
+            ties={name: first[id(p)] for name, p in every.items() if first[id(p)] != name},
+        )
+        self._gram: tuple[Tensor, tuple[Any, ...], Tensor] | None = None
+        self._last: Last | None = None
+        self._squares: dict[str, Tensor] = {}
+        self._listening = True  # off while gradients flow that are not the loss's
+        self._elementwise: bool | None = None  # whether the last product feeds the logits elementwise, once known
+
+    def batch(self, run: Logits, ids: Tensor, generator: torch.Generator) -> None:
+        """One forward and one backward pass over ids [B, T]."""
+        with Tracer(self._named, self):
+            logits = run(ids)
+        if not logits.detach().float().logsumexp(-1).isfinite().all():
+            where = first_bad_module(self._model, run, ids) or "the logits"
+            raise CurvatureError(f"the model gives NaN or infinity on a calibration batch, first in {where}")
+        if self._output_side:
+            self._backward(logits, generator)
+        self._gram = self._last = None
+        self.curvature.tokens += ids.numel()
+
+    def _backward(self, logits: Tensor, generator: torch.Generator) -> None:
+        if not logits.requires_grad:
+            raise CurvatureError(
+                "the model's logits carry no gradient: is there a no_grad in it? (output_side=False needs none)"
+            )
+        self._exact_head(logits)
+        flat = logits.flatten(0, 1).float()
+        with torch.no_grad():
+            labels = torch.multinomial(flat.softmax(-1), 1, generator=generator).squeeze(1)
+        loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
+        named = {name: p for name, p in self._named.items() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        for name, gradient in zip(named, gradients, strict=True):
+            if gradient is not None and gradient.dim() in (2, 3):
+                squares = gradient.float().square().flatten(-2).sum(-1).reshape(-1).double()
+                self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
+        self.curvature.batches += 1
+
+    def product(self, blocks: Sequence[Block], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
+        """See trace.Sink."""
+        with torch.no_grad():
+            gram = self._shared_gram(x)
+        for block in blocks:
+            self._seen(block)
+            sums = self._sums(block)
+            share = self._share(block)
+            side, where = ("rows", block.rows) if block.transposed else ("cols", block.cols)
+            self._add(sums, side, block, where, gram[block.inputs, block.inputs] * (share * block.scale**2))
+            sums.uses += share * x.shape[0]
+        if not self._output_side:
+            return
+        if not y.requires_grad:
+            for block in blocks:
+                self.unknown(block.name, "a product under no_grad")
+            return
+
+        x = x.detach()
+
+        def hook(g: Tensor) -> None:
+            if self._listening:
+                self._outputs(blocks, x, flat(g.detach()))
+
+        self._last = Last(blocks, x, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def lookup(self, block: Block, ids: Tensor, y: Tensor) -> None:
+        """See trace.Sink."""
+        self._seen(block)
+        sums = self._sums(block, "lookup")
+        height = len(range(block.rows.stop)[block.rows])
+        counts = torch.bincount(ids.flatten() % height, minlength=height).float()
+        self._add(sums, "rows", block, block.rows, counts)
+        sums.uses += ids.numel()
+        if self._output_side and y.requires_grad:
+
+            def hook(g: Tensor) -> None:
+                flat = g.detach().reshape(-1, g.shape[-1])
+                gram = _gram(flat)
+                self._add(sums, "cols", block, block.cols, gram)
+                self._add(sums, "far_cols", block, block.cols, gram)  # the other side is one-hot: of length 1
+                energy = flat.float().square().sum(1)
+                strong = torch.bincount(ids.flatten() % height, weights=energy, minlength=height).float()
+                self._add(sums, "far_rows", block, block.rows, strong)
+
+            y.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def unknown(self, name: str, function: str) -> None:
+        """See trace.Sink."""
+        self.curvature.unknown.setdefault(name, set()).add(function)
+
+    def _outputs(self, blocks: Sequence[Block], x: Tensor, g: Tensor) -> None:
+        """Gradients g [N, O] at the outputs of a product with x [N, I]."""
+        whole = any(self._keeps_plain(block) for block in blocks)
+        self._add_outputs(blocks, _gram(g) if whole else g.float().square().sum(0))
+        for block in blocks:
+            inputs, outputs = x[:, block.inputs].float() * block.scale, g[:, block.outputs].float()
+            lengths = inputs.square().sum(1, keepdim=True)
+            weighted = outputs * lengths.sqrt()
+            self._add_outputs([block], _gram(weighted) if self._full(block) else weighted.square().sum(0), far=True)
+            self._add_inputs(block, inputs, outputs.square().sum(1))
+
+    def _add_inputs(self, block: Block, inputs: Tensor, energy: Tensor) -> None:
+        """Add Σ |g|² x xᵀ to the inputs' side of a block; energy [N]: |g|² of every use."""
+        side, where = ("far_rows", block.rows) if block.transposed else ("far_cols", block.cols)
+        self._add(self._sums(block), side, block, where, _gram(inputs * energy.sqrt()[:, None]))
+
+    def _add_outputs(self, blocks: Sequence[Block], G: Tensor, *, far: bool = False) -> None:
+        """Add Σ g gᵀ [O, O], or its diagonal [O], to the outputs' side of the blocks; far: G is of the one block's own."""
+        for block in blocks:
+            side, where = ("cols", block.cols) if block.transposed else ("rows", block.rows)
+            if far:
+                self._add(self._sums(block), f"far_{side}", block, where, G)
+                continue
+            part = G[block.outputs] if G.dim() == 1 else G[block.outputs, block.outputs]
+            part = part.diagonal() if part.dim() == 2 and not self._keeps_plain(block) else part
+            self._add(self._sums(block), side, block, where, part)
+
+    def _exact_head(self, logits: Tensor) -> None:
+        """Add the exact covariance of the gradients at the last product, and drop the drawn ones, where that is right."""
+        if self._last is None:
+            return
+        last = self._last
+        self._listening = False
+        slope = self._slope(logits, last)
+        self._listening = True
+        if slope is None:
+            return
+        last.hook.remove()
+        with torch.no_grad():
+            p = logits.detach().float().softmax(-1).flatten(0, -2)
+            self._add_head(last, p, last.flat(slope).float())
+
+    def _add_head(self, last: Last, p: Tensor, c: Tensor) -> None:
+        """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
+        variance = c.square() * p * (1 - p)
+        if any(self._keeps_plain(block) for block in last.blocks):
+            self._add_outputs(last.blocks, _softmax_covariance(c * p, variance.sum(0)))
+        else:
+            self._add_outputs(last.blocks, variance.sum(0))
+        for block in last.blocks:
+            inputs, outputs = last.x[:, block.inputs].float() * block.scale, variance[:, block.outputs]
+            lengths = inputs.square().sum(1, keepdim=True)
+            if self._full(block):
+                cp = (c * p)[:, block.outputs] * lengths.sqrt()
+                self._add_outputs([block], _softmax_covariance(cp, (outputs * lengths).sum(0)), far=True)
+            else:
+                self._add_outputs([block], (outputs * lengths).sum(0), far=True)
+            self._add_inputs(block, inputs, outputs.sum(1))
+
+    def _slope(self, logits: Tensor, last: Last) -> Tensor | None:
+        """∂logits/∂y [as y], where the logits are an elementwise function of y; None otherwise.
+
+        The first batch tests it: only a diagonal Jacobian J has Jᵀs = s·(Jᵀ1) for random signs s.
+        """
+        y = last.y
+        alike = y.numel() == logits.numel() and y.shape[-1] == logits.shape[-1] and y._version == last.version
+        if self._elementwise is False or not alike:
+            return None
+        slope = _pulled(logits, y, torch.ones_like(logits))
+        if self._elementwise is None:
+            signs = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0)).to(logits) * 2 - 1
+            error = (_pulled(logits, y, signs) - slope * signs.reshape(slope.shape).to(slope)).abs().max()
+            self._elementwise = bool(slope.any()) and bool(error <= 1e-2 * slope.abs().max())
+        return slope if self._elementwise else None
+
+    def _full(self, block: Block) -> bool:
+        """Whether all of G is kept of a block's outputs: a table that is looked up too can use its diagonal only."""
+        shape = self.curvature.shapes[block.name]
+        looked_up = Key(block.name, block.index, "lookup") in self.curvature.sums
+        low = shape[-1 if block.transposed else -2] <= MAX_FULL_OUTPUTS
+        return self._has_full.setdefault(block.name, self._full_output and low and not looked_up)
+
+    def _keeps_plain(self, block: Block) -> bool:
+        """Whether all of the unweighted G is kept: where rows are inputs, gptq feeds errors along the outputs."""
+        return self._full(block) and (self._plain or block.transposed)
+
+    def _share(self, block: Block) -> float:
+        """How many of the matrix's outputs the block has: parts that share them out make up one use together."""
+        used = block.cols if block.transposed else block.rows
+        outputs = self.curvature.shapes[block.name][-1 if block.transposed else -2]
+        return len(range(outputs)[used]) / outputs
+
+    def _sums(self, block: Block, use: str = "") -> Sums:
+        use = use or ("transposed" if block.transposed else "linear")
+        return self.curvature.sums.setdefault(Key(block.name, block.index, use), Sums())
+
+    def _add(self, sums: Sums, side: str, block: Block, where: slice, part: Tensor) -> None:
+        """Add to the stretch `where` of one side."""
+        have = getattr(sums, side)
+        size = self.curvature.shapes[block.name][-2 if side.endswith("rows") else -1]
+        if have is None:
+            have = torch.zeros([size] * part.dim(), device=part.device)
+            setattr(sums, side, have)
+        have[(where,) * part.dim()] += part
+
+    def _seen(self, block: Block) -> None:
+        bounds = (
+            block.rows.start,
+            block.rows.stop,
+            block.rows.step,
+            block.cols.start,
+            block.cols.stop,
+            block.cols.step,
+        )
+        self.curvature.used.setdefault(block.name, set()).add((block.index, *bounds))
+
+    def _shared_gram(self, x: Tensor) -> Tensor:
+        """Σ x xᵀ, kept until another tensor comes: the tensor is held, so its address stays its own."""
+        key = (x.data_ptr(), x.shape, x.stride(), x._version)
+        if self._gram is None or self._gram[1] != key:
+            self._gram = (x, key, _gram(x))
+        return self._gram[2]
+
+    def result(self) -> Curvature:
+        """The sums, on the CPU; CurvatureError where a gradient overflowed."""
+        for key, sums in self.curvature.sums.items():
+            for side in SIDES:
+                found = getattr(sums, side)
+                setattr(sums, side, None if found is None else found.cpu())
+                if found is not None and not found.isfinite().all():
+                    raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
+        self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
+        return self.curvature
+
+
+def _softmax_covariance(cp: Tensor, variance: Tensor) -> Tensor:
+    """Σ_n diag(c²p) − (cp)(cp)ᵀ over rows c·p [N, V]; its diagonal is `variance`, Σ_n c²p(1 − p): the difference of sums
+    would cancel where the model is sure."""
+    covariance = -_gram(cp)
+    covariance.diagonal().copy_(variance)
+    return covariance
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Σ x xᵀ over the rows of x [N, I]: float32 [I, I]. Only the lower half is multiplied out."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        out = x.new_empty(x.shape[1], x.shape[1])
+        for start in range(0, len(out), STRIPE):
+            stripe = slice(start, start + STRIPE)
+            out[stripe, : stripe.stop] = x[:, stripe].mT @ x[:, : stripe.stop]
+            out[:start, stripe] = out[stripe, :start].mT
+        return out
+
+
+def _pulled(logits: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    """Jᵀv of the function from y to the logits; zeros where there is none."""
+    (out,) = torch.autograd.grad(logits, y, v, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(y) if out is None else out

@@ -1,0 +1,290 @@
+"""The inner loops: rate-aware rounding of columns, scalar or trellis-coded, with errors fed to the later columns.
+
+What will surprise you:
+* Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
+* The cost of a code is weight·(u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class.
+  Without the second term low-rate entries lose more than the trellis gains (DESIGN.md §5).
+* A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
+  lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
+* Entries of spread class below `trellis_from` leave the state alone and take even codes.
+* The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pgolf.packer.coder.trellis import next_states
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+LARGEST = np.float32(2.0**20)  # targets saturate where float32 still tells even from odd; see auto.LARGEST_CODE
+FAR = np.float32(1e30)
+
+
+class Rates(NamedTuple):
+    """Bits of a code by spread class: from a table for narrow classes, a parabola for wide ones.
+
+    bits: float32 [N, K]; bits[c, |k|] of class first + c. parabola: float32 [M], bits per k² of class first + c; wider
+    classes than the last use the last. Only differences between codes that compete matter.
+    """
+
+    first: int
+    bits: Floats
+    parabola: Floats
+
+
+@cache
+def predecessors(states: int) -> Ints:
+    """int32 [states, 2]: the state before, by the branch that led here."""
+    after = next_states(states)
+    before = np.empty((states, 2), np.int32)
+    for branch in range(2):
+        before[after[:, branch], branch] = np.arange(states)
+    return before
+
+
+@njit(cache=True, nogil=True)
+def _bits(code: float, kind: int, rates: Rates) -> float:
+    """Bits of a code in class number `kind`."""
+    last = rates.bits.shape[1] - 1
+    size = abs(code)
+    if kind >= rates.bits.shape[0]:
+        bits: float = rates.parabola[kind] * code * code
+    elif size <= last:
+        bits = rates.bits[kind, int(size)]
+    else:
+        bits = rates.bits[kind, last] + (size - last) * (rates.bits[kind, last] - rates.bits[kind, last - 1])
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _round_one(u: float, lam: float, kind: int, rates: Rates, spacing: float) -> float:
+    """The cheaper of the nearest multiple of `spacing` and the next one toward zero."""
+    near: float = spacing * np.rint(u / spacing)
+    if near != 0:
+        inner: float = near - np.copysign(spacing, near)
+        saved = lam * (_bits(near, kind, rates) - _bits(inner, kind, rates))
+        if (u - inner) ** 2 - (u - near) ** 2 < saved:
+            near = inner
+    return near
+
+
+@njit(cache=True, nogil=True)
+def _advance(metric: Floats, fresh: Floats, cost: Floats, before: Ints, choice: NDArray[np.uint8]) -> None:
+    """One step of the Viterbi recursion: `fresh` from `metric`, the surviving branch of each state into `choice`."""
+    states = len(metric)
+    half = states >> 1
+    for s in range(states):
+        odd = 1 if s >= half else 0
+        m0 = metric[before[s, 0]] + cost[odd]
+        m1 = metric[before[s, 1]] + cost[odd + 2]
+        choice[s] = m1 < m0
+        fresh[s] = min(m0, m1)
+    low = fresh.min()
+    for s in range(states):
+        metric[s] = fresh[s] - low
+
+
+@njit(cache=True, nogil=True)
+def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, cost: Floats) -> None:
+    """The best code of each subset k ≡ r (mod 4) and its cost: nearest to u drawn to zero as its rate asks."""
+    drawn = u / (np.float32(1) + lam * rates.parabola[kind])
+    for r in range(4):
+        k = np.float32(4) * np.rint((drawn - np.float32(r)) * np.float32(0.25)) + np.float32(r)
+        codes[r] = k
+        cost[r] = (u - k) * (u - k) + lam * np.float32(_bits(k, kind, rates))
+
+
+@njit(cache=True, nogil=True)
+def _viterbi(u, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+    """Codes [n] of the path of least cost from `state` through all entries that are not frozen.
+
+    Returns the state of that path after `commit` entries.
+    """
+    n, states = len(u), len(before)
+    metric = np.full(states, FAR, np.float32)
+    metric[state] = 0
+    fresh, cost = np.empty(states, np.float32), np.empty(4, np.float32)
+    choice, options = np.empty((n, states), np.uint8), np.empty((n, 4), np.float32)
+    for i in range(n):
+        if frozen[i]:
+            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, 2.0))
+        else:
+            _candidates(u[i], lam[i], kind[i], rates, options[i], cost)
+            _advance(metric, fresh, cost, before, choice[i])
+    state = metric.argmin()
+    committed = state
+    for i in range(n - 1, -1, -1):
+        if i + 1 == commit:
+            committed = state
+        if not frozen[i]:
+            branch = choice[i, state]
+            odd = 1 if 2 * state >= states else 0
+            codes[i] = int(options[i, odd + 2 * branch])
+            state = before[state, branch]
+    return committed
+
+
+@njit(cache=True, nogil=True)
+def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+    """For every state, the best code on branches 0 and 1 into option [2, S] and its cost into cost [2, S].
+
+    fed: float32 [S], what each survivor's errors add to the target u. Of the codes of a state's parity, the nearest
+    one is on one branch and its neighbour on the other side of the target on the other.
+    """
+    slope = lam * rates.parabola[kind]
+    draw = np.float32(1) / (np.float32(1) + slope)
+    two, half = np.float32(2), np.float32(0.5)
+    for s in range(len(fed)):
+        target, odd = u + fed[s], np.float32(s & 1)
+        drawn = target * draw
+        near = two * np.rint((drawn - odd) * half) + odd
+        other = near + two if drawn > near else near - two
+        swap = np.int32(near) & 2 != 0
+        first, second = other if swap else near, near if swap else other
+        option[0, s], option[1, s] = first, second
+        cost[0, s] = (target - first) * (target - first) + slope * first * first
+        cost[1, s] = (target - second) * (target - second) + slope * second * second
+    if kind < rates.bits.shape[0]:
+        for branch in range(2):
+            for s in range(len(fed)):
+                k, e = option[branch, s], u + fed[s] - option[branch, s]
+                cost[branch, s] = e * e + lam * np.float32(_bits(k, kind, rates))
+
+
+@njit(cache=True, nogil=True)
+def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+    """The same for an entry that leaves the state alone: one even code, on branch 0."""
+    for s in range(len(fed)):
+        k = np.float32(_round_one(u + fed[s], lam, kind, rates, 2.0))
+        e = u + fed[s] - k
+        option[0, s], cost[0, s] = k, e * e + lam * np.float32(_bits(float(k), kind, rates))
+
+
+@njit(cache=True, nogil=True)
+def _feed(source, error, push, out):  # type: ignore[no-untyped-def]
+    """out = source + error·push; whole slices, so that the compiler sees no index that could be negative."""
+    for x in range(len(out)):
+        out[x] = source[x] + error * push[x]
+
+
+@njit(cache=True, nogil=True)
+def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+    """`_viterbi` with every survivor feeding its own errors to the rows below.
+
+    u, base: float32 [n], targets with and without the feedback of earlier columns. level: float32 [n], decoded step
+    over lattice step. push: float32 [n, n], what a unit error of row i moves row l > i by. All in lattice units.
+    """
+    n, states = len(u), len(before)
+    metric, fresh = np.full(states, FAR, np.float32), np.empty(states, np.float32)
+    metric[state] = 0
+    fed, fed_next = np.zeros((states, n), np.float32), np.zeros((states, n), np.float32)
+    mine = np.empty(states, np.float32)
+    cost, option = np.empty((2, states), np.float32), np.empty((2, states), np.float32)
+    came, chosen = np.empty((n, states), np.uint8), np.empty((n, states), np.float32)
+    for i in range(n):
+        for s in range(states):
+            mine[s] = fed[s, i]
+        if frozen[i]:
+            _frozen(u[i], mine, lam[i], kind[i], rates, option, cost)
+        else:
+            _branches(u[i], mine, lam[i], kind[i], rates, option, cost)
+        for s in range(states):
+            source, branch = s, 0
+            if not frozen[i]:
+                p0, p1 = before[s, 0], before[s, 1]
+                branch = 1 if metric[p1] + cost[1, p1] < metric[p0] + cost[0, p0] else 0
+                source = p1 if branch else p0
+            came[i, s], chosen[i, s] = source, option[branch, source]
+            fresh[s] = metric[source] + cost[branch, source]
+            error = base[i] + mine[source] - chosen[i, s] * level[i]
+            _feed(fed[source, i + 1 :], error, push[i, i + 1 :], fed_next[s, i + 1 :])
+        fed, fed_next = fed_next, fed
+        low = fresh.min()
+        for s in range(states):
+            metric[s] = fresh[s] - low
+    state = metric.argmin()
+    committed = state
+    for i in range(n - 1, -1, -1):
+        if i + 1 == commit:
+            committed = state
+        codes[i] = int(chosen[i, state])
+        state = came[i, state]
+    return committed
+
+
+@njit(cache=True, nogil=True)
+def _round_fed(u, base, level, push, lam, kind, rates, codes):  # type: ignore[no-untyped-def]
+    """Scalar codes [n] down the rows of one column, each error fed to the rows below."""
+    n = len(u)
+    fed = np.zeros(n, np.float32)
+    for i in range(n):
+        codes[i] = int(_round_one(u[i] + fed[i], lam[i], kind[i], rates, 1.0))
+        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+        _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
+
+
+@njit(cache=True, nogil=True)
+def _feed_down(base, level, push, codes, fed):  # type: ignore[no-untyped-def]
+    """What the codes [n] of a column, once final, feed to its rows: into `fed` [n]."""
+    fed[:] = 0
+    for i in range(len(base)):
+        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+        _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
+
+
+@njit(cache=True, nogil=True)
+def round_block(  # type: ignore[no-untyped-def]
+    T, base, U, push, lattice, decoded, spread, lam, trellis_from, rates, before, state, commit, codes, errors
+):
+    """Round the B columns of one block, in order, feeding each error to the block's later columns.
+
+    T: float32 [B, R], targets, destroyed; base: float32 [B, R], the same without feedback from earlier columns.
+    U: float32 [B, B], upper factor of H⁻¹. push: float32 [R, R], what an error of one row moves the targets of later
+    rows by, in lattice steps (empty: nothing). lattice, decoded: pairs of float32 ([R], [B]): the step that the encoder
+    rounds with and the one that the decoder multiplies by, each row·column. spread: pair of int32 ([R], [B]). lam:
+    float32 [R], λ in squared lattice steps a bit. before: from `predecessors`, empty for scalar codes. state: int32 [B],
+    the trellis state of each column above the first row; becomes the one after `commit` rows. Fills codes: int32 [B, R]
+    and errors: float32 [B, R], each divided by U_jj.
+    """
+    rows = T.shape[1]
+    u, bare, fed = np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.float32)
+    kind, frozen = np.empty(rows, np.int32), np.empty(rows, np.bool_)
+    inverse, levels = np.float32(1) / lattice[0], decoded[0] / lattice[0]
+    widest = len(rates.parabola) - 1
+    for j in range(len(T)):
+        per_step, level = np.float32(1) / lattice[1][j], levels * (decoded[1][j] / lattice[1][j])
+        for i in range(rows):
+            u[i] = min(max(T[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            bare[i] = min(max(base[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            width = spread[0][i] + spread[1][j]
+            frozen[i] = width < trellis_from
+            kind[i] = min(max(width - rates.first, 0), widest)
+        if len(push) and len(before):
+            state[j] = _viterbi_fed(u, bare, level, push, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+        elif len(push):
+            _round_fed(u, bare, level, push, lam, kind, rates, codes[j])
+        elif len(before):
+            state[j] = _viterbi(u, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+        else:
+            for i in range(rows):
+                codes[j, i] = int(_round_one(u[i], lam[i], kind[i], rates, 1.0))
+        if len(push):
+            _feed_down(bare, level, push, codes[j], fed)
+        per_u = np.float32(1) / U[j, j]
+        for i in range(rows):
+            code = np.float32(codes[j, i])
+            step = lattice[0][i] * lattice[1][j]
+            errors[j, i] = (T[j, i] + fed[i] * step - code * decoded[0][i] * decoded[1][j]) * per_u
+        for later in range(j + 1, len(T)):
+            pull = U[j, later]
+            if pull != 0:
+                for i in range(rows):
+                    T[later, i] -= pull * errors[j, i]

@@ -1,0 +1,177 @@
+"""Bits per byte: how many bytes every token stands for, and the loss of a model over a token stream.
+
+What will surprise you:
+* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
+  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
+  (all but the first count three bytes, the UTF-8 length of `▁`).
+* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
+  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
+* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
+* The first token of a stream is never a target, so neither its loss nor its bytes count.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pgolf.data.shards import check_vocabulary
+from pgolf.errors import DataError, ModelError
+from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
+
+Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
+LOSS_ROWS = 4096  # targets whose float32 log-softmax exists at once
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """bpb: bits per byte; loss: nats per token; tokens and bytes: what was scored; seconds: wall clock."""
+
+    bpb: float
+    loss: float
+    tokens: int
+    bytes: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def evaluate(
+    logits_fn: Callable[[Tensor], Tensor],
+    tokens: NDArray[np.integer],
+    byte_counts: NDArray[np.integer],
+    *,
+    seq_len: int,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score`.
+
+    byte_counts: [N], see `pgolf.data.sidecar.byte_counts`. max_tokens: targets scored. Losses are summed in float64.
+    """
+    total = num_targets(tokens, byte_counts, max_tokens)
+    began = time.perf_counter()
+    nats = score(
+        logits_fn,
+        tokens[: total + 1],
+        seq_len=seq_len,
+        stride=stride,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    return result_of(nats, byte_counts, time.perf_counter() - began)
+
+
+def score(
+    logits_fn: Callable[[Tensor], Tensor],
+    tokens: NDArray[np.integer],
+    *,
+    seq_len: int,
+    stride: int | None = None,
+    starts: NDArray[np.integer] | None = None,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    losses: Losses | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
+
+    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode.
+    seq_len: longest context. stride: windows start every `stride` tokens, the first is scored whole, each later one on
+    its last `stride` targets; None: disjoint windows. starts: where windows begin anew, a document's first tokens, so
+    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's.
+    losses: computes the losses in place of logits_fn, which then only says how large the vocabulary is; None: from logits.
+    progress: called with (scored, total) after every batch.
+    DataError, UsageError, or ModelError for logits that are not finite.
+    """
+    total, done = num_targets(tokens), 0
+    windows = sliding_windows(total, seq_len, stride or seq_len, starts)
+    nats = np.empty(total, np.float32)
+    losses = losses or partial(_losses, logits_fn)
+    with torch.no_grad(), _eval_mode(logits_fn, device) as place:
+        vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
+        check_vocabulary(tokens, vocab_size)
+        for batch in batches_of_equal_shape(windows, batch_size):
+            for window, row in zip(batch, _scored(losses, tokens, batch, place), strict=True):
+                nats[window.scored : window.stop] = row
+            done += sum(window.stop - window.scored for window in batch)
+            if progress is not None:
+                progress(done, total)
+    return nats
+
+
+def result_of(nats: NDArray[np.floating], byte_counts: NDArray[np.integer], seconds: float) -> EvalResult:
+    """The figures of scored targets `nats` [N], byte_counts [N + 1 or more]. DataError where no byte is counted."""
+    total, loss = len(nats), float(nats.sum(dtype=np.float64))
+    num_bytes = int(byte_counts[1 : total + 1].sum(dtype=np.int64))
+    if num_bytes == 0:
+        raise DataError("the byte counts of the scored tokens sum to 0; they belong to another tokenizer or shard")
+    return EvalResult(loss / math.log(2) / num_bytes, loss / total, total, num_bytes, seconds)
+
+
+def num_targets(
+    tokens: NDArray[np.integer], byte_counts: NDArray[np.integer] | None = None, max_tokens: int | None = None
+) -> int:
+    """How many targets of `tokens` are scored. Raises DataError for none, or counts of another number of tokens."""
+    if byte_counts is not None and len(tokens) != len(byte_counts):
+        raise DataError(f"{len(byte_counts)} byte counts for {len(tokens)} tokens")
+    total = min(len(tokens) - 1, len(tokens) if max_tokens is None else max_tokens)
+    if total < 1:
+        wanted = "" if max_tokens is None else f", at most {max_tokens} wanted"
+        raise DataError(f"nothing to score: {len(tokens)} tokens{wanted}")
+    return total
+
+
+def _losses(logits_fn: Callable[[Tensor], Tensor], ids: Tensor, skip: int) -> Tensor:
+    """See `Losses`."""
+    logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
+    targets = ids[:, 1 + skip :]
+    parts = zip(logits.split(LOSS_ROWS), targets.flatten().split(LOSS_ROWS), strict=True)
+    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts]).view(
+        targets.shape
+    )
+
+
+def _scored(
+    losses: Losses, tokens: NDArray[np.integer], batch: list[Window], device: torch.device
+) -> NDArray[np.float32]:
+    """float32 [B, scored]: nats of the scored targets of windows of one shape."""
+    _, skip = batch[0].shape
+    rows = np.stack([tokens[window.start : window.stop + 1] for window in batch]).astype(np.int64)
+    nats = losses(torch.from_numpy(rows).to(device), skip)
+    if not nats.isfinite().all():
+        first, last = min(window.start for window in batch), max(window.stop for window in batch)
+        raise ModelError(f"the model's logits are not finite between tokens {first} and {last}")
+    return nats.cpu().numpy()
+
+
+@contextmanager
+def _eval_mode(logits_fn: Callable[[Tensor], Tensor], device: torch.device | str | None) -> Iterator[torch.device]:
+    """`device`, else that of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
+    module = logits_fn if isinstance(logits_fn, nn.Module) else getattr(logits_fn, "__self__", None)
+    if not isinstance(module, nn.Module):
+        yield torch.device(device or "cpu")
+        return
+    first = next(module.parameters(), None)
+    was_training = module.training
+    module.eval()
+    try:
+        yield torch.device(device or ("cpu" if first is None else first.device))
+    finally:
+        module.train(was_training)

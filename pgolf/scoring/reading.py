@@ -1,0 +1,102 @@
+"""How a text is read when it is scored: which context every token has, and whether the model learns on the way.
+
+One `Reading` makes the figure and is what the audit examines, so both see the same scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from pgolf.errors import UsageError
+from pgolf.models.logits import logits_of
+from pgolf.scoring import bpb, ttt
+from pgolf.scoring.contexts import harmless_length
+from pgolf.scoring.documents import starts_of
+from pgolf.scoring.windows import segments
+
+AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
+INTO_CHUNK = 3  # with test-time training the substituted token is one of the first that profit from a step
+
+
+@dataclass(frozen=True)
+class Reading:
+    """seq_len: longest context. stride: of a sliding window, None: disjoint. documents: contexts do not cross from one
+    document to the next. ttt: test-time training, which never crosses documents and slides by its chunk."""
+
+    seq_len: int = 1024
+    stride: int | None = None
+    documents: bool = False
+    ttt: ttt.Settings | None = None
+
+    def __post_init__(self) -> None:
+        if self.ttt and self.stride:
+            raise UsageError(
+                "--stride and --ttt exclude each other: test-time training slides by its chunk, --ttt-chunk"
+            )
+
+    @property
+    def within_documents(self) -> bool:
+        return self.documents or self.ttt is not None
+
+    @property
+    def crosses(self) -> int:
+        """Targets after a document's end that may see it."""
+        return 0 if self.within_documents else self.seq_len
+
+    @property
+    def audit_prefix(self) -> int:
+        """Odd, like the places tried after it: windows of an even number of tokens do not end there."""
+        return (self.ttt.chunk + INTO_CHUNK) | 1 if self.ttt else AUDIT_PREFIX
+
+    def __str__(self) -> str:
+        if self.ttt:
+            t = self.ttt
+            return f"test-time training, context {self.seq_len}, rank {t.rank}, chunk {t.chunk}, learning rate {t.lr:g}"
+        within = " within documents" if self.documents else ""
+        return f"windows of {self.seq_len}, stride {self.stride or self.seq_len}{within}"
+
+    def note(self, nats: NDArray[np.floating], starts: NDArray[np.integer]) -> str | None:
+        """What a user should know of scored targets `nats` [N]: disjoint windows show whether the context is too long."""
+        if self.ttt or self.stride not in (None, self.seq_len):
+            return None
+        length = harmless_length(nats, segments(len(nats), starts if self.documents else None), self.seq_len)
+        if length is None:
+            return None
+        return f"the loss rises beyond {length} tokens of context, as if the model was trained on no more: try --seq-len {length}"
+
+    def score(
+        self,
+        model: nn.Module,
+        tokens: NDArray[np.integer],
+        bos: int,
+        *,
+        logits: Callable[..., Any] | str | None = None,
+        losses: bpb.Losses | None = None,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
+
+        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score`.
+        Raises DataError, ModelError, UsageError.
+        """
+        if self.ttt:
+            starts = starts_of(tokens, bos)
+            options = {"settings": self.ttt, "logits": logits, "progress": progress}
+            return ttt.score(model, tokens, starts, seq_len=self.seq_len, **options)
+        return bpb.score(
+            logits_of(model, logits),
+            tokens,
+            seq_len=self.seq_len,
+            stride=self.stride,
+            starts=starts_of(tokens, bos) if self.documents else None,
+            batch_size=batch_size,
+            losses=losses,
+            progress=progress,
+        )

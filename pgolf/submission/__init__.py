@@ -1,0 +1,1 @@
+"""The submission folder of a contest entry: written, counted, checked."""

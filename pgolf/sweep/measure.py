@@ -1,0 +1,124 @@
+"""One point of a sweep, in whichever process it lands: pack, load what was packed, score it.
+
+What will surprise you:
+* `measure` is what executors are given. The checkpoint, its curvature, its model and the text are read once a process
+  and kept for the next point.
+* One point at a time a process: threads of a Dask worker would otherwise share one module.
+* torch scores on one thread, so that the last digits do not depend on how many cores a worker found.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from pgolf.errors import BudgetError
+from pgolf.sweep.points import Point
+from pgolf.sweep.setup import Setup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_one_at_a_time = Lock()
+
+
+def measure(setup: Setup, point: Point | None) -> dict[str, Any]:
+    """The figures of one point as JSON; of the checkpoint itself where `point` is None.
+
+    A budget that the method cannot meet is a result too: {"refused": why}. Raises any other PgolfError.
+    """
+    with _one_at_a_time:
+        bench = _bench(setup)
+        return bench.before() if point is None else bench.point(point)
+
+
+@lru_cache(maxsize=1)
+def _bench(setup: Setup) -> _Bench:
+    return _Bench(setup)
+
+
+class _Bench:
+    """A checkpoint ready to be packed and scored again and again."""
+
+    def __init__(self, setup: Setup) -> None:
+        from pgolf.data import shards, sidecar
+        from pgolf.models import checkpoint, usermodel
+        from pgolf.quant.curvature.store import Curvature
+        from pgolf.train.model import rebuild
+
+        self.setup = setup
+        self.source = checkpoint.read(setup.checkpoint)
+        state = self.source.state_dict()
+        config = self.source.config or {}
+        model = usermodel.load(setup.model, state) if setup.model else rebuild.from_config(config, state)
+        self.model = model.to(setup.device)
+        self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
+        self.tokens = shards.read_shard(setup.data)
+        self.counts = sidecar.byte_counts(
+            setup.data,
+            self.tokens,
+            tokenizer=setup.tokenizer,
+            sidecar=setup.sidecar,
+            convention=setup.count,  # type: ignore[arg-type]
+        )
+
+    def before(self) -> dict[str, Any]:
+        return self._score(self.source.state_dict()) | {
+            "weights": sum(t.numel() for t in self.source.tensors.values()),
+            "checkpoint_bytes": sum(t.numel() * t.element_size() for t in self.source.tensors.values()),
+        }
+
+    def point(self, point: Point) -> dict[str, Any]:
+        from pgolf.fitting import packing
+        from pgolf.loading import dense
+        from pgolf.packer.format import artifact
+
+        how = point.how() | {"rules": (*point.rules, *self.setup.rules)}
+        try:
+            made = packing.pack(self.source, None, curvature=self.curvature, **how)
+        except BudgetError as error:
+            return {"refused": str(error)}
+        began = time.perf_counter()
+        state = dense.tensors_of(artifact.decode(made.data)[0])
+        loaded = time.perf_counter() - began
+        weights = sum(t.numel() for t in self.source.tensors.values())
+        return self._score(state) | {
+            "bytes": made.artifact_bytes,
+            "bits_per_weight": 8 * made.artifact_bytes / weights,
+            "quantized_bits_per_weight": made.bits_per_weight,
+            "predicted_rise": made.loss_rise,
+            "step": made.step,
+            "notes": list(made.notes),
+            "pack_seconds": made.seconds,
+            "load_seconds": loaded,
+        }
+
+    def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        from pgolf.fitting.trial import one_thread
+        from pgolf.models import usermodel
+        from pgolf.models.logits import logits_of
+        from pgolf.scoring import bpb
+
+        usermodel.load_state(self.model, state)
+        with one_thread():
+            result = bpb.evaluate(
+                logits_of(self.model, self.setup.logits),
+                self.tokens,
+                self.counts,
+                seq_len=self.setup.seq_len,
+                stride=self.setup.stride,
+                max_tokens=self.setup.max_tokens,
+                batch_size=8 if self.setup.device == "cpu" else 64,
+                device=self.setup.device,
+            )
+        assert math.isfinite(result.bpb)
+        return {
+            "bpb": result.bpb,
+            "loss": result.loss,
+            "tokens": result.tokens,
+            "text_bytes": result.bytes,
+            "score_seconds": result.seconds,
+        }

@@ -1,0 +1,143 @@
+"""What a sweep measures: methods as people spell them, sizes, and the list of points that follows.
+
+What will surprise you:
+* Methods are separated by commas, and so are the settings of one: `auto,gptq:int6,k=12.85,rtn:int8` is three methods.
+  A word that names a method begins the next one.
+* A method whose `k` or `step` is fixed has nothing to search: it is one point, whatever the budgets. Several of them
+  that differ in nothing else are one series, a curve.
+* A point's key is a hash of its own settings, so a folder can be extended by more methods and sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pgolf.errors import UsageError
+from pgolf.fitting import baselines, plan
+from pgolf.packer.format.artifact import CODERS
+from pgolf.quant import METHODS, Settings
+from pgolf.quant.settings import HALF, LOG_SCALE
+
+_NUMBERS: dict[str, Callable[[str], int | float]] = {  # fields of Settings that `--set` does not speak of
+    "trellis": int,
+    "two_sided": int,
+    "unbias": float,
+    "damp_inputs": float,
+    "damp_outputs": float,
+}
+CODER_NAMES = {"ours": "rans"} | {name: name for name in CODERS}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pack to be made. series: the curve that it lies on; label: what tells it from the others of its series.
+
+    rules: as `--set`; options: fields of Settings; budget: bytes of the artifact, None where the step is fixed.
+    """
+
+    series: str
+    label: str
+    method: str
+    rules: tuple[str, ...] = ()
+    options: dict[str, float] = field(default_factory=dict)
+    coder: str = "rans"
+    budget: int | None = None
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name its result: a hash of all settings."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def how(self) -> dict[str, Any]:
+        """Arguments of `pipeline.pack`."""
+        scales = LOG_SCALE if self.coder == "rans" else HALF
+        settings = Settings(**{"scale_per_octave": scales} | self.options)
+        return {
+            "method": self.method,
+            "rules": self.rules,
+            "settings": settings,
+            "coder": self.coder,
+            "budget": self.budget,
+        }
+
+
+def points_of(methods: str, budgets: Iterable[int], *, coders: Sequence[str] = ("rans",)) -> list[Point]:
+    """Every method at every budget with every coder. Raises UsageError for what it cannot read.
+
+    methods: "auto,gptq:int6,k=12.85,contest"; coders: "ours" or "rans", "brotli", "zstd", "lzma", "zlib".
+    """
+    sizes = sorted(set(budgets))
+    points: list[Point] = []
+    for spec in split_methods(methods):
+        if spec == "contest":
+            points += contest_points()
+            continue
+        for coder in coders:
+            points += _method_points(spec, sizes, _coder(coder), len(coders) > 1)
+    return list({p.key: p for p in points}.values())
+
+
+def split_methods(text: str) -> list[str]:
+    """ "auto,gptq:int6,k=9" -> ["auto", "gptq:int6,k=9"]. Raises UsageError where the first word is no method."""
+    specs: list[str] = []
+    for word in (w.strip() for w in text.split(",") if w.strip()):
+        name = word.partition(":")[0]
+        if name in METHODS or name == "contest":
+            specs.append(word)
+        elif specs and ":" in specs[-1] and ":" not in word:
+            specs[-1] += f",{word}"
+        else:
+            known = ", ".join([*METHODS, "contest"])
+            raise UsageError(f"--methods: unknown method {name!r}; known: {known}")
+    if not specs:
+        raise UsageError("--methods names no method")
+    return specs
+
+
+def contest_points() -> list[Point]:
+    """The contest's packer at several clips: a curve without any search."""
+    return [
+        Point("contest", f"k={k:g}", how["method"], (), {"step": how["settings"].step}, how["coder"])
+        for k in baselines.CONTEST_K
+        for how in [baselines.contest(k)]
+    ]
+
+
+def _coder(name: str) -> str:
+    if name not in CODER_NAMES:
+        raise UsageError(f"--coder {name!r} is not known; known: {', '.join(CODER_NAMES)}")
+    return CODER_NAMES[name]
+
+
+def _method_points(spec: str, budgets: Sequence[int], coder: str, name_coder: bool) -> list[Point]:
+    method, _, rest = spec.partition(":")
+    words = [w.strip() for w in rest.split(",") if w.strip()]
+    options = {name: value for name, value in map(_option, words) if name}
+    rule_words = [w for w in words if w.partition("=")[0] not in _NUMBERS]
+    knob = [w for w in rule_words if w.startswith(("k=", "step="))]
+    rules = (f"*={','.join(rule_words)}",) if rule_words else ()
+    for rule in rules:
+        plan.parse_rule(rule)
+    Settings(**options)
+    named = [w for w in words if w not in knob]
+    series = method + (f":{','.join(named)}" if named else "") + (f" + {coder}" if name_coder else "")
+    if knob:
+        return [Point(series, ",".join(knob), method, rules, options, coder)]
+    if not budgets:
+        raise UsageError(f"{spec} needs a size to aim at: add --budgets 8MB,16MB or --bits 2,3,4, or fix its k or step")
+    return [Point(series, f"{size:,} B", method, rules, options, coder, size) for size in budgets]
+
+
+def _option(word: str) -> tuple[str, float]:
+    """A field of Settings and its value, ("", 0) for words that `--set` knows. Raises UsageError."""
+    name, _, value = word.partition("=")
+    if name not in _NUMBERS:
+        return "", 0
+    try:
+        return name, _NUMBERS[name](value)
+    except ValueError:
+        raise UsageError(f"--methods: {name} must be a number, not {value!r}") from None

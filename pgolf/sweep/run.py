@@ -1,0 +1,126 @@
+"""The whole sweep: plan, calibrate once, measure what is not measured yet, compare, write results.json.
+
+What will surprise you: the order in which points finish never shows. Results stand in the order of the plan, and are
+rebuilt from the folder each time, so a sweep that was killed and continued ends with the same file, times aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgolf.errors import UsageError
+from pgolf.report import write_json
+from pgolf.sweep import comparison
+from pgolf.sweep.executors import WorkerLostError
+from pgolf.sweep.folder import BEFORE, Folder, open_folder
+from pgolf.sweep.measure import measure
+from pgolf.sweep.points import Point
+from pgolf.sweep.setup import Setup, identity, machine
+
+if TYPE_CHECKING:
+    from pgolf.quant.curvature.store import Curvature
+
+FORMAT = 1
+Watch = Callable[[list[dict[str, Any]]], None]  # called with the rows so far, finished and not
+
+
+def sweep(
+    setup: Setup,
+    points: Sequence[Point],
+    out: str | Path,
+    *,
+    executor: Executor,
+    calibrate: Callable[[], Curvature] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    baseline: str | None = None,
+    force: bool = False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Measure `points` into the folder `out` and return what its results.json holds.
+
+    calibrate: makes the curvature, called once a folder; None packs without, unless setup.curvature names a file.
+    calibration: JSON that says how, for results and for telling a changed setting. baseline: the series to compare
+    with. force: measure anew what was measured with other settings. Raises UsageError (changed settings) and what
+    reading, packing and scoring raise; finished points stay.
+    """
+    series = {p.series for p in points}
+    if baseline is not None and baseline not in series:
+        raise UsageError(f"--baseline {baseline!r} is not among the series: {', '.join(sorted(series))}")
+    shared = identity(setup, dict(calibration or {}))
+    folder = open_folder(Path(out), shared, points, force=force)
+    if calibrate is not None:
+        if not folder.curvature.is_file():
+            calibrate().save(folder.curvature)
+        setup = replace(setup, curvature=str(folder.curvature.resolve()))
+    done = folder.done()
+    todo = [(BEFORE, None), *((p.key, p) for p in folder.plan)]
+    tell = watch or (lambda _: None)
+    tell(rows(folder, done))
+    for key, result in _measured(executor, setup, [(k, p) for k, p in todo if k not in done]):
+        folder.keep(key, result)
+        done[key] = result
+        tell(rows(folder, done))
+    found = results(folder, done, shared, baseline)
+    write_json(folder.path / "results.json", found)
+    return found
+
+
+def _measured(
+    executor: Executor, setup: Setup, todo: Sequence[tuple[str, Point | None]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, result) of every task as it finishes. An executor may also run a task at once, in `submit`."""
+    pending: dict[Future[dict[str, Any]], str] = {}
+    for key, point in todo:
+        pending[executor.submit(measure, setup, point)] = key
+        yield from _finished(pending, timeout=0)
+    while pending:
+        yield from _finished(pending)
+
+
+def _finished(
+    pending: dict[Future[dict[str, Any]], str], timeout: float | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for future in wait(pending, timeout, FIRST_COMPLETED).done:
+        key = pending.pop(future)
+        try:
+            yield key, future.result()
+        except BrokenProcessPool:
+            raise WorkerLostError(
+                "a process of the sweep was killed (out of memory?): run it again with fewer --jobs; "
+                "finished points are kept"
+            ) from None
+
+
+def rows(folder: Folder, done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every point of the plan with its figures, or without any where it is still to be measured."""
+    before = done.get(BEFORE)
+    return [_row(p, done.get(p.key), before) for p in folder.plan]
+
+
+def _row(point: Point, result: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    row = asdict(point) | {"key": point.key, "rules": list(point.rules)} | dict(result or {})
+    if before and result and "bpb" in result:
+        row |= {"rise": result["bpb"] - before["bpb"], "loss_rise": result["loss"] - before["loss"]}
+    return row
+
+
+def results(
+    folder: Folder, done: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any], baseline: str | None
+) -> dict[str, Any]:
+    """What results.json holds, of all finished points; the checkpoint itself must be among them."""
+    points, before = rows(folder, done), done[BEFORE]
+    return {
+        "format": FORMAT,
+        "settings": dict(shared),
+        "machine": machine(),
+        "before": dict(before),
+        "points": points,
+        "pareto": comparison.pareto(points),
+        "baseline": baseline,
+        "comparison": comparison.comparison(points, baseline, before["bpb"]) if baseline else [],
+    }

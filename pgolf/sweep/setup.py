@@ -1,0 +1,83 @@
+"""What all points of a sweep share, and the proof that it is still the same when a sweep goes on.
+
+What will surprise you: files count by their content, not by their name, so a checkpoint that was trained on under the
+same name is a changed setting, and a folder that was moved is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pgolf import __version__
+from pgolf.errors import DataError
+
+_READ = 1 << 20
+_FILES = ("checkpoint", "data", "tokenizer", "sidecar")
+LIBRARIES = ("torch", "numpy", "scipy", "numba", "brotli", "zstandard")  # what figures can depend on
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Inputs and scoring of every point. Paths are absolute: workers start elsewhere.
+
+    model: FILE.py:NAME, None where the checkpoint says what it is. curvature: a file, None to pack without.
+    sidecar: byte counts instead of a tokenizer. rules: `--set`s that hold for every method.
+    """
+
+    checkpoint: str
+    data: str
+    model: str | None = None
+    logits: str | None = None
+    tokenizer: str | None = None
+    sidecar: str | None = None
+    count: str = "exact"
+    seq_len: int = 1024
+    stride: int | None = None
+    max_tokens: int | None = None
+    rules: tuple[str, ...] = ()
+    curvature: str | None = None
+    device: str = "cpu"
+
+
+def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a point's figures depend on besides its own settings, as JSON. Raises DataError (unreadable)."""
+    facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
+    del facts["curvature"]  # made from the rest, or named in `calibration`
+    for name in _FILES:
+        facts[name] = file_hash(facts[name]) if facts[name] else None
+    if setup.model:
+        path, _, name = setup.model.rpartition(":")
+        facts["model"] = f"{file_hash(path)}:{name}"
+    return facts
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file. Raises DataError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_READ):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """pgolf, Python and the libraries that figures can depend on."""
+    return {"pgolf": __version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in LIBRARIES
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on, for the head of results."""
+    from pgolf.common.threads import workers
+
+    return {"cpu": platform.processor() or platform.machine(), "cores": workers(), "system": os.uname().sysname}

@@ -1,0 +1,50 @@
+"""From a trained model to an artifact: curvature measured on training text, and the pack that `--pack` asks for.
+
+What will surprise you: calibration windows come from the sampler's own shards under another seed, so they are no batch
+that training just saw; QAT measures fewer of them, because it does so while the clock runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from pgolf.data.shards import WindowSampler
+from pgolf.fitting import packing
+from pgolf.models import checkpoint
+from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.store import Curvature
+from pgolf.report import Report, write_json
+from pgolf.train.model import rebuild
+
+QAT_TOKENS = 8192  # of a calibration in the middle of training
+PACK_TOKENS = 32768
+OTHER_SEED = 1 << 20  # added to the run's seed
+
+
+def training_curvature(model: nn.Module, sampler: WindowSampler, *, tokens: int, seed: int) -> Curvature:
+    """The curvature of `model` over about `tokens` tokens of the sampler's text."""
+    windows = WindowSampler(
+        sampler.shards, sampler.seq_len, max(1, tokens // sampler.seq_len), seed + OTHER_SEED, sampler.bos
+    )
+    return calibrate(model, windows.batch(0)[:, :-1], seed=seed)
+
+
+def measured_while_training(model: nn.Module, sampler: WindowSampler, *, seed: int) -> Callable[[], Curvature]:
+    """What `QAT` takes as its curvature: a function that measures the model as it then is."""
+    return lambda: training_curvature(model, sampler, tokens=QAT_TOKENS, seed=seed)
+
+
+def pack_checkpoint(path: Path, out: Path, sampler: WindowSampler, *, budget: str, seed: int) -> Report:
+    """Pack a checkpoint of our trainer by the best method into `out` with its report beside it, as .json.
+
+    Raises BudgetError where it cannot fit.
+    """
+    source = checkpoint.read(path)
+    model = rebuild.from_config(source.config or {}, source.state_dict())
+    curvature = training_curvature(model, sampler, tokens=PACK_TOKENS, seed=seed)
+    report = packing.pack(source, out, budget=budget, curvature=curvature)
+    write_json(out.with_suffix(".json"), report.to_json() | {"path": out.name})
+    return report

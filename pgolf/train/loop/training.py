@@ -1,0 +1,294 @@
+"""`pgolf train`: a preset, a folder of shards, and a run that can be stopped and continued.
+
+What will surprise you:
+* The folder `out` is the run: state.pt (what a resumed run needs), checkpoint.pt (averaged weights, ready to pack, as of
+  the last save), train.jsonl, loss.png and train.json. A folder that holds a run is continued or refused, never
+  overwritten.
+* Ctrl-C waits for the step's end, saves, then raises KeyboardInterrupt. A second one does not wait.
+* With `pack` the folder also gets model.pgolf and its report, model.json, whose BPB train.json tells.
+* `torchrun` needs no option: every rank calls `train`, rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from pgolf.common.files import replacing
+from pgolf.common.sizes import parse_size
+from pgolf.data import sidecar
+from pgolf.data.corpus import BOS, DataFiles, find_data
+from pgolf.data.shards import WindowSampler, check_vocabulary, read_shard
+from pgolf.errors import PgolfError, UsageError
+from pgolf.loading import dense
+from pgolf.report import write_json
+from pgolf.scoring.bpb import EvalResult, evaluate
+from pgolf.train.loop.memory import check_memory
+from pgolf.train.loop.metrics import MetricsLog, plot_loss
+from pgolf.train.loop.pack_after import measured_while_training, pack_checkpoint
+from pgolf.train.loop.process_group import Ranks, joined
+from pgolf.train.loop.recipes import RECIPES, Recipe, override
+from pgolf.train.loop.save import resume as resume_from
+from pgolf.train.loop.save import save_checkpoint, save_state
+from pgolf.train.loop.trainer import StepInfo, Trainer
+from pgolf.train.model.gpt import GPT
+from pgolf.train.qat.hooks import QAT
+from pgolf.train.qat.settings import QATSettings, parse_options
+
+SAVE_SECONDS = 120.0  # of training between two saves
+SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
+
+Progress = Callable[[StepInfo], None]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did, as train.json holds it.
+
+    score: on held-out text, None without a validation shard and its sidecar or tokenizer. qat: what QAT touched, None without.
+    packed: file, bytes and held-out score of the artifact that `pack` asked for, None without.
+    """
+
+    checkpoint: Path
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    score: EvalResult | None
+    notes: tuple[str, ...]
+    qat: str | None = None
+    packed: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the checkpoint by its name."""
+        return asdict(self) | {"checkpoint": self.checkpoint.name, "notes": list(self.notes)}
+
+
+def train(
+    preset: str,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    minutes: float | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    qat: QATSettings | str | None = None,
+    pack: str | None = None,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
+
+    data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
+    settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. qat: settings, or as
+    `parse_options` reads them. pack: a byte budget to pack the result to, by the best method. progress: called after
+    each step, on rank 0. UsageError, DataError, CheckpointError; BudgetError if the result does not fit `pack`;
+    PgolfError if the loss stops being finite; KeyboardInterrupt after saving.
+    """
+    recipe = _recipe(preset, minutes, overrides)
+    how = parse_options(qat) if isinstance(qat, str) else qat
+    if pack is not None:
+        parse_size(pack)  # an error now, not after hours
+    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with joined(wanted) as (ranks, own):
+        run = _Run(Path(out), recipe, ranks, own, seed, how)
+        run.open(resume)
+        files = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
+        return run.train(files, resume, pack, progress)
+
+
+def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
+    if preset not in RECIPES:
+        raise UsageError(f"--preset {preset}: known are {', '.join(RECIPES)}")
+    if minutes is not None and minutes <= 0:
+        raise UsageError(f"--minutes {minutes:g}: must be above 0")
+    return override(RECIPES[preset], [*overrides, *([] if minutes is None else [f"minutes={minutes}"])])
+
+
+def _files(preset: str, data: str | Path | None, tokenizer: str | Path | None, run: _Run, vocab_size: int) -> DataFiles:
+    """The data of --data, or the demo's text, written to out/data once by rank 0."""
+    if data is not None:
+        return find_data(data, vocab_size, tokenizer)
+    if preset != "tiny":
+        raise UsageError(f"--preset {preset} needs --data DIR, a folder of token shards; `pgolf tokenize` makes one")
+    from pgolf.train.loop.demo_model import DEMO, prepare_demo
+
+    folder = run.out / "data"
+    if run.ranks.rank == 0 and not (folder / "val.bin").exists():
+        prepare_demo(folder, replace(DEMO, model=run.recipe.model))
+    run.ranks.agree(0.0, run.device)  # the others wait
+    return find_data(folder, vocab_size)
+
+
+class _Run:
+    """One folder, one recipe, one process."""
+
+    def __init__(
+        self, out: Path, recipe: Recipe, ranks: Ranks, device: torch.device, seed: int, qat: QATSettings | None
+    ) -> None:
+        self.out, self.recipe, self.ranks, self.device, self.seed = out, recipe, ranks, device, seed
+        self.qat = qat
+        self.state, self.checkpoint, self.log = out / "state.pt", out / "checkpoint.pt", out / "train.jsonl"
+
+    @property
+    def writes(self) -> bool:
+        return self.ranks.rank == 0
+
+    def open(self, resume: bool) -> None:
+        """Make the folder. UsageError if it holds a run that is not to be resumed."""
+        if self.state.exists() and not resume:
+            raise UsageError(f"{self.out} holds a run already: add --resume, or name another --out")
+        if not self.state.exists() and resume:
+            raise UsageError(f"nothing to resume: there is no {self.state}")
+        self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def train(self, files: DataFiles, resume: bool, pack: str | None, progress: Progress | None) -> TrainReport:
+        """Train to the end, save, score, plot, pack."""
+        trainer, config = self._trainer(files), self._config(files)
+        if resume:
+            resume_from(trainer, self.state, self._settings(trainer))
+        if self.writes:
+            with _interrupt_flag() as interrupted:
+                self._train_and_save(trainer, config, interrupted, progress)
+            return self._close(trainer, config, files, pack)
+        trainer.run()
+        return self._report(trainer, None)
+
+    def _trainer(self, files: DataFiles) -> Trainer:
+        recipe, cuda = self.recipe, self.device.type == "cuda"
+        shards = [read_shard(path) for path in files.train]
+        for shard, path in zip(shards, files.train, strict=True):
+            check_vocabulary(shard, recipe.model.vocab_size, owner=f"model (shard {path.name})")
+        check_memory(recipe, self.ranks.world, self.device)
+        sampler = WindowSampler(shards, recipe.seq_len, recipe.batch_size, self.seed, bos=BOS)
+        model = GPT(recipe.model, seed=self.seed, compute_dtype=torch.bfloat16 if cuda else torch.float32)
+        model = model.to(self.device)
+        return Trainer(model, sampler, recipe.train, ranks=self.ranks, compile=cuda, qat=self._hooks(model, sampler))
+
+    def _hooks(self, model: GPT, sampler: WindowSampler) -> QAT | None:
+        if self.qat is None:
+            return None
+        measure = measured_while_training(model, sampler, seed=self.seed)
+        return QAT(model, curvature=measure, **vars(self.qat))
+
+    def _config(self, files: DataFiles) -> dict[str, Any]:
+        """The checkpoint's; the tokenizer is copied beside it."""
+        if files.tokenizer is not None and self.writes and not (self.out / "tokenizer.model").exists():
+            with replacing(self.out / "tokenizer.model") as file:
+                file.write(files.tokenizer.read_bytes())
+        return self.recipe.to_config(seed=self.seed, tokenizer="tokenizer.model" if files.tokenizer else "")
+
+    def _settings(self, trainer: Trainer) -> dict[str, Any]:
+        """What a resumed run must share with the one that it continues."""
+        return {
+            **asdict(self.recipe),
+            "seed": self.seed,
+            "qat": None if self.qat is None else asdict(self.qat),
+            "ranks": self.ranks.world,
+            "shard tokens": [len(shard) for shard in trainer.sampler.shards],
+        }
+
+    def _train_and_save(
+        self, trainer: Trainer, config: dict[str, Any], interrupted: threading.Event, progress: Progress | None
+    ) -> None:
+        log, saved = MetricsLog(self.log, keep=trainer.step_count), trainer.seconds
+
+        def after(info: StepInfo) -> None:
+            nonlocal saved
+            log(info)
+            if interrupted.is_set() or info.progress >= 1.0 or info.seconds - saved > SAVE_SECONDS:
+                saved = info.seconds
+                self._save(trainer, config)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(info)
+
+        try:
+            trainer.run(after)
+        except PgolfError as error:
+            kept = f"{self.checkpoint} is the last good one" if self.checkpoint.exists() else "nothing was saved yet"
+            raise type(error)(f"{error}; {kept}") from None
+        finally:
+            log.close()
+
+    def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
+        looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
+        save_checkpoint(self.checkpoint, trainer.averaged_state(), config | {"looped": looped})
+        save_state(self.state, trainer.state_dict(), self._settings(trainer))
+
+    def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
+        """Score what the checkpoint holds, in float32; write train.json and loss.png; pack, and score that."""
+        report = self._report(trainer, self._score(trainer.model, files))
+        plot_loss(self.log, self.out / "loss.png")
+        self._write(report, config)
+        if pack is not None:
+            report = replace(report, packed=self._packed(trainer, files, pack))
+            self._write(report, config)
+        return report
+
+    def _write(self, report: TrainReport, config: dict[str, Any]) -> None:
+        facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+        write_json(self.out / "train.json", facts)
+
+    def _packed(self, trainer: Trainer, files: DataFiles, budget: str) -> dict[str, Any]:
+        """The artifact of the checkpoint: its name, bytes, and score."""
+        path = self.out / "model.pgolf"
+        made = pack_checkpoint(self.checkpoint, path, trainer.sampler, budget=budget, seed=self.seed)
+        trainer.model.load_state_dict(dense.load(path))
+        score = self._score(trainer.model, files)
+        return {"file": path.name, "bytes": made.artifact_bytes, "score": None if score is None else asdict(score)}
+
+    def _report(self, trainer: Trainer, score: EvalResult | None) -> TrainReport:
+        parameters = sum(param.numel() for param in trainer.model.parameters())
+        tokens = trainer.step_count * self.recipe.batch_size * self.recipe.seq_len
+        return TrainReport(
+            checkpoint=self.checkpoint,
+            parameters=parameters,
+            steps=trainer.step_count,
+            tokens=tokens,
+            seconds=trainer.seconds,
+            score=score,
+            notes=tuple(trainer.notes),
+            qat=None if trainer.qat is None else f"{trainer.qat.report().headline}, in {trainer.qat.updates} updates",
+        )
+
+    def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
+        if files.val is None or (files.tokenizer is None and not sidecar.beside(files.val)):
+            return None
+        model.compute_dtype = torch.float32
+        tokens = read_shard(files.val)
+        counts = sidecar.byte_counts(files.val, tokens, tokenizer=files.tokenizer)
+        return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, max_tokens=SCORED_TOKENS)
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second raises as ever. Only the main thread can catch signals."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        flag.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,1 @@
+"""Our GPT: its configuration, its parts, and how a checkpoint makes it again."""

@@ -1,0 +1,160 @@
+"""Where the codes of a parameter may lie, asked of the quantizers themselves: what QAT rounds to, or makes noise of.
+
+What will surprise you:
+* Nothing here computes a step size. Row scales come from running the quantizer of the settings; the steps of `auto` from
+  its own water-filling. So weights that lie on a lattice are what packing them gives, to the bit.
+* A lattice of `auto` stands for what its trellis does to a weight: its steps are those of plain rounding with the same
+  squared error. `spill` says how feedback then carries errors to other entries: with H⁻¹ = UᵀU and G⁻¹ = VᵀV the error
+  of `auto` is c·VᵀZU for white Z, which is the noise of the lattice times unit triangular matrices from both sides.
+* All tensors are [n, R, C], n matrices of R rows; a plain matrix has n = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgolf.packer.coder.spread import estimate
+from pgolf.packer.plane import SPREAD_STEPS
+from pgolf.quant import METHODS, Settings
+from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.methods import auto
+from pgolf.quant.methods.rows import decoded
+
+BISECTIONS = 12  # of the water level: to a hundredth of an octave
+OCTAVES = 12.0  # searched on both sides of Settings.step = 1
+
+Curvatures = Mapping[str, Sequence[MatrixCurvature | None]]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Points code · rows · cols with |code| ≤ top.
+
+    rows: float32 [n, R, 1]. cols: float32 [n, 1, C], or None: 1. top: infinity where nothing is clipped.
+    spread: how wide the codes are, as (rows [n, R, 1], cols [n, 1, C]) whose sum is SPREAD_STEPS · log2 of their
+    standard deviation; None where nobody asked. spill: (left [n, R, R] or None, right [n, C, C]), an error E of plain
+    rounding ends up as left·E·right; None: it stays where it is.
+    """
+
+    rows: Tensor
+    cols: Tensor | None = None
+    top: float = math.inf
+    spread: tuple[Tensor, Tensor] | None = None
+    spill: tuple[Tensor | None, Tensor] | None = None
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """`weight` [n, R, C] in lattice steps, not rounded."""
+        return weight / self.rows if self.cols is None else weight / (self.rows * self.cols)
+
+    def weights(self, codes: Tensor) -> Tensor:
+        """The inverse of `codes`, by the reconstruction rule: (code · row) · column."""
+        return codes * self.rows if self.cols is None else codes * self.rows * self.cols
+
+    def spilled(self, error: Tensor) -> Tensor:
+        """Where an error [n, R, C] of plain rounding goes when the quantizer feeds it back."""
+        if self.spill is None:
+            return error
+        left, right = self.spill
+        error = error @ right
+        return error if left is None else left @ error
+
+    def sigma(self) -> Tensor:
+        """Standard deviation of the codes [n, R, C], from their spread."""
+        assert self.spread is not None
+        return torch.exp2((self.spread[0] + self.spread[1]) / SPREAD_STEPS)
+
+
+def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
+    """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row."""
+    quantize = METHODS[settings.method].quantize
+    scales = []
+    for matrix in weight:
+        scale = quantize(matrix, None, settings).row_scale
+        assert scale is not None
+        scales.append(decoded(scale, matrix))
+    return Lattice(torch.stack(scales)[:, :, None], top=settings.top)
+
+
+def water_filled(
+    weights: Mapping[str, Tensor], curvatures: Curvatures, settings: Mapping[str, Settings], bits: float
+) -> dict[str, Lattice]:
+    """The lattices of `auto` for float32 weights [n, R, C] at the water level where codes take `bits` bits a weight.
+
+    A matrix without curvature gets what `auto` gives it then: an equal relative error.
+    """
+    prepared = {
+        name: [auto.prepare(m, c, settings[name]) for m, c in _pairs(weight, curvatures.get(name))]
+        for name, weight in weights.items()
+    }
+    total = sum(weight.numel() for weight in weights.values())
+
+    def size(step: float) -> float:
+        return sum(
+            auto.expected_bits(m.cpu(), p, replace(settings[name], step=step * settings[name].step))
+            for name, weight in weights.items()
+            for m, p in zip(weight, prepared[name], strict=True)
+        )
+
+    step = _level(size, bits * total)
+    return {
+        name: _stacked(
+            [_frame_lattice(m, p, settings[name], step) for m, p in zip(weight, prepared[name], strict=True)]
+        )
+        for name, weight in weights.items()
+    }
+
+
+def _pairs(
+    weight: Tensor, curvatures: Sequence[MatrixCurvature | None] | None
+) -> list[tuple[Tensor, MatrixCurvature | None]]:
+    return list(zip(weight.cpu(), curvatures or [None] * len(weight), strict=True))
+
+
+def _level(size: Callable[[float], float], wanted: float) -> float:
+    """The step at which `size` is `wanted`."""
+    low, high = -OCTAVES, OCTAVES
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(2**middle) > wanted else (low, middle)
+    return float(2**high)
+
+
+def _frame_lattice(weight: Tensor, prepared: auto.Prepared, settings: Settings, step: float) -> Lattice:
+    frame, states = prepared.frame, settings.trellis
+    ordered = weight.cpu()[:, frame.order].T.contiguous()
+    rows, cols = auto.water_filled(ordered, frame, prepared.unit * settings.step * step, states)
+    alike = math.sqrt(12 * auto.distortion(states))  # the step of plain rounding with the trellis code's squared error
+    back = frame.order.argsort()
+    right = (frame.U / frame.U.diagonal()[:, None])[back][:, back].to(weight.device)
+    left = None if frame.V is None else (frame.V / frame.V.diagonal()[:, None]).mT.contiguous().to(weight.device)
+    cols = cols[back.numpy()]
+    return Lattice(_tensor(alike * rows, weight)[:, None], _tensor(cols, weight)[None, :], spill=(left, right))
+
+
+def _stacked(lattices: Sequence[Lattice]) -> Lattice:
+    """The lattices of one parameter's matrices, which are alike, as one."""
+    cols = [lattice.cols for lattice in lattices if lattice.cols is not None]
+    spills = [lattice.spill for lattice in lattices if lattice.spill is not None]
+    lefts = [left for left, _ in spills if left is not None]
+    right = torch.stack([right for _, right in spills])
+    left = torch.stack(lefts) if len(lefts) == len(lattices) else None
+    return Lattice(torch.stack([lattice.rows for lattice in lattices]), torch.stack(cols), spill=(left, right))
+
+
+def with_spread(lattice: Lattice, weight: Tensor) -> Lattice:
+    """`lattice` with the spread of the codes of weight [n, R, C], as the packer's coder estimates it."""
+    squares = lattice.codes(weight).square().cpu().numpy()
+    found = [estimate(square) for square in squares]
+    rows = _tensor(np.stack([spread.rows for spread in found]), weight)
+    cols = _tensor(np.stack([spread.cols for spread in found]), weight)
+    return replace(lattice, spread=(rows[:, :, None], cols[:, None, :]))
+
+
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(like.device)

@@ -1,0 +1,49 @@
+"""What the ranks of tests/common/test_ranks.py run: `python -m tests.common.ranks_job FOLDER MODE RANK WORLD PORT`."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+import pgolf
+from pgolf.errors import PgolfError
+from tests.helpers import generator, toy_module, toy_state
+
+
+def calm_model():
+    """A toy whose softmax is not one-hot: with that, gradients are rounding noise."""
+    state = toy_state()
+    state["tok_emb.weight"] *= 0.1
+    return toy_module(state)
+
+
+def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
+    distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    model = calm_model()
+    ids = torch.randint(0, 64, (8, 32), generator=generator(7))[rank::world]
+    try:
+        if mode == "bad tokens on rank 1" and rank == 1:
+            ids = ids + 1000
+        curvature = pgolf.calibrate(model, [ids] if mode != "nothing on rank 1" or rank == 0 else [])
+        budget = 100 if mode == "too small" else "9kB"
+        report = pgolf.pack(model, folder / "m.pgolf", budget=budget, curvature=curvature)
+        state = pgolf.load(folder / "m.pgolf")
+        facts = {
+            "tokens": curvature.tokens,
+            "trace": float(curvature.get("up.weight")[0].H.trace()),
+            "bytes": report.artifact_bytes,
+            "bits": [int(t.view(torch.uint8).long().sum()) for t in state.values() if t.dim()],
+        }
+    except PgolfError as error:
+        facts = {"error": type(error).__name__, "says": str(error)}
+    (folder / f"rank{rank}.json").write_text(json.dumps(facts))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,114 @@
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pgolf
+from pgolf.common import ranks
+from pgolf.errors import PgolfError
+from tests.common.ranks_job import calm_model
+from tests.helpers import generator, toy_state
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def two_ranks(folder, mode="plain"):
+    """What each of two gloo processes of tests/common/ranks_job.py reports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.common.ranks_job", str(folder), mode, str(rank), "2", str(port)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    return folder, two_ranks(folder)
+
+
+def test_two_ranks_pack_once_and_load_the_same_bits(both):
+    folder, (first, second) = both
+    assert first == second
+    assert first["bytes"] == (folder / "m.pgolf").stat().st_size <= 9000
+    assert [p.name for p in folder.iterdir() if p.suffix not in {".json"}] == ["m.pgolf"]
+
+
+def test_curvature_is_the_sum_over_the_ranks(both):
+    """Tolerance: the same float32 sums in another order."""
+    _, (first, _) = both
+    ids = torch.randint(0, 64, (8, 32), generator=generator(7))
+    assert first["tokens"] == 256
+    parts = [pgolf.calibrate(calm_model(), [ids[r::2]], seed=r) for r in range(2)]
+    merged = parts[0].merge(parts[1:])
+    assert first["trace"] == pytest.approx(float(merged.get("up.weight")[0].H.trace()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "errors", "says"),
+    [
+        ("too small", ("BudgetError", "BudgetError"), "does not fit"),
+        ("bad tokens on rank 1", ("CurvatureError", "CurvatureError"), "outside the model's vocabulary"),
+    ],
+)
+def test_an_error_reaches_every_rank(tmp_path, mode, errors, says):
+    found = two_ranks(tmp_path, mode)
+    assert tuple(f["error"] for f in found) == errors
+    assert all(says in f["says"] and "\n" not in f["says"] for f in found)
+    assert not (tmp_path / "m.pgolf").exists()
+
+
+def test_a_rank_without_text_takes_the_others(tmp_path):
+    first, second = two_ranks(tmp_path, "nothing on rank 1")
+    assert first == second
+    assert first["tokens"] == 128
+
+
+def test_alone_nothing_is_exchanged():
+    assert not ranks.grouped()
+    assert ranks.rank() == 0
+    assert ranks.on_first(lambda: 3) == 3
+    with pytest.raises(PgolfError, match="mine"):
+        ranks.on_first(lambda: (_ for _ in ()).throw(PgolfError("mine")))
+
+
+PACK = """
+import sys, torch, pgolf
+from tests.helpers import toy_state
+print("ready", flush=True)
+while True:
+    pgolf.pack(toy_state(seed=1, width=256), sys.argv[1], method="sdclip")
+"""
+
+
+def test_a_kill_while_packing_leaves_the_old_file_or_the_whole_new_one(tmp_path):
+    path = tmp_path / "m.pgolf"
+    old = pgolf.pack(toy_state(), path, method="sdclip").data
+    new = pgolf.pack(toy_state(seed=1, width=256), None, method="sdclip").data
+    seen = set()
+    for wait in (0.0, 0.05, 0.4):
+        path.write_bytes(old)
+        job = subprocess.Popen([sys.executable, "-c", PACK, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+        job.stdout.readline()
+        time.sleep(wait)
+        job.kill()
+        job.wait()
+        job.stdout.close()
+        assert path.read_bytes() in (old, new)
+        seen.add(path.read_bytes() == new)
+    assert False in seen

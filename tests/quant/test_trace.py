@@ -1,0 +1,202 @@
+"""Where a used matrix lies in its parameter, and what the tracer tells of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pgolf.errors import CurvatureError
+from pgolf.quant.curvature.trace import Block, Piece, Tracer, locate
+
+
+class Told:
+    """A sink that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.products: list[tuple[list[Block], Tensor, Tensor]] = []
+        self.lookups: list[tuple[Block, Tensor]] = []
+        self.lost: list[tuple[str, str]] = []
+
+    def product(self, blocks, x, y, flat) -> None:
+        self.products.append((list(blocks), x, flat(y.detach())))
+
+    def lookup(self, block, ids, y) -> None:
+        self.lookups.append((block, ids))
+
+    def unknown(self, name, function) -> None:
+        self.lost.append((name, function))
+
+
+def trace(function, **parameters: Tensor) -> Told:
+    told = Told()
+    with Tracer(parameters, told):
+        function(**parameters)
+    return told
+
+
+def rebuilt(blocks: list[Block], parameters: dict[str, Tensor]) -> Tensor:
+    """The used matrix [O, I] put together from the blocks."""
+    used = torch.full((max(b.outputs.stop for b in blocks), max(b.inputs.stop for b in blocks)), torch.nan)
+    for b in blocks:
+        value = parameters[b.name]
+        part = (value if value.dim() == 2 else value[b.index])[b.rows, b.cols] * b.scale
+        used[b.outputs, b.inputs] = part.T if b.transposed else part
+    return used
+
+
+def check(function, **parameters: Tensor) -> Told:
+    """Every product's blocks give back the matrix that took x to y."""
+    told = trace(function, **parameters)
+    assert told.products
+    for blocks, x, y in told.products:
+        assert torch.allclose(x @ rebuilt(blocks, parameters).T, y, atol=1e-5)
+    return told
+
+
+X = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+W = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+BANK = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2))
+
+PRODUCTS = {
+    "linear": lambda w: F.linear(X, w),
+    "linear, named": lambda w: F.linear(input=X, weight=w),
+    "matmul": lambda w: X @ w.T,
+    "matmul, w left": lambda w: w @ X.mT,
+    "matmul, one vector": lambda w: X[0, 0] @ w.t(),
+    "mv": lambda w: torch.mv(w, X[0, 0]),
+    "mm": lambda w: X[0].mm(w.mT),
+    "addmm": lambda w: torch.addmm(torch.zeros(4), X[0], w.T),
+    "einsum": lambda w: torch.einsum("b t i, o i -> b o t", X, w),
+    "einsum, list": lambda w: torch.einsum("oi,bti->bto", [w, X]),
+    "einsum, ellipsis": lambda w: torch.einsum("...i,oi->...o", X, w),
+    "einsum, view": lambda w: torch.einsum("bti,phi->bthp", X, w.view(2, 2, 6)),
+    "rows": lambda w: F.linear(X, w[1:3]),
+    "every second row": lambda w: F.linear(X, w[::2]),
+    "columns": lambda w: F.linear(X[..., 2:5], w[:, 2:5]),
+    "both": lambda w: F.linear(X[..., 1:4], w[1:3, 1:4]),
+    "one row": lambda w: F.linear(X, w[2:3]),
+    "one column": lambda w: F.linear(X[..., :1], w[:, 3:4]),
+    "wrong way round": lambda w: X[..., :4] @ w,
+    "casts": lambda w: F.linear(X.double(), w.to(torch.float64).contiguous().clone()),
+    "scaled": lambda w: F.linear(X, 0.5 * w / 3),
+    "detached": lambda w: F.linear(X, w.data.detach()),
+    "unsqueezed": lambda w: torch.matmul(X, w.T.unsqueeze(0)),
+    "joined with itself": lambda w: F.linear(X, torch.cat([w[2:], w[:2]])),
+    "joined by columns": lambda w: X @ torch.cat([w[:, 3:], w[:, :3]], dim=1).T,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_a_matrix(name: str) -> None:
+    told = trace(PRODUCTS[name], w=W)
+    ((blocks, x, y),) = told.products
+    assert torch.allclose(x.float() @ rebuilt(blocks, {"w": W}).T, y.float(), atol=1e-5)
+    assert told.lost == []
+
+
+BANKS = {
+    "index": lambda bank: F.linear(X, bank[1]),
+    "tensor index": lambda bank: F.linear(X, bank[torch.tensor(2)]),
+    "loop": lambda bank: [F.linear(X, w) for w in bank],
+    "unbind": lambda bank: [X @ w.T for w in bank.unbind(0)],
+    "chunk": lambda bank: [X @ w[0].T for w in bank.chunk(3)],
+    "flattened": lambda bank: F.linear(X, bank.flatten(0, 1)),
+    "flattened part": lambda bank: F.linear(X, bank.view(12, 6)[2:9]),
+    "bmm": lambda bank: torch.bmm(X[:1].expand(3, -1, -1), bank.mT),
+    "broadcast": lambda bank: X[:, None] @ bank.mT,
+    "einsum": lambda bank: torch.einsum("bti,noi->btno", X, bank[:1]),
+    "einsum, many": lambda bank: torch.einsum("nti,noi->nto", X[:1].expand(3, -1, -1), bank),
+    "left": lambda bank: bank @ X[0].mT,
+    "transposed slice": lambda bank: X[..., :4] @ bank[2],
+}
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_products_of_a_bank(name: str) -> None:
+    told = check(BANKS[name], bank=BANK)
+    assert told.lost == []
+
+
+def test_pieces_of_several_parameters() -> None:
+    check(lambda w, bank: F.linear(X, torch.cat([w, bank[1], bank[0]])), w=W, bank=BANK)
+
+
+@pytest.mark.parametrize(
+    "lookup", [lambda w, ids: F.embedding(ids, w), lambda w, ids: w[ids], lambda w, ids: w.index_select(0, ids[0])]
+)
+def test_lookups(lookup) -> None:
+    ids = torch.tensor([[1, 3, 3]])
+    told = trace(lambda w: lookup(w, ids), w=W)
+    ((block, seen),) = told.lookups
+    assert seen.flatten().tolist() == [1, 3, 3]
+    assert (block.rows, block.cols) == (slice(0, 4, 1), slice(0, 6, 1))
+
+
+LOST = {
+    "mul": lambda w: F.linear(X, w * torch.ones(6)),
+    "norm": lambda w: F.linear(X, w / w.norm(dim=1, keepdim=True)),
+    "conv1d": lambda w: F.conv1d(X.mT, w[..., None]),
+    "reshape": lambda w: F.linear(X, w.T.reshape(4, 6)),
+    "expand": lambda w: F.linear(X, w[:1].expand(4, 6)),
+    "einsum": lambda w: torch.einsum("bti,oi->bt", X, w),
+    "mm": lambda w: w @ w.T,
+    "__getitem__": lambda w: w[torch.tensor([True, False, True, False])],
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_cannot_be_followed_is_named(name: str) -> None:
+    told = trace(LOST[name], w=W)
+    assert told.products == []
+    assert "w" in {name for name, _ in told.lost}
+
+
+def test_questions_about_a_weight_are_no_use() -> None:
+    told = trace(lambda w: (w.shape, w.dtype, w.device, w.size(0), w.dim(), w.is_contiguous(), w.requires_grad), w=W)
+    assert (told.products, told.lookups, told.lost) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: F.dropout(X, 0.1),
+        lambda: F.scaled_dot_product_attention(X, X, X, dropout_p=0.1),
+    ],
+)
+def test_dropout_that_is_always_on(call) -> None:
+    with pytest.raises(CurvatureError, match="dropout"):
+        trace(lambda w: call(), w=W)
+
+
+def test_dropout_that_is_off() -> None:
+    assert trace(lambda w: F.dropout(X, 0.1, training=False), w=W).lost == []
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)),
+    st.data(),
+)
+def test_locate_finds_any_slice_of_any_bank(shape: tuple[int, int, int], data: st.DataObject) -> None:
+    def part(size: int) -> slice:
+        start = data.draw(st.integers(0, size - 1))
+        return slice(start, data.draw(st.integers(start + 1, size)), data.draw(st.integers(1, 3)))
+
+    n, R, C = shape
+    bank = torch.arange(n * R * C, dtype=torch.float32).view(shape)
+    flat = data.draw(st.booleans())
+    rows, cols, flip = part(n * R if flat else R), part(C), data.draw(st.booleans())
+    k = data.draw(st.integers(0, n - 1))
+
+    def pick(t: Tensor) -> Tensor:
+        t = (t.view(n * R, C) if flat else t[k])[rows, cols]
+        return t.T if flip else t
+
+    blocks = locate(Piece("bank", bank.shape, pick(torch.empty(shape, device="meta"))))
+    if blocks is not None:
+        assert torch.equal(rebuilt(blocks, {"bank": bank}), pick(bank))
+    else:
+        assert False, "not found"  # noqa: B011, PT015

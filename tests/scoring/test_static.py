@@ -1,0 +1,53 @@
+"""The fast losses are the plain ones: filled-up batches, short windows, our model and any other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pgolf.models.logits import logits_of
+from pgolf.scoring import bpb
+from pgolf.scoring.static import StaticLosses, to_device
+from pgolf.train.model.gpt import GPT, GPTConfig
+from tests.helpers import generator, toy_module, toy_state
+
+TINY = GPTConfig(vocab_size=64, layers=2, dim=16, heads=2, kv_heads=1, mlp_mult=2, rope_dims=4)
+
+
+def tokens(length=150):
+    return np.random.default_rng(0).integers(0, 64, length).astype(np.uint16)
+
+
+def shaken():
+    """Our model with weights that matter everywhere: a fresh one's branches are zero."""
+    model, g = GPT(TINY), generator()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
+    return model
+
+
+@pytest.mark.parametrize("stride", [None, 5])
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_static_losses_are_the_plain_ones(kind, stride):
+    model = shaken() if kind == "ours" else toy_module(toy_state())
+    logits = logits_of(model)
+    plain = bpb.score(logits, tokens(), seq_len=16, stride=stride)
+    fast = StaticLosses(model, logits, seq_len=16, batch_size=4, compile=False)
+    fast._compiled = fast._plain  # the static path, without a compiler
+    mine = bpb.score(logits, tokens(), seq_len=16, stride=stride, batch_size=4, losses=fast)
+    np.testing.assert_allclose(mine, plain, atol=2e-6)
+    assert fast.compile_seconds > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_compiled_on_a_gpu():
+    model = to_device(GPT(TINY), torch.device("cuda"))
+    logits = logits_of(model)
+    plain = bpb.score(logits, tokens(), seq_len=16, device="cuda")
+    fast = StaticLosses(model, logits, seq_len=16, batch_size=4)
+    mine = bpb.score(logits, tokens(), seq_len=16, batch_size=4, losses=fast, device="cuda")
+    np.testing.assert_allclose(mine, plain, atol=0.05)  # bfloat16 logits
+    assert json.dumps(fast.compile_seconds)
