@@ -26,7 +26,6 @@ STANDS_FOR = {
 }
 INSTEAD = {
     (f"{PACKAGE}.format.artifact", "_planes"): (f"{PACKAGE}.coder.codec", "read"),  # no general coders for codes
-    (f"{PACKAGE}.coder.rans", "_decode_lanes"): (f"{PACKAGE}.coder.rans", "_decode"),  # no compiled loops
 }
 
 Key = tuple[str, str]  # module, name

@@ -7,19 +7,18 @@ which runs them on the CPU) must be set before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from pgolf.errors import DeviceError
 
-triton: Any
-tl: Any
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheel for this system, or left out: references only
-    triton = tl = None
+triton: Any = None
+tl: Any = None
+with suppress(ImportError):  # no wheel for this system, or left out: references only
+    triton, tl = import_module("triton"), import_module("triton.language")
 
 
 def jit(function: Callable[..., None]) -> Any:

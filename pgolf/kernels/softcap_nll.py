@@ -33,25 +33,25 @@ def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -
     logits: [N, V] of any float dtype, rows apart by any stride; targets: int64 [N].
     """
     if logits.is_cuda:
-        return launch(logits, targets, softcap)
+        return launch_softcap_nll(logits, targets, softcap)
     return softcap_nll_reference(logits, targets, softcap)
 
 
 def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N]."""
     rows = max(1, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
-    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     return torch.cat([softcap_nll(F.linear(some, weight), wanted, softcap) for some, wanted in parts])
 
 
-def launch(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+def launch_softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """The kernel, whatever the device."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.float32, device=logits.device)
     if rows == 0:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    kernel[(rows,)](
+    softcap_nll_kernel[(rows,)](
         logits, targets, out, logits.stride(0), softcap or 0.0,
         VOCAB=vocab, CAPPED=softcap is not None, BLOCK=min(triton.next_power_of_2(vocab), BLOCK), num_warps=WARPS,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def launch(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
 
 
 @jit
-def kernel(
+def softcap_nll_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     logits, targets, out, stride, softcap,
     VOCAB: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -85,6 +85,6 @@ def kernel(
 
 
 @jit
-def capped(x, softcap):
+def capped(x, softcap):  # type: ignore[no-untyped-def]  # Triton gives the types
     """softcap · tanh(x / softcap), from exp alone: the interpreter has no libdevice."""
     return softcap * (1.0 - 2.0 / (tl.exp(x * (2.0 / softcap)) + 1.0))

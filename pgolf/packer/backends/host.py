@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads
 from pgolf.packer.coder import rans, stream
+from pgolf.packer.coder.layout import CodedLanes
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.tables import ESCAPED
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import Plane
@@ -30,14 +32,16 @@ TILE = 8  # columns at a time: so few runs are read and written at once that non
 class Host(stream.Device):
     """Codes are numpy arrays here too."""
 
-    def decode(self, *arguments: Any) -> Array:
-        return rans.decode(*arguments)
+    def decode(self, coded: CodedLanes, loops: Loops | None) -> Array:
+        return rans.decode(coded, loops)
 
     def escaped(self, part: Array) -> Array:
         return np.flatnonzero(part == ESCAPED)
 
-    def patched(self, *arguments: Any) -> Array:
-        return stream.patched(*arguments)
+    def patched(
+        self, part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
+    ) -> Array:
+        return stream.patched(part, wide, middles, widths, low, escaped, escapes)
 
     def from_strips(self, part: Array, shape: tuple[int, int]) -> Array:
         matrix = np.empty(shape, part.dtype)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
-from pgolf.packer.coder.spread import CLASSES, entropy_bits
+from pgolf.packer.coder.classes import CLASSES, entropy_bits
 from pgolf.packer.coder.tables import ESCAPED, ESCAPES, OFFSET
 
 Array = NDArray[Any]
@@ -29,7 +29,7 @@ SYMBOL_BITS = 10.0  # rough cost of one more symbol in one more table
 BITMAP_BYTES = SLOTS // 8
 
 
-def choose(counts: Sequence[Array], trellis: Sequence[bool]) -> list[int]:
+def choose_families(counts: Sequence[Array], trellis: Sequence[bool]) -> list[int]:
     """The family of each matrix from its counts [SLOTS, 256]: private where that saves more than its tables cost."""
     families = [SHARED_TRELLIS if t else SHARED_SCALAR for t in trellis]
     gains = []

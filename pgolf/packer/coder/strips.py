@@ -25,7 +25,7 @@ Shape = tuple[int, int]
 
 MAX_SUMS = (
     1 << 12
-)  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights can differ by
+)  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights span
 
 
 def to_strips(matrix: Array) -> Array:
@@ -60,7 +60,7 @@ def lane_bounds(starts: Array, lanes: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Sums:
+class ClassSums:
     """rows[i] + cols[j] of one matrix: every decision about an entry is looked up in a short table over these.
 
     values: int64, all that the sums may be, in a row; rows: uint16 [R], cols: uint16 [C]: sums are values[rows + cols].
@@ -76,11 +76,11 @@ class Sums:
         return np.concatenate(blocks, None)
 
 
-def class_sums(spread: Spread) -> Sums:
+def class_sums(spread: Spread) -> ClassSums:
     """Raises ArtifactError where the classes differ by more than any codes can."""
     row, col = spread.rows, spread.cols
     low_row, low_col = row.min(initial=0), col.min(initial=0)
     low, high = low_row + low_col, row.max(initial=0) + col.max(initial=0)
     if high - low >= MAX_SUMS:
         raise ArtifactError(f"spread classes of one matrix reach from {low} to {high}: the artifact is damaged")
-    return Sums(np.arange(low, high + 1), (row - low_row).astype(np.uint16), (col - low_col).astype(np.uint16))
+    return ClassSums(np.arange(low, high + 1), (row - low_row).astype(np.uint16), (col - low_col).astype(np.uint16))

@@ -21,8 +21,9 @@ import numpy as np
 from pgolf.common import files
 from pgolf.common.threads import on_threads
 from pgolf.errors import ArtifactError, PgolfError
-from pgolf.packer.backends.compiled import host
+from pgolf.packer.backends import registry
 from pgolf.packer.coder import codec, general
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.stream import Device
 from pgolf.packer.format import container, plain
 from pgolf.packer.plane import Plane
@@ -71,7 +72,7 @@ def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, 
     planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
     matrices = [plane for _, plane in planes]
     if coder == "rans":
-        packed = codec.encode(matrices)
+        packed = codec.encode(matrices, registry.loops())
         sections, head = packed.sections, packed.head
     else:
         sections, head = plain.encode(matrices)
@@ -164,7 +165,8 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     head, stored, content = container.parse(data)
     try:
         entries = {}
-        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device or host()):
+        tensors = contents(head, stored, content, registry.loops(), device or registry.host())
+        for (name, dtype, shape, kind, other, note), planes, raw in tensors:
             kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
             rest = kept if kind else {"alias": other}
             check_scales(name, planes)
@@ -177,12 +179,16 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
 
 
 def contents(
-    head: dict[str, Any], stored: dict[str, container.Stored], content: int, device: Device | None = None
+    head: dict[str, Any],
+    stored: dict[str, container.Stored],
+    content: int,
+    loops: Loops | None = None,
+    device: Device | None = None,
 ) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
     """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked."""
     check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
     sections = container.unpack(stored, content)
-    planes = _planes(head, sections, device)
+    planes = _planes(head, sections, loops, device)
     if (device.checksum if device else checksum)(planes) != head["check"]:
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
     rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
@@ -193,8 +199,10 @@ def contents(
         yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
 
 
-def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:
-    return codec.read(head, sections, device) if head["coder"] == "rans" else plain.read(head, sections)
+def _planes(
+    head: dict[str, Any], sections: dict[str, bytes], loops: Loops | None, device: Device | None
+) -> list[Plane]:
+    return codec.read(head, sections, loops, device) if head["coder"] == "rans" else plain.read(head, sections)
 
 
 def check_head(head: dict[str, Any], declared: dict[str, int]) -> None:

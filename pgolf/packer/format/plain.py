@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.coder.codec import MAX_CODES, MAX_SIDE, PER_OCTAVES, all_integers
-from pgolf.packer.coder.spread import narrowed
 from pgolf.packer.plane import HALF, Plane, Scale
 
 NO_SCALE = -1

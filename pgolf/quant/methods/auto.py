@@ -2,7 +2,7 @@
 
 What will surprise you:
 * Steps are Δ_ij = c·U_jj·V_ii with H⁻¹ = UᵀU and G⁻¹ = VᵀV: every weight of every matrix then costs the same c²/24
-  nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, DESIGN.md §4).
+  nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, docs/METHOD.md §2).
 * Errors are fed to later columns through U and to later rows through V (arXiv 2505.22988); a G that is only a diagonal
   still sets the steps of the rows.
 * Nothing is clipped: the codes of frequent embedding rows reach the thousands.

@@ -3,7 +3,7 @@
 What will surprise you:
 * Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
 * The cost of a code is weight·(u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class.
-  Without the second term low-rate entries lose more than the trellis gains (DESIGN.md §5).
+  Without the second term low-rate entries lose more than the trellis gains (docs/METHOD.md §3).
 * A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
   lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
 * Entries of spread class below `trellis_from` leave the state alone and take even codes.
