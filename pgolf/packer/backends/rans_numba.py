@@ -78,7 +78,7 @@ class _Given(NamedTuple):
     """What the lanes are decoded from. bounds: int64 [K + 1], symbols of each lane; first_strip: int64 [K].
 
     starts, words, codes, transitions: of `CodedLanes`; base, first_row, rows, lookup: of `contexts_by_strip`.
-    entries: uint32 [T · 256], frequency << 16 | first slot; guide: uint8, the symbol of every 2^COARSE-th slot.
+    entries: int64 [T · 256], frequency << 16 | first slot; guide: uint8, the symbol of every 2^COARSE-th slot.
     """
 
     bounds: Array
