@@ -1,11 +1,4 @@
-"""`dequant`: codes and scales to weights, (code · row_scale) · col_scale in float32, rounded once to the wanted dtype.
-
-What will surprise you:
-* bfloat16 is rounded with integers, to nearest even, and stored as 16-bit integers: the same bits on every GPU, and in
-  Triton's interpreter, whose own conversion truncates.
-* `codes` may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
-  rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
-"""
+"""`dequant`: codes and scales to weights, (code · row_scale) · col_scale in float32, rounded once to the wanted dtype."""
 
 from __future__ import annotations
 
@@ -68,7 +61,11 @@ def launch_dequant(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | 
 
 
 def tile(codes: Tensor) -> tuple[int, int]:
-    """Rows and columns of a program's tile."""
+    """Rows and columns of a program's tile.
+
+    Codes may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
+    rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
+    """
     if codes.stride(1) != 1 and codes.stride(0) == 1:
         return TURNED_ROWS, TILE // TURNED_ROWS
     block_c = min(triton.next_power_of_2(codes.shape[1]), TILE)
@@ -105,7 +102,10 @@ def put(at, value, inside, BF16: tl.constexpr):  # type: ignore[no-untyped-def] 
 
 @jit
 def rounded(value):  # type: ignore[no-untyped-def]  # Triton gives the types
-    """The bits of float32 `value` rounded to bfloat16, to nearest even; NaN stays NaN. int16."""
+    """The bits of float32 `value` rounded to bfloat16, to nearest even; NaN stays NaN. int16.
+
+    With integers: the same bits on every GPU, and in Triton's interpreter, whose own conversion truncates.
+    """
     bits = value.to(tl.int32, bitcast=True)
     even = bits + 0x7FFF + ((bits >> 16) & 1)
     return tl.where(value == value, even >> 16, 0x7FC0).to(tl.int16)  # noqa: PLR0124  false for NaN alone

@@ -1,8 +1,4 @@
-"""Where kernels can run: triton if there is one, and a clear word where there is none.
-
-What will surprise you: kernels are decorated when their file is imported, so TRITON_INTERPRET=1 (Triton's interpreter,
-which runs them on the CPU) must be set before.
-"""
+"""Where kernels can run: triton if there is one, and a clear word where there is none."""
 
 from __future__ import annotations
 
@@ -22,7 +18,10 @@ with suppress(ImportError):  # no wheel for this system, or left out: references
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit`, or the function as it is where there is no triton to run it."""
+    """`triton.jit`, or the function as it is where there is no triton to run it.
+
+    This happens when a kernel's file is imported, so TRITON_INTERPRET=1 (Triton's interpreter, on the CPU) must be set before.
+    """
     return function if triton is None else triton.jit(function)
 
 

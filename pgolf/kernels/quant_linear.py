@@ -1,12 +1,4 @@
-"""`quant_linear`: y = x Wᵀ with W packed, the codes unpacked in registers, for the few rows of x that generation has.
-
-What will surprise you:
-* A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums.
-* At most FUSED_ROWS rows of x: a program owns some rows of W and reads them once, so the time is that of reading the
-  packed bytes. More rows: W is dequantized once for the call and torch multiplies.
-* Long rows and few programs: each row is split among programs, whose parts are added in a fixed order (no atomics, so
-  the same bits every time).
-"""
+"""`quant_linear`: y = x Wᵀ with W packed, the codes unpacked in registers, for the few rows of x that generation has."""
 
 from __future__ import annotations
 
@@ -20,6 +12,8 @@ from torch import Tensor
 from pgolf.kernels.device import jit, tl, triton
 from pgolf.kernels.packed import Packed, dense, dense_reference, field, unit_words
 
+# Rows of x up to which a program owns some rows of W and reads them once, so that the time is that of reading the packed
+# bytes. With more, W is dequantized once for the call and torch multiplies.
 FUSED_ROWS = 64
 STAGES = 3
 
@@ -101,7 +95,11 @@ class LaunchShape(NamedTuple):
 
 
 def launch_shape(inputs: int, outputs: int, units: int, processors: int) -> LaunchShape:
-    """Enough programs to fill the device, no smaller."""
+    """Enough programs to fill the device, no smaller.
+
+    Where rows are long and programs few, each row is split among programs, whose parts are added in a fixed order (no
+    atomics, so the same bits every time).
+    """
     block_m = 16 if inputs <= 16 else 32 if inputs <= 32 else 64
     block_n = next((n for n in (64, 32) if 2 * outputs >= 3 * n * processors), 16)
     programs, split = -(-outputs // block_n), 1
@@ -139,7 +137,10 @@ def quant_linear_kernel(  # type: ignore[no-untyped-def]  # Triton gives the typ
     COLS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, UNITS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`."""
+    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`.
+
+    A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)

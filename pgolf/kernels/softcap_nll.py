@@ -1,10 +1,4 @@
-"""`softcap_nll`: the negative log-likelihood of each target, in float32, from logits as the head wrote them.
-
-What will surprise you:
-* Logits are read once, a row a program, in whatever dtype they have; float32 copies exist in registers only. With
-  `head_nll` no more than CHUNK_BYTES of them exist at all.
-* A target outside the vocabulary reads nothing and gives NaN, as do logits that are not finite.
-"""
+"""`softcap_nll`: the negative log-likelihood of each target, in float32, from logits as the head wrote them."""
 
 from __future__ import annotations
 
@@ -30,7 +24,9 @@ def softcap_nll_reference(logits: Tensor, targets: Tensor, softcap: float | None
 def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """float32 [N]: −log softmax(softcap · tanh(logits / softcap))[target], in nats; without a softcap, of the logits.
 
-    logits: [N, V] of any float dtype, rows apart by any stride; targets: int64 [N].
+    logits: [N, V] of any float dtype, rows apart by any stride; the kernel reads them once, and float32 copies exist in
+    registers only. targets: int64 [N]; one outside the vocabulary reads nothing and gives NaN, as do logits that are not
+    finite.
     """
     if logits.is_cuda:
         return launch_softcap_nll(logits, targets, softcap)
@@ -38,7 +34,10 @@ def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -
 
 
 def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N]."""
+    """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N].
+
+    No more than CHUNK_BYTES of logits exist at once.
+    """
     rows = max(1, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     return torch.cat([softcap_nll(F.linear(some, weight), wanted, softcap) for some, wanted in parts])

@@ -1,7 +1,6 @@
 """The processor as a `stream.Device`: compiled loops for what numpy does to all codes in several passes.
 
-What will surprise you: nothing here decides a bit. Each method has its definition in numpy (stream, strips, artifact), which
-is what the decoder stub takes along; `compiled.host` gives this one where numba is there.
+Each method has its definition in numpy (stream, strips, artifact), which is what the decoder stub takes along.
 """
 
 from __future__ import annotations

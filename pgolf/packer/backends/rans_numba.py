@@ -1,12 +1,7 @@
-"""The packer's loops, compiled: same arguments, same bits. See rans.py and classes.py for what the code means.
+"""The coder's loops, compiled: `coder.loops.Loops` with the bits of the definitions in rans.py and classes.py.
 
-What will surprise you:
-* A lane's next symbol waits for its last one, so one lane at a time leaves the processor idle: the decoder takes
-  TOGETHER lanes in step, as numpy takes all of them.
-* A slot's symbol is found from the symbol of the 64 slots around it and a short walk: a table of all slots would not
-  stay in the cache.
-* Threads are plain threads, each with its share of the lanes (the loops hold no lock). Numba's own parallel loops are
-  not used: their OpenMP barriers spin, and on a shared machine cost fifty times what they save.
+Threads are plain threads, each with its share of the lanes (the loops hold no lock). Numba's own parallel loops are not
+used: their OpenMP barriers spin, and on a shared machine cost fifty times what they save.
 """
 
 from __future__ import annotations
@@ -24,8 +19,11 @@ from pgolf.packer.coder.tables import PRECISION
 
 Array = NDArray[Any]
 
+# Lanes that are decoded in step: a lane's next symbol waits for its last one, so one alone leaves the processor idle.
 TOGETHER = 4
-COARSE = 6  # log2 of the slots that share an entry of the guide
+# log2 of the slots that share an entry of the guide. A slot's symbol is found from the symbol of the slots around it and a
+# short walk: a table of all slots would not stay in the cache.
+COARSE = 6
 SLOT_MASK = np.uint32((1 << PRECISION) - 1)
 SHARES = 4  # a worker; more than one, so that none waits long for another
 

@@ -1,11 +1,7 @@
-"""Which probability table codes which entry: spread classes by row and column, and the symbol that a code becomes.
+"""Classes of entries: which table codes an entry, the symbol that its code becomes, and the cheapest classes for a plane.
 
-What will surprise you:
-* A class is four times log2 of the codes' standard deviation, and the class of an entry is simply rows[i] + cols[j],
-  clipped. So classes of all planes mean the same thing and planes share tables.
-* Wide classes keep their lowest bit and their top bits in the symbol and put the bits between them aside, raw: a
-  Gaussian is flat on that scale, and the trellis needs the lowest bit while decoding.
-* Everything that depends on the sum rows[i] + cols[j] is looked up in a short table over the possible sums.
+A class is four times log2 of the codes' standard deviation, and the class of an entry is simply rows[i] + cols[j],
+clipped. So classes of all planes mean the same thing and planes share tables.
 """
 
 from __future__ import annotations
@@ -35,6 +31,8 @@ SAMPLE = 1 << 17  # entries that a choice between modes looks at
 def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
     """Table class (0..CLASSES-1) and bits put aside (int8) for values (int64) of rows[i] + cols[j].
 
+    Wide classes keep their lowest bit and their top bits in the symbol and put the bits between them aside, raw: a
+    Gaussian is flat on that scale, and the trellis needs the lowest bit while decoding.
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
     classes = sums - SPREAD_STEPS if trellis else sums

@@ -1,10 +1,4 @@
-"""Planes <-> bytes: the codes in one rANS stream, and what describes them (scales, spread classes) in another.
-
-What will surprise you:
-* A vector of scale or class indices is itself coded as a plane, one column wide, with one class. Nothing special.
-* The rows' spread classes are coded as they are or as their sum with the row scale's octaves, whichever varies less:
-  where a quantizer chose steps in proportion to the weights' spread, one says nearly everything about the other.
-"""
+"""Planes <-> bytes: the codes in one rANS stream, and what describes them (scales, spread classes) in another."""
 
 from __future__ import annotations
 
@@ -108,6 +102,10 @@ def _vector(index: Array, kind: int) -> _Vector:
 
 
 def _class_vector(index: Array, scale: Scale | None) -> _Vector:
+    """Classes as they are or as their sum with the scale's octaves, whichever varies less.
+
+    Where a quantizer chose steps in proportion to the weights' spread, one says nearly everything about the other.
+    """
     plain = _vector(index, 0)
     if scale is None or scale.per_octave == HALF or plain.residual is None:
         return plain
@@ -125,6 +123,7 @@ def _octaves(scale: Scale) -> Array:
 
 
 def _vector_layout(length: int, spread_class: int, family: int = 0) -> Layout:
+    """A vector of indices is coded as a plane too, one column wide, with one class."""
     return Layout(Spread(np.full(length, spread_class), np.zeros(1, np.int32)), 0, 0, family)
 
 

@@ -1,10 +1,9 @@
 """Which matrices share probability tables, and how the tables are numbered.
 
-What will surprise you:
-* A slot is 2 · class + parity. A family holds one table for each slot that its matrices use; families 0 (scalar) and 1
-  (trellis) are shared by all matrices, and one whose histograms are its own gets a private family, where that pays.
-* Odd families are for trellis matrices: their codes are 2 · value + parity, and both parities of a class have tables,
-  because the decoder adds the parity to the table's number.
+A slot is 2 · class + parity. A family holds one table for each slot that its matrices use; families 0 (scalar) and 1
+(trellis) are shared by all matrices, and one whose histograms are its own gets a private family, where that pays.
+Odd families are for trellis matrices: their codes are 2 · value + parity, and both parities of a class have tables,
+because the decoder adds the parity to the table's number.
 """
 
 from __future__ import annotations

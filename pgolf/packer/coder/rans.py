@@ -1,12 +1,8 @@
 """Interleaved rANS: symbols and contexts to 16-bit words, one independent stream a lane.
 
-What will surprise you:
-* Lanes share nothing but the tables. Each owns a run of whole strips, a 32-bit state and a run of words, so numpy steps
-  all lanes together, a compiled loop takes a few lanes at a time, and a GPU gives each lane a thread.
-* The encoder runs backwards. Every lane starts at LOW and must be back at LOW when the decoder has read its last
-  symbol and its last word: that is checked, and catches nearly any damage.
-* With a trellis the decoder keeps a code state beside the coder's: its lowest bit (parity) picks the second of two
-  tables, and the lowest bit of the symbol picks the branch (docs/FORMAT.md).
+Lanes share nothing but the tables. Each owns a run of whole strips, a 32-bit state and a run of words, so numpy steps all
+lanes together, a compiled loop takes a few lanes at a time, and a GPU gives each lane a thread. The encoder runs
+backwards: every lane starts at LOW and must be back at LOW when the decoder has read its last symbol and its last word.
 
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392.
 """
@@ -105,7 +101,10 @@ def check_lanes(coded: CodedLanes) -> None:
 
 
 def check_ends(coded: CodedLanes, states: Array, read: Array) -> None:
-    """Raises ArtifactError unless every lane came back to where its encoder started, and read all of its words."""
+    """Raises ArtifactError unless every lane came back to where its encoder started, and read all of its words.
+
+    This catches nearly any damage.
+    """
     if (states != LOW).any() or (read != coded.ends()).any():
         raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
 
@@ -113,7 +112,9 @@ def check_ends(coded: CodedLanes, states: Array, read: Array) -> None:
 def decode_lanes(coded: CodedLanes) -> tuple[Array, Array, Array]:
     """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step.
 
-    A lane at its end goes on with a table of one symbol, which changes nothing.
+    A lane at its end goes on with a table of one symbol, which changes nothing. With a trellis each lane keeps a code
+    state (node) beside the coder's: its lowest bit (parity) picks the second of two tables, and the lowest bit of the
+    symbol picks the branch (docs/METHOD.md §3).
     """
     x, at_word = coded.states.astype(np.uint32), coded.ends() - coded.counts
     idle = np.uint16(len(coded.freqs))

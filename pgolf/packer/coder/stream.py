@@ -1,9 +1,8 @@
 """A list of integer matrices <-> the byte sections of one rANS stream.
 
-What will surprise you:
-* Every code becomes a byte symbol: code + 128, or an escape that keeps its lowest bit (the code is then in a list), and
-  of wide classes only the lowest and the top bits (the bits between are put aside).
-* Everything is decided per value of rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or not.
+Every code becomes a byte symbol: code + 128, or an escape that keeps its lowest bit (the code is then in a list), and of
+wide classes only the lowest and the top bits (the bits between are put aside). Everything is decided per value of
+rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or not.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The order of the symbols: matrices cut into strips, strips shared out among the coder's lanes.
 
-What will surprise you:
-* A strip is one column by at most STRIP rows, because trellis paths run down columns. Strips follow each other block of
-  rows by block of rows, column by column, matrix by matrix.
-* A lane owns a run of whole strips, so a trellis state never crosses lanes; lanes are even to within a strip, and one
-  may own nothing.
+A strip is one column by at most STRIP rows, because trellis paths run down columns. Strips follow each other block of
+rows by block of rows, column by column, matrix by matrix. A lane owns a run of whole strips, so a trellis state never
+crosses lanes.
 """
 
 from __future__ import annotations
@@ -54,7 +52,10 @@ def strip_starts(shapes: Iterable[Shape]) -> Array:
 
 
 def lane_bounds(starts: Array, lanes: int) -> Array:
-    """int64 [lanes + 1]: lane l starts at the first strip that starts at or after l/lanes of all symbols."""
+    """int64 [lanes + 1]: lane l starts at the first strip that starts at or after l/lanes of all symbols.
+
+    Lanes are even to within a strip, and one may own nothing.
+    """
     bounds: Array = starts[np.searchsorted(starts, np.arange(lanes + 1) * starts[-1] // (lanes or 1))]
     return bounds
 

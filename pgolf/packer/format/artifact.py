@@ -1,10 +1,4 @@
-"""Named tensors <-> artifact: which are planes, which are kept byte for byte, which are another name of the same storage.
-
-What will surprise you:
-* numpy has no bfloat16 or float8, so a dtype is a name and an item size here; kept tensors are opaque bytes.
-* With a general coder (`coder="brotli"`, as the contest packs) codes are stored row-major at the narrowest integer
-  width and nothing is said of trellis or spread: reconstruction needs codes and scales only.
-"""
+"""Named tensors <-> artifact: which are planes, which are kept byte for byte, which are another name of the same storage."""
 
 from __future__ import annotations
 
@@ -28,10 +22,27 @@ from pgolf.packer.coder.stream import Device
 from pgolf.packer.format import container, plain
 from pgolf.packer.plane import Plane
 
+# Bytes an item, by name: numpy lacks bfloat16 and float8, so kept tensors are opaque bytes here.
 DTYPE_SIZES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "complex64": 8, "complex128": 16,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "complex64": 8,
+    "complex128": 16,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
 }  # fmt: skip
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
@@ -67,7 +78,10 @@ class Encoded:
 
 
 def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, coder: str = "rans") -> Encoded:
-    """The artifact of `entries`, the same bytes for any order of them. coder: one of CODERS. meta: JSON-able."""
+    """The artifact of `entries`, the same bytes for any order of them. meta: JSON-able.
+
+    coder: one of CODERS; all but rans are general ones, which keep of a plane what its weights need (format/plain.py).
+    """
     names = sorted(entries)
     planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
     matrices = [plane for _, plane in planes]

@@ -1,7 +1,6 @@
 """Planes <-> bytes for a general coder, as the contest packs: codes row-major at the narrowest width, scales as they are.
 
-What will surprise you: nothing is said of trellis or spread, because reconstruction needs codes and scales only. A
-trellis plane comes back as a plane of plain codes.
+Reconstruction needs no more, so a trellis plane comes back as a plane of plain codes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Rounding a whole matrix: row block by row block, in each column block by column block, errors fed back both ways.
 
-What will surprise you:
-* Matrices are transposed here, [C, R]: the inner loops run along what is a column of the weight.
-* Feedback between rows needs whole rows to be final, the Viterbi path along the rows needs to look ahead. So a block of
-  rows is rounded together with `LOOKAHEAD` rows below it, whose codes are then thrown away.
-* Within a block every survivor of the Viterbi search carries its own feedback from row to row.
-* The feedback of a block's error E to the later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
+Feedback between rows needs whole rows to be final, the Viterbi path along the rows needs to look ahead. So a block of rows
+is rounded together with `LOOKAHEAD` rows below it, whose codes are then thrown away. Within a block every survivor of the
+Viterbi search carries its own feedback from row to row.
 """
 
 from __future__ import annotations
@@ -79,7 +76,11 @@ class RoundingRule:
 
 
 def round_matrix(W: Tensor, U: Tensor, V: Tensor | None, rule: RoundingRule) -> NDArray[np.int32]:
-    """int32 [C, R]: codes of W [C, R]; U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal)."""
+    """int32 [C, R]: codes of W [C, R]; U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal).
+
+    Transposed, because the inner loops run along what is a column of the weight. The feedback of a block's error E to the
+    later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
+    """
     T, codes = W.clone(), np.empty(W.shape, np.int32)
     state = np.zeros(len(W), np.int32)
     for start, commit, stop in row_blocks(W.shape[1], rule.states, V is not None):

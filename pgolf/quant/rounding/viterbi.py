@@ -1,13 +1,9 @@
 """The inner loops: rate-aware rounding of columns, scalar or trellis-coded, with errors fed to the later columns.
 
-What will surprise you:
-* Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
-* The cost of a code is weight·(u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class.
-  Without the second term low-rate entries lose more than the trellis gains (docs/METHOD.md §3).
-* A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
-  lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
-* Entries of spread class below `trellis_from` leave the state alone and take even codes.
-* The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
+The cost of a code is (u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class. Without the second
+term low-rate entries lose more than the trellis gains (docs/METHOD.md §3).
+A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the lattice,
+code mod 4. The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ class Rates(NamedTuple):
 
 
 class Block(NamedTuple):
-    """B columns, in order, of R rows: what their codes are to come near, and what an error pushes.
+    """B columns, in order, of R rows, transposed: the Viterbi path runs along what is a contiguous line here.
 
     targets: float32 [B, R], destroyed; bare: float32 [B, R], the same without feedback from earlier columns.
     U: float32 [B, B], upper factor of H⁻¹. push: float32 [R, R], what an error of one row moves the targets of later
@@ -90,7 +86,8 @@ class Column(NamedTuple):
     """One column of n entries, in lattice units.
 
     target, bare: float32 [n], with and without the feedback of earlier columns; level: float32 [n], decoded step over
-    lattice step. lam: float32 [n]; kind: int32 [n], class number in `Rates`; frozen: bool [n], off the trellis.
+    lattice step. lam: float32 [n]; kind: int32 [n], class number in `Rates`; frozen: bool [n], of a class
+    below `trellis_from`: leaves the state alone and takes an even code.
     """
 
     target: Floats
@@ -103,7 +100,7 @@ class Column(NamedTuple):
 
 @cache
 def predecessors(states: int) -> Ints:
-    """int32 [states, 2]: the state before, by the branch that led here."""
+    """int32 [states, 2]: the state before, by the branch that led here; both have the parity of the state's top bit."""
     after = next_states(states)
     before = np.empty((states, 2), np.int32)
     for branch in range(2):
