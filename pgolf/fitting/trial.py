@@ -24,7 +24,7 @@ from pgolf.fitting import plan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
-from pgolf.packer.coder.spread import narrowed
+from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane

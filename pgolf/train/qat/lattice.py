@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.packer.coder.spread import estimate
+from pgolf.packer.coder.classes import estimate_spread
 from pgolf.packer.plane import SPREAD_STEPS
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -150,7 +150,7 @@ def _stacked(lattices: Sequence[Lattice]) -> Lattice:
 def with_spread(lattice: Lattice, weight: Tensor) -> Lattice:
     """`lattice` with the spread of the codes of weight [n, R, C], as the packer's coder estimates it."""
     squares = lattice.codes(weight).square().cpu().numpy()
-    found = [estimate(square) for square in squares]
+    found = [estimate_spread(square) for square in squares]
     rows = _tensor(np.stack([spread.rows for spread in found]), weight)
     cols = _tensor(np.stack([spread.cols for spread in found]), weight)
     return replace(lattice, spread=(rows[:, :, None], cols[:, None, :]))
