@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
+from pgolf.models.logits import Logits, device_of
 from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
 
 Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
@@ -92,10 +93,11 @@ def score(
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
 
-    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode.
+    logits_fn: int64 [B, T] -> logits [B, T, V]; a module, a method of one or `logits_of` one runs in eval mode.
     seq_len: longest context. stride: windows start every `stride` tokens, the first is scored whole, each later one on
     its last `stride` targets; None: disjoint windows. starts: where windows begin anew, a document's first tokens, so
-    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's.
+    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's,
+    the CPU where no module is known.
     losses: computes the losses in place of logits_fn, which then only says how large the vocabulary is; None: from logits.
     progress: called with (scored, total) after every batch.
     DataError, UsageError, or ModelError for logits that are not finite.
@@ -104,7 +106,9 @@ def score(
     windows = sliding_windows(total, seq_len, stride or seq_len, starts)
     nats = np.empty(total, np.float32)
     losses = losses or partial(_losses, logits_fn)
-    with torch.no_grad(), _eval_mode(logits_fn, device) as place:
+    model = _module_behind(logits_fn)
+    place = torch.device(device or ("cpu" if model is None else device_of(model)))
+    with torch.no_grad(), _in_eval_mode(model):
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
         for batch in batches_of_equal_shape(windows, batch_size):
@@ -161,17 +165,20 @@ def _scored(
     return nats.cpu().numpy()
 
 
+def _module_behind(logits_fn: Callable[[Tensor], Tensor]) -> nn.Module | None:
+    """The module whose logits these are: a module, `Logits` of one, or a method of one; None for any other function."""
+    owner = logits_fn.model if isinstance(logits_fn, Logits) else getattr(logits_fn, "__self__", logits_fn)
+    return owner if isinstance(owner, nn.Module) else None
+
+
 @contextmanager
-def _eval_mode(logits_fn: Callable[[Tensor], Tensor], device: torch.device | str | None) -> Iterator[torch.device]:
-    """`device`, else that of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
-    module = logits_fn if isinstance(logits_fn, nn.Module) else getattr(logits_fn, "__self__", None)
-    if not isinstance(module, nn.Module):
-        yield torch.device(device or "cpu")
-        return
-    first = next(module.parameters(), None)
-    was_training = module.training
-    module.eval()
+def _in_eval_mode(module: nn.Module | None) -> Iterator[None]:
+    """Inside, the module is in eval mode; afterwards every part of it is in the mode that it had."""
+    modes = [] if module is None else [(part, part.training) for part in module.modules()]
     try:
-        yield torch.device(device or ("cpu" if first is None else first.device))
+        if module is not None:
+            module.eval()
+        yield
     finally:
-        module.train(was_training)
+        for part, training in modes:
+            part.training = training

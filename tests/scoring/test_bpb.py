@@ -17,7 +17,8 @@ from torch import nn
 from pgolf.data.shards import read_shard
 from pgolf.data.tokenizers import count_bytes, load_tokenizer, stream_bytes, token_bytes
 from pgolf.errors import DataError, ModelError, UsageError
-from pgolf.scoring.bpb import evaluate, score
+from pgolf.models.logits import Logits, logits_of
+from pgolf.scoring.bpb import Losses, evaluate, score
 from tests.helpers import SHARED, Counting
 
 BOS = 1
@@ -235,10 +236,35 @@ def test_progress_reaches_the_total_and_the_mode_is_restored():
     assert model.training
 
 
-def test_modules_are_scored_in_eval_mode():
-    model = nn.Sequential(Counting(), nn.Dropout(0.9))
-    result = evaluate(model.forward, stream(50), np.ones(50), seq_len=16)
+BEHIND = {"module": lambda model: model, "method": lambda model: model.forward, "logits_of": logits_of}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_modules_are_scored_in_eval_mode_and_left_as_they_were(behind: str):
+    """However its logits are given: a part that somebody froze in eval mode is not woken by it either."""
+    model = nn.Sequential(Counting(), nn.Dropout(0.9), nn.Dropout(0.5).eval())
+    result = evaluate(BEHIND[behind](model), stream(50), np.ones(50), seq_len=16)
     assert result.loss == evaluate(model[0], stream(50), np.ones(50), seq_len=16).loss
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+
+
+def losses_that_note_devices(seen: list[str]) -> Losses:
+    """Zeros, on the CPU: nothing can be computed on the device `meta`, which stands for a GPU here."""
+
+    def losses(ids: torch.Tensor, skip: int) -> torch.Tensor:
+        seen.append(ids.device.type)
+        return torch.zeros(ids.size(0), ids.size(1) - 1 - skip)
+
+    return losses
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_ids_are_put_where_the_model_is(behind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.call(ids))  # its checks read values, meta has none
+    for device in ("cpu", "meta"):
+        seen: list[str] = []
+        score(BEHIND[behind](Counting().to(device)), stream(50), seq_len=16, losses=losses_that_note_devices(seen))
+        assert set(seen) == {device}
 
 
 def test_bad_input_of_evaluate():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from pgolf.errors import DataError, UsageError
+from pgolf.models.logits import Logits
 from pgolf.scoring import bpb, ttt
 from pgolf.scoring.reading import Reading
 from tests.helpers import Counting
+from tests.scoring.test_bpb import losses_that_note_devices
 
 BOS = 0
 TOKENS = np.where(np.arange(100) % 30 == 0, BOS, np.random.default_rng(0).integers(1, 13, 100)).astype(np.uint16)
@@ -24,6 +26,14 @@ def test_each_reading_is_its_function():
     settings = ttt.Settings(2, 8, 0.01)
     learned = ttt.score(model, TOKENS, STARTS, seq_len=16, settings=settings)
     assert (Reading(16, ttt=settings).score(model, TOKENS, BOS) == learned).all()
+
+
+def test_a_model_elsewhere_gets_its_ids_there(monkeypatch: pytest.MonkeyPatch):
+    """`pgolf eval --device cuda` sent them to the CPU; the device `meta` stands for a GPU."""
+    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.call(ids))  # its checks read values, meta has none
+    seen: list[str] = []
+    Reading(16).score(Counting().to("meta"), TOKENS, BOS, losses=losses_that_note_devices(seen))
+    assert set(seen) == {"meta"}
 
 
 @pytest.mark.parametrize(
