@@ -140,7 +140,7 @@ def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list
         num_bytes = 0
 
     for text in texts:
-        rows.append(encode([text], tokenizer))
+        rows.append(document_tokens([text], tokenizer))
         num_bytes += len(text.encode())
         if sum(map(len, rows)) > SHARD_TOKENS:
             flush()
@@ -195,7 +195,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     return (line[start : start + SENTENCE] for line in lines for start in range(0, len(line), SENTENCE))
 
 
-def encode(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
+def document_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
     """uint16 [N]: every text after a BOS, one after the other; by CaseOps if the tokenizer has its operators."""
     processor = load_tokenizer(tokenizer)
     if caseops.operator_ids(processor):

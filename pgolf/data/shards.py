@@ -79,6 +79,19 @@ def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str
             raise DataError(f"token {tokens[at]} at position {at} is beyond the {owner}'s vocabulary of {vocab_size}")
 
 
+def document_starts(tokens: NDArray[np.integer], bos: int, *, required: bool = False) -> NDArray[np.int64]:
+    """int64 [D]: positions of the document start `bos` in `tokens` [N]. Streams: the shard may be mapped.
+
+    DataError where there is none and one is required.
+    """
+    chunks = range(0, len(tokens), CHUNK)
+    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == bos) for start in chunks]
+    starts = np.concatenate([np.zeros(0, np.int64), *found])
+    if required and len(starts) == 0:
+        raise DataError(f"no document start (token {bos}) in the data: name the right one with --bos")
+    return starts
+
+
 @dataclass(frozen=True)
 class WindowSampler:
     """Batches of windows from `shards` [N each]: every epoch visits each shard's windows once, in a new random order.
@@ -123,14 +136,7 @@ class WindowSampler:
         """Where documents of each shard begin, found in one pass over it; nowhere without `bos`."""
         if self.bos is None:
             return [np.zeros(0, np.int64) for _ in self.shards]
-        return [_positions(shard, self.bos) for shard in self.shards]
-
-
-def _positions(tokens: Tokens, wanted: int) -> NDArray[np.int64]:
-    """Where `wanted` stands in `tokens` [N]."""
-    starts = range(0, len(tokens), CHUNK)
-    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == wanted) for start in starts]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+        return [document_starts(shard, self.bos) for shard in self.shards]
 
 
 def _windows_in(length: int, seq_len: int) -> int:

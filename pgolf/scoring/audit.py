@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.data.caseops import text_of
+from pgolf.data.shards import document_starts
 from pgolf.data.tokenizers import load_tokenizer
 from pgolf.errors import DataError
-from pgolf.scoring.documents import starts_of
 from pgolf.scoring.windows import segments
 
 Score = Callable[[NDArray[np.integer]], NDArray[np.floating]]  # tokens [N] -> nats of the targets [N - 1]
@@ -84,10 +84,10 @@ def sample(tokens: NDArray[np.integer], bos: int, *, prefix: int, crosses: int) 
     if crosses:
         text = np.array(tokens[: 3 * crosses + 2 * TAIL])
     else:
-        runs = segments(len(tokens), starts_of(tokens, bos))[:FIRST_DOCUMENTS]
+        runs = segments(len(tokens), document_starts(tokens, bos))[:FIRST_DOCUMENTS]
         longest = sorted(runs, key=lambda run: run[0] - run[1])[:HEADS]
         text = np.concatenate([tokens[first : min(end, first + 2 * prefix + TAIL)] for first, end in longest])
-    return Sample(text, starts_of(text, bos), prefix, crosses)
+    return Sample(text, document_starts(text, bos), prefix, crosses)
 
 
 def scorer_checks(
@@ -170,7 +170,7 @@ def documents(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check
     return _unmoved("documents", _apart(honest[begin:], changed[begin:]), detail)
 
 
-def counted_bytes(
+def text_bytes(
     tokens: NDArray[np.integer],
     byte_counts: NDArray[np.integer],
     bos: int,
@@ -183,7 +183,7 @@ def counted_bytes(
         return Check("bytes", None, None, "needs --tokenizer to decode the text")
     processor = load_tokenizer(tokenizer)
     counted = real = 0
-    for first, end in segments(len(tokens), starts_of(tokens, bos)):
+    for first, end in segments(len(tokens), document_starts(tokens, bos)):
         if first >= total:
             break
         counted += int(byte_counts[first:end].sum(dtype=np.int64))

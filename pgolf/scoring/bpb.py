@@ -61,13 +61,13 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score`.
+    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score_windows`.
 
     byte_counts: [N], see `pgolf.data.sidecar.byte_counts`. max_tokens: targets scored. Losses are summed in float64.
     """
     total = num_targets(tokens, byte_counts, max_tokens)
     began = time.perf_counter()
-    nats = score(
+    nats = score_windows(
         logits_fn,
         tokens[: total + 1],
         seq_len=seq_len,
@@ -79,7 +79,7 @@ def evaluate(
     return result_of(nats, byte_counts, time.perf_counter() - began)
 
 
-def score(
+def score_windows(
     logits_fn: Callable[[Tensor], Tensor],
     tokens: NDArray[np.integer],
     *,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.errors import DataError
 from pgolf.scoring.windows import segments
 
 
@@ -34,14 +33,6 @@ class Documents:
 
     def to_json(self) -> dict[str, list[float]]:
         return {"tokens": self.tokens.tolist(), "bytes": self.bytes.tolist(), "nats": self.nats.tolist()}
-
-
-def starts_of(tokens: NDArray[np.integer], bos: int, *, required: bool = False) -> NDArray[np.int64]:
-    """int64 [D]: positions of the document start `bos` in `tokens`. DataError where there is none and one is required."""
-    starts = np.flatnonzero(tokens == bos)
-    if required and len(starts) == 0:
-        raise DataError(f"no document start (token {bos}) in the data: name the right one with --bos")
-    return starts
 
 
 def per_document(

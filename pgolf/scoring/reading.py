@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pgolf.data.shards import document_starts
 from pgolf.errors import UsageError
 from pgolf.models.logits import logits_of
 from pgolf.scoring import bpb, ttt
 from pgolf.scoring.contexts import harmless_length
-from pgolf.scoring.documents import starts_of
 from pgolf.scoring.windows import segments
 
 AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
@@ -32,7 +32,7 @@ class Reading:
     seq_len: int = 1024
     stride: int | None = None
     documents: bool = False
-    ttt: ttt.Settings | None = None
+    ttt: ttt.TTTSettings | None = None
 
     def __post_init__(self) -> None:
         if self.ttt and self.stride:
@@ -83,19 +83,19 @@ class Reading:
     ) -> NDArray[np.float32]:
         """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
 
-        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score`.
+        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score_windows`.
         Raises DataError, ModelError, UsageError.
         """
         if self.ttt:
-            starts = starts_of(tokens, bos)
+            starts = document_starts(tokens, bos)
             options = {"settings": self.ttt, "logits": logits, "progress": progress}
-            return ttt.score(model, tokens, starts, seq_len=self.seq_len, **options)
-        return bpb.score(
+            return ttt.score_and_learn(model, tokens, starts, seq_len=self.seq_len, **options)
+        return bpb.score_windows(
             logits_of(model, logits),
             tokens,
             seq_len=self.seq_len,
             stride=self.stride,
-            starts=starts_of(tokens, bos) if self.documents else None,
+            starts=document_starts(tokens, bos) if self.documents else None,
             batch_size=batch_size,
             losses=losses,
             progress=progress,

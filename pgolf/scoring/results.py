@@ -13,7 +13,7 @@ import numpy as np
 from pgolf.errors import DataError
 from pgolf.scoring.bpb import EvalResult
 from pgolf.scoring.documents import Documents
-from pgolf.scoring.paired import Estimate, interval
+from pgolf.scoring.paired import Interval, interval
 
 MOST_NATS = 1e15  # of a document, so that squares stay finite
 ROUNDING = 1e-6  # between a score and the sum of its documents
@@ -33,19 +33,19 @@ class Result:
     compile_seconds: float = 0.0
 
     @property
-    def estimate(self) -> Estimate:
+    def interval(self) -> Interval:
         return interval(self.documents)
 
     def summary(self) -> dict[str, Any]:
         """JSON without the documents."""
-        score, estimate = self.score, self.estimate
+        score, found = self.score, self.interval
         return {
             "source": self.source,
             "how": self.how,
             "bpb": score.bpb,
-            "standard_error": estimate.standard_error,
-            "low": estimate.low,
-            "high": estimate.high,
+            "standard_error": found.standard_error,
+            "low": found.low,
+            "high": found.high,
             "loss": score.loss,
             "tokens": score.tokens,
             "bytes": score.bytes,

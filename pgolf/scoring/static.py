@@ -34,7 +34,7 @@ class HiddenThenHead(Protocol):
 
 
 class StaticLosses:
-    """(ids int64 [B, T + 1], skip) -> float32 [B, T - skip], nats of the targets: `losses` of `bpb.score`.
+    """(ids int64 [B, T + 1], skip) -> float32 [B, T - skip], nats of the targets: `losses` of `bpb.score_windows`.
 
     model: in place on its device; logits_fn: of it, ids [B, T] -> logits [B, T, V]. batch_size: windows of a batch.
     """

@@ -38,7 +38,7 @@ TINY = 1e-30  # a matrix without gradient stays as it is
 
 
 @dataclass(frozen=True)
-class Settings:
+class TTTSettings:
     """rank: of the additions; chunk: targets between two steps, fewer learn more and take longer; lr: the share of its
     own size by which a step moves a matrix."""
 
@@ -51,13 +51,13 @@ class Settings:
             raise UsageError("test-time training needs a rank and a chunk of at least 1 and a positive learning rate")
 
 
-def score(
+def score_and_learn(
     model: nn.Module,
     tokens: NDArray[np.integer],
     starts: NDArray[np.integer],
     *,
     seq_len: int,
-    settings: Settings = Settings(),
+    settings: TTTSettings = TTTSettings(),
     logits: Callable[..., Any] | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -104,7 +104,7 @@ class _Runner(nn.Module):
 class _Learner:
     """The additions B A of one document: A, fixed, is shared by all documents."""
 
-    def __init__(self, runner: _Runner, settings: Settings) -> None:
+    def __init__(self, runner: _Runner, settings: TTTSettings) -> None:
         self._runner, self._settings = runner, settings
         self._weights = {n: p.detach() for n, p in runner.named_parameters() if p.dim() in (2, 3) and p.numel()}
         if not self._weights:

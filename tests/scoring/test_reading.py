@@ -20,11 +20,11 @@ STARTS = np.array([0, 30, 60, 90])
 def test_each_reading_is_its_function():
     model = Counting()
     options = {"seq_len": 16, "stride": 4}
-    assert (Reading(16, 4).score(model, TOKENS, BOS) == bpb.score(model, TOKENS, **options)).all()
-    within = bpb.score(model, TOKENS, **options, starts=STARTS)
+    assert (Reading(16, 4).score(model, TOKENS, BOS) == bpb.score_windows(model, TOKENS, **options)).all()
+    within = bpb.score_windows(model, TOKENS, **options, starts=STARTS)
     assert (Reading(16, 4, documents=True).score(model, TOKENS, BOS) == within).all()
-    settings = ttt.Settings(2, 8, 0.01)
-    learned = ttt.score(model, TOKENS, STARTS, seq_len=16, settings=settings)
+    settings = ttt.TTTSettings(2, 8, 0.01)
+    learned = ttt.score_and_learn(model, TOKENS, STARTS, seq_len=16, settings=settings)
     assert (Reading(16, ttt=settings).score(model, TOKENS, BOS) == learned).all()
 
 
@@ -42,7 +42,7 @@ def test_a_model_elsewhere_gets_its_ids_there(monkeypatch: pytest.MonkeyPatch):
         (Reading(16), "windows of 16, stride 16", 16),
         (Reading(16, 4, documents=True), "windows of 16, stride 4 within documents", 0),
         (
-            Reading(16, ttt=ttt.Settings(2, 8, 0.01)),
+            Reading(16, ttt=ttt.TTTSettings(2, 8, 0.01)),
             "test-time training, context 16, rank 2, chunk 8, learning rate 0.01",
             0,
         ),
@@ -56,7 +56,7 @@ def test_what_a_reading_says_of_itself(reading: Reading, text: str, crosses: int
 
 def test_bad_settings():
     with pytest.raises(UsageError, match="--stride and --ttt"):
-        Reading(16, 4, ttt=ttt.Settings())
+        Reading(16, 4, ttt=ttt.TTTSettings())
     with pytest.raises(UsageError, match="stride 17"):
         Reading(16, 17).score(Counting(), TOKENS, BOS)
     with pytest.raises(DataError, match="nothing to score: 1 tokens"):

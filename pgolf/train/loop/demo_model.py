@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgolf.data.corpus import encode, train_tokenizer
+from pgolf.data.corpus import document_tokens, train_tokenizer
 from pgolf.data.shards import WindowSampler, read_shard, write_shard
 from pgolf.errors import DataError
 from pgolf.train.loop.recipes import RECIPES, Recipe
@@ -100,8 +100,8 @@ def prepare_demo(directory: str | Path, settings: DemoSettings = DEMO) -> DemoDa
     data = DemoData(directory / "train.bin", directory / "val.bin", directory / "tokenizer.model")
     train, held_out = split_documents(settings.max_files)
     train_tokenizer([text for _, text in train[::TOKENIZER_EVERY]], data.tokenizer, settings.model.vocab_size)
-    write_shard(data.train, encode([text for _, text in train], data.tokenizer))
-    write_shard(data.val, encode([text for _, text in held_out], data.tokenizer))
+    write_shard(data.train, document_tokens([text for _, text in train], data.tokenizer))
+    write_shard(data.val, document_tokens([text for _, text in held_out], data.tokenizer))
     return data
 
 

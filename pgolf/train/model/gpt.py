@@ -108,7 +108,7 @@ class Attention(nn.Module):
         return self.proj(y.flatten(2)), v
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention, then MLP, each on the normalised residual and scaled per channel; `skip` weighs a U-Net skip."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -149,7 +149,7 @@ class Block(nn.Module):
         return scale.to(x.dtype) * mlp(rms_norm(x))
 
 
-class LaneBlock(Block):
+class LaneBlock(TransformerBlock):
     """Attention on the first of two residual lanes, which the skip joins, and the MLP on the second, side by side."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -182,7 +182,8 @@ class GPT(nn.Module):
         self.smear = SmearGate(config.dim, config.bos_id) if config.smear else None
         self.first_lane = config.layers - config.lanes
         self.blocks = nn.ModuleList(
-            (LaneBlock if layer >= self.first_lane else Block)(config, layer) for layer in range(config.layers)
+            (LaneBlock if layer >= self.first_lane else TransformerBlock)(config, layer)
+            for layer in range(config.layers)
         )
         self.merge = Merge() if config.lanes else None
         half = config.rope_dims // 2

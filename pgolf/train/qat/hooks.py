@@ -13,7 +13,7 @@ What will surprise you:
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
 * Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
   (benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back
-  (tests/train/test_training_qat.py).
+  (tests/train/test_run_folder_qat.py).
 * Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
 """
 
@@ -35,7 +35,7 @@ from pgolf.fitting.trial import describe
 from pgolf.models.logits import original
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
-from pgolf.train.qat.lattice import Lattice, row_lattice, water_filled, with_spread
+from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
 from pgolf.train.qat.settings import QATReport, QATSettings
@@ -220,7 +220,7 @@ class QAT:
         assert curvature is not None
         known = {name: found for name in settings if (found := curvature.get(name)) is not None}
         weights = {name: _matrices(self._params[name]) for name in settings}
-        return water_filled(weights, known, settings, self.settings.bits)
+        return auto_lattices(weights, known, settings, self.settings.bits)
 
     def _check_untouched(self) -> None:
         """UsageError if somebody wrote to the parameters while they held quantized values."""

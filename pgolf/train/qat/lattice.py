@@ -81,7 +81,7 @@ def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
     return Lattice(torch.stack(scales)[:, :, None], top=settings.top)
 
 
-def water_filled(
+def auto_lattices(
     weights: Mapping[str, Tensor], curvatures: Curvatures, settings: Mapping[str, Settings], bits: float
 ) -> dict[str, Lattice]:
     """The lattices of `auto` for float32 weights [n, R, C] at the water level where codes take `bits` bits a weight.
