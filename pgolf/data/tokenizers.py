@@ -105,10 +105,13 @@ def count_bytes(
     after control pieces. "contest" is the rule of train_gpt.py in openai/parameter-golf.
     """
     if convention == "contest":
-        body = np.where(lut.boundary, 0, lut.body)[tokens]
-        return body + (lut.leading_space[tokens] & ~lut.boundary[previous])
-    dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
-    return lut.exact[tokens] - dropped
+        body = np.where(lut.boundary, 0, lut.body)
+        space = lut.leading_space[tokens] & ~lut.boundary[previous]
+        counts: NDArray[np.int64] = body[tokens] + space
+    else:
+        dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
+        counts = lut.exact[tokens] - dropped
+    return counts
 
 
 def stream_bytes(

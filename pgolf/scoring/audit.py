@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common.progress import Advance
 from pgolf.data.caseops import text_of
 from pgolf.data.shards import document_starts
 from pgolf.data.tokenizers import load_tokenizer
@@ -90,9 +91,7 @@ def sample(tokens: NDArray[np.integer], bos: int, *, prefix: int, crosses: int) 
     return Sample(text, document_starts(text, bos), prefix, crosses)
 
 
-def scorer_checks(
-    score: Score, text: Sample, vocab_size: int, progress: Callable[[int, int], None] = lambda *_: None
-) -> list[Check]:
+def scorer_checks(score: Score, text: Sample, vocab_size: int, progress: Advance = lambda *_: None) -> list[Check]:
     """The experiments that need nothing but the scorer. progress: called with (scored substitutes, of all)."""
     honest = score(text.tokens)
     return [
@@ -108,7 +107,7 @@ def probabilities(
     text: Sample,
     honest: NDArray[np.floating],
     vocab_size: int,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Advance = lambda *_: None,
 ) -> Check:
     """The probabilities of all `vocab_size` pieces in one place must sum to 1."""
     place, total = _telling(text, honest, vocab_size), 0.0

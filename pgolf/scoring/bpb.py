@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
 from pgolf.models.logits import Logits, device_of
@@ -59,7 +60,7 @@ def evaluate(
     max_tokens: int | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> EvalResult:
     """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score_windows`.
 
@@ -89,7 +90,7 @@ def score_windows(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     losses: Losses | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
 
@@ -146,10 +147,9 @@ def _losses(logits_fn: Callable[[Tensor], Tensor], ids: Tensor, skip: int) -> Te
     """See `Losses`."""
     logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
     targets = ids[:, 1 + skip :]
-    parts = zip(logits.split(LOSS_ROWS), targets.flatten().split(LOSS_ROWS), strict=True)
-    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts]).view(
-        targets.shape
-    )
+    parts = zip(torch.split(logits, LOSS_ROWS), torch.split(targets.flatten(), LOSS_ROWS), strict=True)
+    nats = torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
+    return nats.view(targets.shape)
 
 
 def _scored(

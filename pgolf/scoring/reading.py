@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pgolf.common.progress import Advance
 from pgolf.data.shards import document_starts
 from pgolf.errors import UsageError
 from pgolf.models.logits import logits_of
-from pgolf.scoring import bpb, ttt
+from pgolf.scoring.bpb import Losses, score_windows
 from pgolf.scoring.contexts import harmless_length
+from pgolf.scoring.ttt import TTTSettings, score_and_learn
 from pgolf.scoring.windows import segments
 
 AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
@@ -32,7 +34,7 @@ class Reading:
     seq_len: int = 1024
     stride: int | None = None
     documents: bool = False
-    ttt: ttt.TTTSettings | None = None
+    ttt: TTTSettings | None = None
 
     def __post_init__(self) -> None:
         if self.ttt and self.stride:
@@ -77,9 +79,9 @@ class Reading:
         bos: int,
         *,
         logits: Callable[..., Any] | str | None = None,
-        losses: bpb.Losses | None = None,
+        losses: Losses | None = None,
         batch_size: int = 8,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Advance | None = None,
     ) -> NDArray[np.float32]:
         """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
 
@@ -87,10 +89,16 @@ class Reading:
         Raises DataError, ModelError, UsageError.
         """
         if self.ttt:
-            starts = document_starts(tokens, bos)
-            options = {"settings": self.ttt, "logits": logits, "progress": progress}
-            return ttt.score_and_learn(model, tokens, starts, seq_len=self.seq_len, **options)
-        return bpb.score_windows(
+            return score_and_learn(
+                model,
+                tokens,
+                document_starts(tokens, bos),
+                seq_len=self.seq_len,
+                settings=self.ttt,
+                logits=logits,
+                progress=progress,
+            )
+        return score_windows(
             logits_of(model, logits),
             tokens,
             seq_len=self.seq_len,

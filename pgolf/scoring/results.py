@@ -17,7 +17,6 @@ from pgolf.scoring.paired import Interval, interval
 
 MOST_NATS = 1e15  # of a document, so that squares stay finite
 ROUNDING = 1e-6  # between a score and the sum of its documents
-COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,14 @@ def read(path: Path) -> Result:
     """A result that `pgolf eval -o` saved. Raises DataError."""
     try:
         facts = json.loads(path.read_text())
-        columns = {name: np.array(facts["per_document"][name], dtype) for name, dtype in COLUMNS.items()}
-        score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
-        made = Result(
-            facts["source"], facts["how"], score, Documents(**columns), facts["note"], facts["compile_seconds"]
+        columns = facts["per_document"]
+        documents = Documents(
+            tokens=np.array(columns["tokens"], np.int64),
+            bytes=np.array(columns["bytes"], np.int64),
+            nats=np.array(columns["nats"], np.float64),
         )
+        score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
+        made = Result(facts["source"], facts["how"], score, documents, facts["note"], facts["compile_seconds"])
         _check(made)
         return made
     except OSError as error:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import ModelError, UsageError
 from pgolf.models.logits import device_of, logits_of, original, undisturbed
@@ -59,7 +60,7 @@ def score_and_learn(
     seq_len: int,
     settings: TTTSettings = TTTSettings(),
     logits: Callable[..., Any] | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored before anything is learned from it.
 
@@ -161,4 +162,5 @@ def _down(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     *bank, rows, cols = weight.shape
     rank = min(rank, rows, cols)
     size = weight.float().square().mean((-2, -1), keepdim=True).sqrt()
-    return torch.randn(*bank, rank, cols, generator=generator).to(weight.device) * size / rank**0.5
+    down: Tensor = torch.randn(*bank, rank, cols, generator=generator).to(weight.device) * size / rank**0.5
+    return down

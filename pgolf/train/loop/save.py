@@ -49,8 +49,8 @@ def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"nothing to resume: there is no {path}")
     try:
         saved = torch_load(path)
-        there, trainer = saved["settings"], saved["trainer"]
-        found = differences(there, settings)
+        trainer: dict[str, Any] = saved["trainer"]
+        found = differences(saved["settings"], settings)
         finite = math.isfinite(trainer["seconds"]) and type(trainer["step"]) is int and trainer["step"] >= 0
     except (CheckpointError, RuntimeError, LookupError, ValueError, TypeError, AttributeError):
         raise _damaged(path) from None

@@ -116,7 +116,7 @@ class Trainer:
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
         self.device = next(model.parameters()).device
-        self._has_loop = isinstance(model, GPT) and model.config.loop > 0
+        self._looped = model if isinstance(model, GPT) and model.config.loop > 0 else None
         self.optimizers = build_optimizers(model, settings.optim)
         self.average = WeightAverage(model, settings.ema_decay)
         self._loss: Callable[[Tensor, Tensor], Tensor] = model
@@ -162,15 +162,15 @@ class Trainer:
 
     def _dry_runs(self) -> None:
         """A pass of each form that the model has from here to the end: without its loop, and with it."""
-        for progress in sorted({self.progress, 1.0}) if self._has_loop else [self.progress]:
+        for progress in sorted({self.progress, self.progress if self._looped is None else 1.0}):
             self._follow(progress)
             self._accumulate_gradients(self._batch(self.step_count))
         self._follow(self.progress)
 
     def _follow(self, progress: float) -> None:
         """Switch the model's loop on or off, as this share of the run has it; torch.compile guards the attribute."""
-        if self._has_loop:
-            self.model.looped = progress >= self.settings.loop_start
+        if self._looped is not None:
+            self._looped.looped = progress >= self.settings.loop_start
 
     def step(self) -> StepInfo:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
@@ -224,7 +224,7 @@ class Trainer:
         if not weight:
             return 0.0
         rate = self.qat.rate()
-        (weight * rate).backward()
+        torch.autograd.backward(weight * rate)
         return rate.item()
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in parts:
             loss = self._loss(part[:, :-1], part[:, 1:]) / len(parts)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
         return total
 

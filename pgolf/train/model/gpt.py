@@ -146,7 +146,8 @@ class TransformerBlock(nn.Module):
         own = self.again if again else None
         scale = self.mlp_scale if own is None else own.mlp_scale
         mlp = self.mlp if own is None or own.mlp is None else own.mlp
-        return scale.to(x.dtype) * mlp(rms_norm(x))
+        y: Tensor = mlp(rms_norm(x))
+        return scale.to(x.dtype) * y
 
 
 class LaneBlock(TransformerBlock):
@@ -168,6 +169,8 @@ class GPT(nn.Module):
 
     looped: whether the loop of a configuration that has one is on; the trainer switches it on late.
     """
+
+    frequency: Tensor
 
     def __init__(self, config: GPTConfig, *, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

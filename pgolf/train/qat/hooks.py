@@ -85,7 +85,9 @@ class QAT:
         self._held: list[_Held] = []
         self._handles = [
             register_optimizer_step_pre_hook(_before_optimizer(weakref.ref(self))),
-            self.model.register_state_dict_post_hook(_show_trained(weakref.ref(self))),
+            self.model.register_state_dict_post_hook(  # type: ignore[no-untyped-call] # torch gives it no types
+                _show_trained(weakref.ref(self))
+            ),
         ]
 
     @property

@@ -29,7 +29,8 @@ class BigramHash(nn.Module):
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """ids int64 [B, T] -> what the embedding gains: [B, T, dim] of `dtype`."""
-        return self.scale.to(dtype) * self.lift(self.emb(self.buckets(ids)).to(dtype))
+        features: Tensor = self.lift(self.emb(self.buckets(ids)).to(dtype))
+        return self.scale.to(dtype) * features
 
     def buckets(self, ids: Tensor) -> Tensor:
         """ids [B, T] -> the row of each token's pair with the token before: int64 [B, T]."""
