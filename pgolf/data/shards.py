@@ -1,10 +1,4 @@
-"""Token shards of the contest, and the order in which training reads them.
-
-What will surprise you:
-* A shard is never read whole: `read_shard` maps the file, and everything here touches it in pieces.
-* Batches are a pure function of (seed, step). Nothing has to be saved to resume, and ranks need not talk to each other.
-* Each epoch shifts all windows by a random phase, so a token does not always stand at the same place of its window.
-"""
+"""Token shards of the contest, and the order in which training reads them. No shard is ever read whole."""
 
 from __future__ import annotations
 
@@ -96,6 +90,8 @@ def document_starts(tokens: NDArray[np.integer], bos: int, *, required: bool = F
 class WindowSampler:
     """Batches of windows from `shards` [N each]: every epoch visits each shard's windows once, in a new random order.
 
+    A pure function of (seed, step): nothing has to be saved to resume, and ranks need not talk to each other.
+
     A window is `seq_len` inputs and their targets, so `seq_len` + 1 tokens; windows never span two shards. bos: the
     token that begins a document; a window moves back to the start of its document if that is at most a quarter of a
     window away, so that most contexts begin where a text does, as they do when a document is scored.
@@ -147,7 +143,10 @@ def _windows_in(length: int, seq_len: int) -> int:
 
 @lru_cache(maxsize=4)
 def _epoch(lengths: tuple[int, ...], seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(shard, first token) of every window of one epoch, in the order of that epoch: int64 [W, 2]."""
+    """(shard, first token) of every window of one epoch, in the order of that epoch: int64 [W, 2].
+
+    All windows of a shard are shifted by a random phase, so a token does not always stand at the same place of its window.
+    """
     rng = np.random.default_rng([seed, epoch])
     windows = []
     for shard, length in enumerate(lengths):

@@ -1,18 +1,8 @@
 """Is a score honest? The usual violations of the contest as experiments on the scorer that made the figure.
 
 A scorer is any function from tokens [N] to the nats of their N - 1 targets: windows, test-time training, or a user's
-own evaluator. The checks only change tokens and score again, so no scorer has to be trusted or opened.
-
-What will surprise you:
-* "probabilities" puts every piece of the vocabulary in the place of one token and adds up what the scorer gives each.
-  A sum of 1 means a proper code. It is above 1 not only for probabilities that are not normalised: whoever has seen the
-  token itself, by peeking or by learning before scoring, gives each of them too much.
-* The token stands in the midst of a text, where there is something to peek at, and where the scorer is undecided: who
-  is sure gives nearly all to one piece, and what others get too much is lost in rounding.
-* "future" changes what comes later; scores up to there must stay as they are. "documents" changes what comes earlier:
-  with contexts that may cross documents, only what lies further back than a context.
-* A short text is no proof: who cheats only now and then, or knows an audit when it sees one, may pass. "run" ties the
-  figure itself to the experiments: its beginning must score the same when nothing follows.
+own evaluator. The checks only change tokens and score again, so no scorer has to be trusted or opened. They are no
+proof: who cheats only now and then, or knows an audit when it sees one, may pass.
 """
 
 from __future__ import annotations
@@ -109,7 +99,11 @@ def probabilities(
     vocab_size: int,
     progress: Advance = lambda *_: None,
 ) -> Check:
-    """The probabilities of all `vocab_size` pieces in one place must sum to 1."""
+    """Every piece of the vocabulary in the place of one token: what the scorer gives each must sum to 1.
+
+    The sum is above 1 not only for probabilities that are not normalised: whoever has seen the token itself, by peeking
+    or by learning before scoring, gives each of them too much.
+    """
     place, total = _telling(text, honest, vocab_size), 0.0
     for piece in range(vocab_size):
         changed = np.array(text.tokens[: place + 1 + TAIL])
@@ -122,7 +116,11 @@ def probabilities(
 
 def _telling(text: Sample, honest: NDArray[np.floating], vocab_size: int) -> int:
     """The place after a token that came before, for caches to know it, whose own token is neither foreseen nor a great
-    surprise: half the nats of blind guessing."""
+    surprise: half the nats of blind guessing.
+
+    In the midst of the text, where there is something to peek at; and where the scorer is undecided, for who is sure gives
+    nearly all to one piece, and what others get too much is lost in rounding.
+    """
     seen = [text.tokens[place - 1] in text.tokens[: place - 1] for place in range(len(text.tokens))]
     stop = min([text.prefix + 2 * PLACES, len(text.tokens) - TAIL, *text.starts[text.starts > text.prefix]])
     places = range(text.prefix, max(stop, text.prefix + 1), 2)
@@ -140,7 +138,10 @@ def future(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
 
 
 def run(score: Score, tokens: NDArray[np.integer], nats: NDArray[np.floating], length: int) -> Check:
-    """The first `length` of the scores `nats` [N - 1] that made the figure must be those of a text that ends there."""
+    """The first `length` of the scores `nats` [N - 1] that made the figure must be those of a text that ends there.
+
+    It ties the figure itself to the experiments, which are made on a short text of their own.
+    """
     length = min(length, max(1, len(nats) // 2))
     worst = _apart(nats[:length], score(tokens[: length + 1]))
     return _unmoved(
@@ -154,7 +155,8 @@ def repeated(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
 
 
 def documents(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
-    """Scores must not change when other documents do."""
+    """Scores must not change when other documents do; where contexts may cross documents, when what lies further back than
+    a context does."""
     if text.crosses:
         edge = len(text.tokens) - 1 - text.crosses
         border, what = min(edge, len(text.tokens) // 3), f"tokens more than {text.crosses} back"

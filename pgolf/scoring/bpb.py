@@ -1,14 +1,4 @@
-"""Bits per byte: how many bytes every token stands for, and the loss of a model over a token stream.
-
-What will surprise you:
-* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
-  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
-  (all but the first count three bytes, the UTF-8 length of `▁`).
-* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
-  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
-* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
-* The first token of a stream is never a target, so neither its loss nor its bytes count.
-"""
+"""Bits per byte: the loss of a model over a token stream, in windows, and the figures made of it."""
 
 from __future__ import annotations
 
@@ -133,7 +123,10 @@ def result_of(nats: NDArray[np.floating], byte_counts: NDArray[np.integer], seco
 def num_targets(
     tokens: NDArray[np.integer], byte_counts: NDArray[np.integer] | None = None, max_tokens: int | None = None
 ) -> int:
-    """How many targets of `tokens` are scored. Raises DataError for none, or counts of another number of tokens."""
+    """How many targets of `tokens` are scored: a stream's first token is none, so neither its loss nor its bytes count.
+
+    max_tokens: at most so many. Raises DataError for none, or counts of another number of tokens.
+    """
     if byte_counts is not None and len(tokens) != len(byte_counts):
         raise DataError(f"{len(byte_counts)} byte counts for {len(tokens)} tokens")
     total = min(len(tokens) - 1, len(tokens) if max_tokens is None else max_tokens)

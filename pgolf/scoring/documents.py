@@ -1,8 +1,4 @@
-"""Documents of a token stream, and what each of them costs.
-
-What will surprise you: a document's last target is the start of the next one. A model that is read as a stream has to
-say where a text ends, so these nats count, though the start token stands for no byte.
-"""
+"""What each document of a token stream costs."""
 
 from __future__ import annotations
 
@@ -17,7 +13,11 @@ from pgolf.scoring.windows import segments
 
 @dataclass(frozen=True)
 class Documents:
-    """The score of each of D documents. tokens, bytes: int64 [D], targets and what they stand for; nats: float64 [D]."""
+    """The score of each of D documents. tokens, bytes: int64 [D], targets and what they stand for; nats: float64 [D].
+
+    A document's last target is the start of the next one: a model that is read as a stream has to say where a text ends,
+    so these nats count, though the start token stands for no byte.
+    """
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]

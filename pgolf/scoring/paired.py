@@ -5,7 +5,7 @@ of tokens (they hang together within a document) says how sure it is. The ratio 
 i moves the ratio R = Σn / Σb by e_i = (n_i - R b_i) / Σb, and D / (D - 1) · Σ e_i² is its variance (Cochran, Sampling
 Techniques, 3rd ed. 1977, chapter 6). Two models are compared on the same documents, by the differences of their e_i.
 
-What will surprise you: a paired difference is often a hundred times surer than either score, because the documents that
+A paired difference is often a hundred times surer than either score, because the documents that
 are hard for one model are hard for the other.
 """
 

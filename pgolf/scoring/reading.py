@@ -58,8 +58,8 @@ class Reading:
 
     def __str__(self) -> str:
         if self.ttt:
-            t = self.ttt
-            return f"test-time training, context {self.seq_len}, rank {t.rank}, chunk {t.chunk}, learning rate {t.lr:g}"
+            learning = f"rank {self.ttt.rank}, chunk {self.ttt.chunk}, learning rate {self.ttt.lr:g}"
+            return f"test-time training, context {self.seq_len}, {learning}"
         within = " within documents" if self.documents else ""
         return f"windows of {self.seq_len}, stride {self.stride or self.seq_len}{within}"
 

@@ -90,12 +90,8 @@ def _check(made: Result) -> None:
     score, documents = made.score, made.documents
     if {column.shape for column in vars(documents).values()} != {(len(documents),)} or not len(documents):
         raise ValueError
-    texts = [made.source, made.how, made.note or ""]
-    if (
-        not all(isinstance(text, str) for text in texts)
-        or type(score.tokens) is not int
-        or type(score.bytes) is not int
-    ):
+    texts, counts = (made.source, made.how, made.note or ""), (score.tokens, score.bytes)
+    if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
         raise ValueError
     counted = documents.tokens.min() > 0 and documents.bytes.min() >= 0 and score.bytes > 0
     if not counted or documents.tokens.sum() != score.tokens or documents.bytes.sum() != score.bytes:

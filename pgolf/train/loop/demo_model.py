@@ -1,9 +1,6 @@
 """The demo's data and model: text that Python itself carries, a tokenizer of it, and about a minute of training.
 
-What will surprise you:
-* There is no network and no data file: the text is the standard library's own source and the topics of `help()`.
-* Held-out text is whole files, never seen by the tokenizer either.
-* The same Python, seed and number of threads give the same checkpoint, bit for bit.
+No network and no data file: the text is the standard library's own source and the topics of `help()`.
 """
 
 from __future__ import annotations
@@ -82,7 +79,10 @@ def help_topics() -> list[tuple[str, str]]:
 
 
 def split_documents(max_files: int | None = None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(train, held out): lists of (name, text). DataError on a Python that ships without its source."""
+    """(train, held out): lists of (name, text), whole files; the tokenizer sees none that is held out.
+
+    DataError on a Python that ships without its source.
+    """
     files = [(name, text) for name, text in source_files() if text.strip()][:max_files]
     held_out = files[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
     if not held_out:
@@ -115,7 +115,8 @@ def train_demo(
 ) -> Path:
     """Train on `directory`/train.bin (see `prepare_demo`) and write `directory`/checkpoint.pt, whose path is returned.
 
-    The checkpoint is {"model": state dict, "config": {"arch", "gpt", "train", "seed", "tokenizer"}}, plain data only.
+    The checkpoint is {"model": state dict, "config": {"arch", "gpt", "train", "seed", "tokenizer"}}, plain data only: the
+    same Python, seed and number of threads give the same one, bit for bit.
     """
     directory = Path(directory)
     if steps is not None:

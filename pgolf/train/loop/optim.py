@@ -1,10 +1,4 @@
-"""Muon for matrices, AdamW for the rest, their learning-rate schedule and the average of the weights.
-
-What will surprise you:
-* torch.optim.Muon does not fit: it orthogonalises one matrix at a time, always in bfloat16, which is fifty times slower
-  than float32 on a CPU without bfloat16 units. Here matrices of one shape go together, in float32 off CUDA.
-* A 3-D parameter is a bank of matrices and is orthogonalised matrix by matrix.
-"""
+"""Muon for matrices, AdamW for the rest, their learning-rate schedule and the average of the weights."""
 
 from __future__ import annotations
 
@@ -53,8 +47,10 @@ def orthogonalize(G: Tensor, *, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan 2024), with Nesterov momentum and decoupled weight decay.
 
-    params: matrices [R, C] or banks [n, R, C]. The update of a matrix has a spectral norm of about
-    lr · sqrt(max(1, R / C)).
+    params: matrices [R, C] or banks [n, R, C], which are orthogonalised matrix by matrix. The update of a matrix has a
+    spectral norm of about lr · sqrt(max(1, R / C)). torch.optim.Muon orthogonalises one matrix at a time, always in
+    bfloat16, which is fifty times slower than float32 on a CPU without bfloat16 units; here matrices of one shape go
+    together, in float32 off CUDA.
     """
 
     def __init__(

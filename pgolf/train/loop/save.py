@@ -1,8 +1,7 @@
 """Files that training writes and reads back: whole or not at all, by way of a temporary sibling.
 
-What will surprise you:
-* There are two. checkpoint.pt holds averaged weights and their configuration, for packing; state.pt holds what a resumed
-  run needs: live weights, optimizers, average, step and settings.
+checkpoint.pt holds averaged weights and their configuration, for packing; state.pt holds what a resumed run needs: live
+weights, optimizers, average, step and settings.
 """
 
 from __future__ import annotations

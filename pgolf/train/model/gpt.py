@@ -1,15 +1,5 @@
 """One compact GPT, as the contest's winners build it: the model that `pgolf demo` and `pgolf train` train.
 
-What will surprise you:
-* Weights stay float32; every layer casts its weight to the dtype of its input (`compute_dtype`), which the optimizer
-  and torch.compile both like.
-* Nothing reads or moves the global random state: the weights come from a generator of their own, seeded by `seed`.
-* The embedding is tied to the output head, and every residual branch starts at zero.
-* U-Net: the first half of the blocks push their input on a stack, the second half pop and add it, each with its own
-  learned weights; of an odd number the middle block does neither.
-* Options (see `GPTConfig`) are parts that stand beside this and do not exist when they are off: a model without them
-  has the parameters, and draws the first weights, that it always had.
-
 Sources: GQA arXiv 2305.13245, qk-norm arXiv 2302.05442, RoPE arXiv 2104.09864, squared ReLU arXiv 2109.08668, logit
 softcap arXiv 2408.00118, U-Net skips KellerJordan/modded-nanogpt; the combination openai/parameter-golf.
 """
@@ -165,8 +155,13 @@ class LaneBlock(TransformerBlock):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer; `seed` decides its first weights, `compute_dtype` the dtype of its activations.
+    """A decoder-only transformer whose embedding is also its head, and whose residual branches start at zero.
 
+    U-Net: the first half of the blocks push their input on a stack, the second half pop and add it, each with its own
+    learned weights; of an odd number the middle block does neither. Options (see `GPTConfig`) are parts beside this that
+    do not exist when they are off: a model without them has the parameters, and draws the first weights, that it always
+    had. seed: decides the first weights, by a generator of their own. compute_dtype: of the activations; weights stay
+    float32, and every layer casts its own, which the optimizer and torch.compile both like.
     looped: whether the loop of a configuration that has one is on; the trainer switches it on late.
     """
 
@@ -184,10 +179,8 @@ class GPT(nn.Module):
             )
         self.smear = SmearGate(config.dim, config.bos_id) if config.smear else None
         self.first_lane = config.layers - config.lanes
-        self.blocks = nn.ModuleList(
-            (LaneBlock if layer >= self.first_lane else TransformerBlock)(config, layer)
-            for layer in range(config.layers)
-        )
+        kinds = [TransformerBlock] * self.first_lane + [LaneBlock] * config.lanes
+        self.blocks = nn.ModuleList(kind(config, layer) for layer, kind in enumerate(kinds))
         self.merge = Merge() if config.lanes else None
         half = config.rope_dims // 2
         frequency = config.rope_base ** -(torch.arange(half) / half)

@@ -11,10 +11,10 @@ What will surprise you:
   values are applied to them, which is the straight-through estimator. An optimizer that is not a torch.optim.Optimizer
   needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one.
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
-* Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
-  (benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back
-  (tests/train/test_run_folder_qat.py).
-* Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
+
+Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
+(benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back
+(tests/train/test_run_folder_qat.py).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class _Held:
 class QAT:
     """Hooks of one model; see the module's docstring.
 
+    Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
     grid, options: as in QATSettings. k: SDClip's clip, as in the grid's "k=12.85". curvature: what method `auto` and its
     lattices need: a Curvature, or a function that measures one on the model as it then is.
     Raises UsageError if no tensor would be touched, for patterns that match none, and for settings that make no sense.
