@@ -11,7 +11,6 @@ import click
 
 from pgolf.commands.models import calibrate_model
 from pgolf.commands.shared import (
-    Progress,
     force_option,
     json_option,
     model_options,
@@ -21,6 +20,7 @@ from pgolf.commands.shared import (
     refuse_overwrite,
     refuse_unwritable,
 )
+from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:

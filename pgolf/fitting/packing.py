@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pgolf.code.weigh import counted_bytes
 from pgolf.common import ranks
+from pgolf.common.progress import Progress, silent
 from pgolf.common.sizes import parse_size
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting import plan
-from pgolf.fitting.trial import Job, Progress, Trial, one_thread_each
+from pgolf.fitting.trial import Job, Trial, one_thread_each
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.usermodel import unwrapped
@@ -88,10 +89,6 @@ def pack(
         return report
 
     return ranks.on_first(alone)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress that nobody wants to see."""
 
 
 def planned(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgolf.common.progress import Progress
 from pgolf.common.threads import workers
 from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.fitting import plan
@@ -32,8 +33,6 @@ from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
-
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,4 @@
-"""What `pgolf train` does for each preset: the model, its batches, its optimizers.
-
-What will surprise you:
-* `batch_size` counts the windows of one update, over all ranks and accumulation steps together.
-* `golf` reads its text a dozen times or more, so its weight decay is the strong one that repeated data wants: with
-  Muon's step of 0.02 the weights forget in about one epoch (arXiv 2509.14786 tunes it the same way).
-"""
+"""What `pgolf train` does for each preset: the model, its batches, its optimizers."""
 
 from __future__ import annotations
 
@@ -25,7 +19,7 @@ from pgolf.train.model.rebuild import ARCH
 
 @dataclass(frozen=True)
 class Recipe:
-    """seq_len: inputs of a window; batch_size: windows of one optimizer step."""
+    """seq_len: inputs of a window; batch_size: windows of one optimizer step, over all ranks and passes together."""
 
     model: GPTConfig
     train: TrainSettings
@@ -71,6 +65,8 @@ RECIPES = {
         batch_size=12,
         seq_len=256,
     ),
+    # It reads its text a dozen times or more, so its weight decay is the strong one that repeated data wants: with Muon's
+    # step of 0.02 the weights forget in about one epoch (arXiv 2509.14786 tunes it the same way).
     "golf": Recipe(
         model=PRESETS["golf"],
         train=TrainSettings(
