@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from pgolf.report.svg import DARK_THEME, FONT, LIGHT_THEME, STYLE, drawing
-from pgolf.report.tables import comparison_cells, point_cells
+from pgolf.report.terminal import comparison_cells, point_cells
 
 _SHELL = Template("""<!doctype html>
 <html lang="en">
