@@ -1,7 +1,7 @@
 """Results as JSON; every table, plot and page is drawn here, and only from that JSON.
 
 pack_report.py: one pack. terminal.py: tables. frontier.py: all of a sweep (plots.py: PNG; svg.py: drawn by hand, in both
-themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact.
+themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact. rendering.py: what fills templates/.
 """
 
 from pgolf.common.files import write_json, write_text
