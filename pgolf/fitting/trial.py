@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -196,12 +196,15 @@ class Job:
 
 def describe(settings: Settings) -> str:
     """The settings that matter, for the report: "gptq int6 k=12.85"."""
-    words = [settings.method]
+    words, reads = [settings.method], METHODS[settings.method].reads
+    if settings.own is not None and METHODS[settings.method].settings is type(settings.own):
+        own = asdict(settings.own).items()
+        words += [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in own]
     if settings.method == "auto" and settings.trellis:
         words.append(f"trellis={settings.trellis}")
-    if settings.method != "auto":
+    if "bits" in reads or settings.method == "quick":  # which reads none, but artifacts say so
         words.append(f"int{settings.bits}")
-    if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:
+    if "k" in reads:
         words.append(f"k={(settings.k or 0) * settings.step:.4g}")
     elif settings.step != 1.0:
         words.append(f"step={settings.step:.4g}")

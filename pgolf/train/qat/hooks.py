@@ -235,12 +235,13 @@ class QAT:
 
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
-    rules = [f"*={settings.grid}"] * bool(settings.grid) + list(settings.rules)
     try:
+        grid = [plan.parse_rule(f"*={settings.grid}")] if settings.grid else []
+        method = str(grid[0].fields.get("method", "sdclip")) if grid else "sdclip"
         return plan.make(
             {name: param.detach() for name, param in params.items()},
             method="sdclip",
-            rules=[plan.parse_rule(rule) for rule in rules],
+            rules=[*grid, *(plan.parse_rule(rule, method) for rule in settings.rules)],
             base=Settings(),
         )
     except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar
