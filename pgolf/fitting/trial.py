@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pgolf.packer.coder.spread import narrowed
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
-from pgolf.quant import METHODS, Settings
+from pgolf.quant import METHODS, Settings, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -192,23 +192,6 @@ class Job:
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
-
-
-def describe(settings: Settings) -> str:
-    """The settings that matter, for the report: "gptq int6 k=12.85"."""
-    words, reads = [settings.method], METHODS[settings.method].reads
-    if settings.own is not None and METHODS[settings.method].settings is type(settings.own):
-        own = asdict(settings.own).items()
-        words += [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in own]
-    if settings.method == "auto" and settings.trellis:
-        words.append(f"trellis={settings.trellis}")
-    if "bits" in reads or settings.method == "quick":  # which reads none, but artifacts say so
-        words.append(f"int{settings.bits}")
-    if "k" in reads:
-        words.append(f"k={(settings.k or 0) * settings.step:.4g}")
-    elif settings.step != 1.0:
-        words.append(f"step={settings.step:.4g}")
-    return " ".join(words)
 
 
 def integer_plane(tensor: Tensor) -> Plane:

@@ -17,7 +17,7 @@ _OURS = (
         True,
         "water-filled steps, error feedback, trellis-coded rounding; never clips",
         Staged(auto.prepare, auto.finish, auto.expected_bits),
-        ("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
+        reads=("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
     ),
     Method(
         "quick",
@@ -25,7 +25,7 @@ _OURS = (
         True,
         "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
         Staged(quick.prepare, quick.finish, quick.expected_bits),
-        ("damp_inputs", "damp_outputs"),
+        reads=("damp_inputs", "damp_outputs"),
     ),
     Method(
         "rtn",
@@ -69,4 +69,20 @@ def register(method: Method) -> None:
     METHODS.register(method.name, method)
 
 
-__all__ = ["METHODS", "MatrixCurvature", "Method", "Plane", "Range", "Scale", "Settings", "Staged", "register"]
+def describe(settings: Settings) -> str:
+    """The settings that matter to their method, for people: "gptq int6 k=12.85"."""
+    return METHODS[settings.method].describe(settings)
+
+
+__all__ = [
+    "METHODS",
+    "MatrixCurvature",
+    "Method",
+    "Plane",
+    "Range",
+    "Scale",
+    "Settings",
+    "Staged",
+    "describe",
+    "register",
+]

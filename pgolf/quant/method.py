@@ -58,6 +58,22 @@ class Method:
         own = {} if self.settings is None else kinds(self.settings)
         return {f"{self.name}.{name}": kind for name, kind in own.items() if "." not in name}
 
+    def describe(self, settings: Settings) -> str:
+        """The settings that matter, for people: "gptq int6 k=12.85"."""
+        words = [self.name]
+        if self.settings is not None and isinstance(settings.own, self.settings):
+            own = ((field.name, getattr(settings.own, field.name)) for field in fields(self.settings))
+            words += [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in own]
+        if self.name == "auto" and settings.trellis:
+            words.append(f"trellis={settings.trellis}")
+        if "bits" in self.reads or self.name == "quick":  # which reads none, but artifacts say so
+            words.append(f"int{settings.bits}")
+        if "k" in self.reads:
+            words.append(f"k={(settings.k or 0) * settings.step:.4g}")
+        elif settings.step != 1.0:
+            words.append(f"step={settings.step:.4g}")
+        return " ".join(words)
+
 
 def checked(name: str, part: object) -> Method:
     """The method that an entry point means: itself, or what a function without arguments returns.

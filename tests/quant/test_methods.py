@@ -13,10 +13,9 @@ from torch import Tensor, nn
 import pgolf
 from pgolf.errors import PluginError, UsageError
 from pgolf.fitting import packing, plan
-from pgolf.fitting.trial import describe
 from pgolf.loading.anatomy import inspect
 from pgolf.packer.plane import HALF
-from pgolf.quant import METHODS, MatrixCurvature, Method, Plane, Range, Scale, Settings, register
+from pgolf.quant import METHODS, MatrixCurvature, Method, Plane, Range, Scale, Settings, describe, register
 from pgolf.quant.method import Quantize
 from pgolf.sweep.points import points_of
 from pgolf.train import QAT

@@ -31,8 +31,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgolf.errors import UsageError
 from pgolf.fitting import plan
-from pgolf.fitting.trial import describe
 from pgolf.models.logits import original
+from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
 from pgolf.train.qat.lattice import Lattice, row_lattice, water_filled, with_spread
