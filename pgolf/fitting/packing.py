@@ -82,7 +82,8 @@ def pack(
             trial, how = attempt(job, plans, False), ""
         else:
             trial, how = deadlines.pack(job, plans, began, deadline, attempt)
-        notes = [*source.notes, *_blind_spots(plans, job.curvatures), *_grown_damping(job), *([how] if how else [])]
+        notes = [*source.notes, *plan.unread(plans), *_blind_spots(plans, job.curvatures), *_grown_damping(job)]
+        notes += [how] if how else []
         report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), trial.encoded.data)

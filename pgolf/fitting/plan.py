@@ -48,6 +48,7 @@ class TensorPlan:
     """settings: how to quantize, or None to keep. kept: why it is kept. cast: dtype its kept bytes are stored in.
 
     searched: the budget search may change its step size. integers: kept values are entropy coded as codes are.
+    unread: settings that were asked for and that its method does not read.
     """
 
     settings: Settings | None
@@ -55,6 +56,7 @@ class TensorPlan:
     cast: str | None = None
     searched: bool = False
     integers: bool = False
+    unread: tuple[str, ...] = ()
 
     def at(self, step: float) -> Settings:
         """The settings at a position of the searched knob."""
@@ -163,7 +165,18 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
     bits: int = said.get("bits", 8 if search else default[0])
     k = said.get("k", default[1] * ((1 << (bits - 1)) - 1) / ((1 << (default[0] - 1)) - 1))  # same step size
     settings = _settings(base, {**said, "bits": bits, "k": k})
-    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys())
+    reads = {"method", "step", "scale_per_octave", *METHODS[settings.method].reads}
+    unread = tuple(sorted(name for name in said if "." not in name and name not in reads))
+    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys(), unread=unread)
+
+
+def unread(plans: Mapping[str, TensorPlan]) -> list[str]:
+    """A note of the settings that were asked for and that no method of the plans reads."""
+    methods = sorted({p.settings.method for p in plans.values() if p.settings is not None})
+    read = {name for method in methods for name in METHODS[method].reads}
+    idle = sorted({name for p in plans.values() for name in p.unread} - read)
+    names = ", ".join("the integer range" if name == "bits" else name for name in idle)
+    return [f"set, but not read by {', '.join(methods)}: {names}"] if idle else []
 
 
 def _settings(base: Settings, said: Mapping[str, Any]) -> Settings:

@@ -159,6 +159,14 @@ def test_qat_rounds_to_the_lattice_of_any_method() -> None:
     qat.remove()
 
 
+def test_qat_by_quick_rounds_to_its_steps_and_not_to_whole_numbers() -> None:
+    model = nn.Linear(48, 64, bias=False)
+    wanted = METHODS["quick"].quantize(model.weight.detach().clone(), None, Settings("quick")).reconstruct()
+    assert len(np.unique(wanted)) > 3
+    assert QAT(model, "quick", start=0).step(0.5)
+    np.testing.assert_array_equal(model.weight.detach().numpy(), wanted)
+
+
 def test_qat_refuses_a_method_whose_codes_have_no_lattice() -> None:
     def trellised(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Plane:
         return METHODS["auto"].quantize(weight, curvature, replace(settings, trellis=8))
