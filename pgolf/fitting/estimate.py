@@ -26,7 +26,7 @@ from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import packing, search
 from pgolf.fitting.deadline import ways
-from pgolf.fitting.plan import TensorPlan
+from pgolf.fitting.plan import TensorPlan, unread
 from pgolf.fitting.trial import Job, Trial, one_thread_each
 from pgolf.models.checkpoint import Checkpoint
 
@@ -117,7 +117,11 @@ def estimate(
         seconds=time.perf_counter() - began,
         budget=limit,
         code_bytes=code_bytes,
-        notes=[*source.notes, *([] if job.curvatures else ["without curvature the rise of the loss is not known"])],
+        notes=[
+            *source.notes,
+            *unread(plans),
+            *([] if job.curvatures else ["without curvature the rise of the loss is not known"]),
+        ],
     )
 
 

@@ -29,7 +29,7 @@ from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
-from pgolf.quant import METHODS, Settings
+from pgolf.quant import METHODS, Settings, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -191,20 +191,6 @@ class Job:
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
-
-
-def describe(settings: Settings) -> str:
-    """The settings that matter, for the report: "gptq int6 k=12.85"."""
-    words = [settings.method]
-    if settings.method == "auto" and settings.trellis:
-        words.append(f"trellis={settings.trellis}")
-    if settings.method != "auto":
-        words.append(f"int{settings.bits}")
-    if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:
-        words.append(f"k={(settings.k or 0) * settings.step:.4g}")
-    elif settings.step != 1.0:
-        words.append(f"step={settings.step:.4g}")
-    return " ".join(words)
 
 
 def integer_plane(tensor: Tensor) -> Plane:

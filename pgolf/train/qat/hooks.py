@@ -31,8 +31,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgolf.errors import UsageError
 from pgolf.fitting import plan
-from pgolf.fitting.trial import describe
 from pgolf.models.logits import original
+from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
 from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
@@ -238,12 +238,13 @@ class QAT:
 
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
-    rules = [f"*={settings.grid}"] * bool(settings.grid) + list(settings.rules)
     try:
+        grid = [plan.parse_rule(f"*={settings.grid}")] if settings.grid else []
+        method = str(grid[0].fields.get("method", "sdclip")) if grid else "sdclip"
         return plan.make(
             {name: param.detach() for name, param in params.items()},
             method="sdclip",
-            rules=[plan.parse_rule(rule) for rule in rules],
+            rules=[*grid, *(plan.parse_rule(rule, method) for rule in settings.rules)],
             base=Settings(),
         )
     except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar

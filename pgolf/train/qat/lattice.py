@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf.errors import UsageError
 from pgolf.packer.coder.classes import estimate_spread
-from pgolf.packer.plane import SPREAD_STEPS
+from pgolf.packer.plane import SPREAD_STEPS, Scale
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import auto
@@ -67,14 +68,23 @@ class Lattice:
 
 
 def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
-    """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row."""
-    quantize = METHODS[settings.method].quantize
-    scales = []
-    for matrix in weight:
-        scale = quantize(matrix, None, settings).row_scale
-        assert scale is not None
-        scales.append(decoded(scale, matrix))
-    return Lattice(torch.stack(scales)[:, :, None], top=settings.top)
+    """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row, or column, or both.
+
+    Raises UsageError for a method whose codes lie on a trellis.
+    """
+    method = METHODS[settings.method]
+    planes = [method.quantize(matrix, None, settings) for matrix in weight]
+    if any(plane.trellis for plane in planes):
+        raise UsageError(f"QAT has no lattice for method {settings.method}: which of its codes may follow which varies")
+    rows = torch.stack([_factors(p.row_scale, m[:, :1]) for p, m in zip(planes, weight, strict=True)])
+    cols = torch.stack([_factors(p.col_scale, m[:1].T) for p, m in zip(planes, weight, strict=True)])
+    top = settings.top if "bits" in method.reads else math.inf
+    return Lattice(rows, cols.mT if any(p.col_scale for p in planes) else None, top=top)
+
+
+def _factors(scale: Scale | None, like: Tensor) -> Tensor:
+    """float32 [n, 1]: the values of a scale of n = len(like), 1 where there is none."""
+    return torch.ones_like(like) if scale is None else decoded(scale, like)[:, None]
 
 
 def auto_lattices(
