@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgolf.common import extras
 from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
@@ -114,7 +115,8 @@ def make(
 ) -> dict[str, TensorPlan]:
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
-    Raises UsageError for an unknown method and for patterns that match no tensor.
+    Raises UsageError for an unknown method and for patterns that match no tensor, MissingExtraError where a method needs
+    more than is installed.
     """
     if method not in METHODS and method != KEEP:
         raise UsageError(f"unknown method {method!r}; known: {', '.join([*METHODS, KEEP])}")
@@ -122,7 +124,10 @@ def make(
     if idle:
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
-    return {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    plans = {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    used = dict.fromkeys(p.settings.method for p in plans.values() if p.settings is not None)
+    extras.need(*(package for name in used for package in METHODS[name].packages))
+    return plans
 
 
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:

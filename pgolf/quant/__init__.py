@@ -34,6 +34,7 @@ class Method:
 
     quantize: (weight float32 [R, C], its curvature or None, settings) → Plane.
     needs_curvature: it is worth collecting curvature for; without any, every method still works.
+    packages: that it needs besides those of loading, see `pgolf.common.extras`.
     staged: the same in stages, where much of the work does not depend on settings.step.
     """
 
@@ -42,6 +43,7 @@ class Method:
     needs_curvature: bool
     description: str
     staged: Staged | None = None
+    packages: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {
@@ -53,6 +55,7 @@ METHODS: dict[str, Method] = {
             True,
             "water-filled steps, error feedback, trellis-coded rounding; never clips",
             Staged(auto.prepare, auto.finish, auto.expected_bits),
+            ("numba", "scipy"),
         ),
         Method(
             "quick",
@@ -60,6 +63,7 @@ METHODS: dict[str, Method] = {
             True,
             "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
             Staged(quick.prepare, quick.finish, quick.expected_bits),
+            ("scipy",),
         ),
         Method("rtn", rtn.quantize, False, "round to nearest, row scale from absmax or a percentile"),
         Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R"),
