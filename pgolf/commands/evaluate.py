@@ -84,12 +84,14 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     Example: pgolf eval model.pgolf --model train.py:GPT --data val.bin --tokenizer t.model
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.kernels.device import need
     from pgolf.scoring import paired as compare
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
+    extras.need("scipy", *(["sentencepiece"] if options["tokenizer"] else []))
     need(options["device"])
     refuse_unwritable(options["out"])
     text = None if all(map(is_result, sources)) else _text(options)

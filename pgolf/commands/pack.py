@@ -83,14 +83,17 @@ def pack(
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
     from pgolf.models import checkpoint
-    from pgolf.quant import Settings
+    from pgolf.quant import METHODS, Settings
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
     refuse_unwritable(options["report_file"])
+    method = METHODS.get(options["method"] or "auto")
+    extras.need(*(method.packages if method else ()), *(["python_minifier"] if options["code"] else []))
     source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)

@@ -74,8 +74,10 @@ def sweep(ckpts: tuple[Path, ...], out: Path, as_json: bool, seeds: bool, **opti
 
     Example: pgolf sweep ckpt.pt --model train.py:GPT --data val.bin --tokenizer t.model --bits 2,3,4 -o sweep
     """
+    from pgolf.common import extras
     from pgolf.sweep.seeds import over_seeds
 
+    extras.need("numba", "scipy", "matplotlib")  # now, not after hours
     if seeds != (len(ckpts) > 1):
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
     folders = [out / f"seed-{i}" for i in range(len(ckpts))] if seeds else [out]

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.data import caseops, sidecar
 from pgolf.data.shards import write_shard
@@ -67,6 +68,7 @@ def tokenize(
     `pgolf.data.caseops` and `sidecar`. The folder is made. DataError for files that are missing, not UTF-8, or too
     little text.
     """
+    extras.need("sentencepiece")
     if vocab_size > 1 << 16:
         raise UsageError(f"a vocabulary of {vocab_size}: shards hold tokens below 65536")
     out, paths = Path(out), [Path(file) for file in files]
@@ -157,6 +159,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, *, with_c
     with_caseops: the operators are pieces, and the others are those of text encoded with them. DataError if the text
     does not have as many pieces.
     """
+    extras.need("sentencepiece")
     import sentencepiece
 
     model = io.BytesIO()

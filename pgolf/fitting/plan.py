@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.common import grammar
+from pgolf.common import extras, grammar
 from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
@@ -134,7 +134,7 @@ def make(
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
     method: METHOD[:SETTINGS]; any rule wins over its settings. Raises UsageError for an unknown method and for patterns
-    that match no tensor.
+    that match no tensor, MissingExtraError where a method needs more than is installed.
     """
     method, fixed = parse_method(method)
     idle = [r.pattern for r in rules if not any(fnmatchcase(name, r.pattern) for name in tensors)]
@@ -142,7 +142,10 @@ def make(
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
     rules = [Rule("*", fixed), *rules]
-    return {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    plans = {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    used = dict.fromkeys(p.settings.method for p in plans.values() if p.settings is not None)
+    extras.need(*(package for name in used for package in METHODS[name].packages))
+    return plans
 
 
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:

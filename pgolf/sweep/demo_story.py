@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
+from pgolf.common import extras
 from pgolf.common.progress import Progress
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
@@ -36,6 +37,7 @@ SCORED_TOKENS = 100_000
 
 def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progress) -> dict[str, Any]:
     """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png)."""
+    extras.need("numba", "scipy", "sentencepiece", "matplotlib")
     out = Path(out)
     settings = TINY_DEMO if quick else DEMO
     began = time.perf_counter()

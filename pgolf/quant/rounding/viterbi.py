@@ -12,10 +12,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.packer.coder.trellis import next_states
+
+extras.need("numba")
+from numba import njit  # noqa: E402
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

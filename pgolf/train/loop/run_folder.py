@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.common.sizes import parse_size
 from pgolf.data import sidecar
@@ -98,8 +99,10 @@ def train(
     """
     recipe = _recipe(preset, minutes, overrides)
     how = parse_options(qat) if isinstance(qat, str) else qat
+    extras.need("sentencepiece", "matplotlib")  # an error now, not after hours
     if pack is not None:
-        parse_size(pack)  # an error now, not after hours
+        parse_size(pack)
+        extras.need("numba", "scipy")
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with joined(wanted) as (ranks, own):
         run = _Run(Path(out), recipe, ranks, own, seed, how)
