@@ -53,9 +53,10 @@ class Point:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def how(self) -> dict[str, Any]:
-        """Arguments of `pipeline.pack`."""
+        """Arguments of `pgolf.pack`."""
         scales = LOG_SCALE if self.coder == "rans" else HALF
-        settings = Settings(**{"scale_per_octave": scales} | self.options)
+        fields: dict[str, Any] = {"scale_per_octave": scales} | self.options
+        settings = Settings(**fields)
         return {
             "method": self.method,
             "rules": self.rules,
@@ -116,7 +117,7 @@ def _coder(name: str) -> str:
 def _method_points(spec: str, budgets: Sequence[int], coder: str, name_coder: bool) -> list[Point]:
     method, _, rest = spec.partition(":")
     words = [w.strip() for w in rest.split(",") if w.strip()]
-    options = {name: value for name, value in map(_option, words) if name}
+    options: dict[str, Any] = {name: value for name, value in map(_option, words) if name}
     rule_words = [w for w in words if w.partition("=")[0] not in _NUMBERS]
     knob = [w for w in rule_words if w.startswith(("k=", "step="))]
     rules = (f"*={','.join(rule_words)}",) if rule_words else ()
