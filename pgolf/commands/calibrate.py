@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import force_option, json_option, model_options, print_lines, progress_bars, refuse_overwrite
+from pgolf.commands.shared import (
+    CalibrationOptions,
+    ModelOptions,
+    force_option,
+    gathered,
+    json_option,
+    model_options,
+    print_lines,
+    progress_bars,
+    refuse_overwrite,
+)
 
 
 @click.command()
@@ -24,7 +33,10 @@ from pgolf.commands.shared import force_option, json_option, model_options, prin
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @json_option
 @force_option
-def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
+@gathered(user=ModelOptions, calibration=CalibrationOptions)
+def calibrate(
+    ckpt: Path, out: Path, force: bool, as_json: bool, user: ModelOptions, calibration: CalibrationOptions
+) -> None:
     """Measure what each weight's error costs, for `pack --curvature`.
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
@@ -33,7 +45,7 @@ def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any)
 
     refuse_overwrite(out, force)
     with progress_bars() as progress:
-        curvature = calibrate_model(checkpoint.read(ckpt), options["calib"], progress, options)
+        curvature = calibrate_model(checkpoint.read(ckpt), user, calibration, progress)
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.common.progress import Progress
 from pgolf.errors import ArtifactError, ModelError
 
@@ -54,42 +55,48 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
     return rebuild.from_config(config, state)
 
 
-def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options: dict[str, Any]) -> Curvature:
-    """The curvature of a checkpoint's model over the text that --calib names."""
+def calibrate_model(
+    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+) -> Curvature:
+    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none."""
     from pgolf.quant.curvature.collect import calibrate
 
-    model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
-    batches = _calibration_tokens(model, calib, progress, options)
+    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
+    batches = _calibration_tokens(model, user, calibration, progress)
     return calibrate(
         model,
         batches,
-        tokens=options["tokens"],
-        seed=options["seed"],
-        logits=options["logits"],
-        progress=lambda done, total: progress("calibrate", done, total),
+        tokens=calibration.tokens,
+        seed=calibration.seed,
+        logits=user.logits,
+        progress=lambda done, total: progress("calibrate", done, total or 0),
     )
 
 
-def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]) -> Tensor:
+def _calibration_tokens(
+    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+) -> Tensor:
     """int64 [N, T] token ids: from a shard, sampled from the model itself, or random."""
     from pgolf.data.shards import WindowSampler, read_shard
 
-    num_tokens, context = options["tokens"], options.get("seq_len") or CONTEXT
+    calib, context = calibration.calib or "self", calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
-        return _invented_tokens(model, calib, min(context, max(num_tokens, 2)), progress, options)
+        return _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
     tokens = read_shard(calib)
     length = min(context, len(tokens) - 1)
-    return WindowSampler([tokens], length, max(1, num_tokens // length), options["seed"]).batch(0)[:, :-1]
+    return WindowSampler([tokens], length, max(1, calibration.tokens // length), calibration.seed).batch(0)[:, :-1]
 
 
-def _invented_tokens(model: nn.Module, calib: str, context: int, progress: Progress, options: dict[str, Any]) -> Tensor:
+def _invented_tokens(
+    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, context: int, progress: Progress
+) -> Tensor:
     """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
     from pgolf.quant.curvature import selftext
 
-    seed, logits = options["seed"], options["logits"]
+    seed, logits = calibration.seed, user.logits
     length = selftext.usable_length(model, context, logits=logits)
-    sequences = max(1, options["tokens"] // length)
-    if calib == "random":
+    sequences = max(1, calibration.tokens // length)
+    if calibration.calib == "random":
         return selftext.random_tokens(
             selftext.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
         )

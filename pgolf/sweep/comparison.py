@@ -84,7 +84,7 @@ def _ascending(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 def _between(y0: float, y1: float, share: float) -> float:
     if y0 > 0 and y1 > 0:
-        return y0 * (y1 / y0) ** share
+        return y0 * math.pow(y1 / y0, share)
     return y0 + share * (y1 - y0)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from pgolf.fitting.trial import one_thread
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
 from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.logits import Logits
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.quant.curvature.store import Curvature
 from pgolf.report.plots import frontier_png
@@ -56,7 +57,7 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
         [shards.read_shard(files.train)], settings.seq_len, CALIBRATION_TOKENS // settings.seq_len, seed
     )
     curvature = calibrate(
-        score.model, sampler.batch(0)[:, :-1], seed=seed, progress=lambda d, t: progress("calibrate", d, t)
+        score.model, sampler.batch(0)[:, :-1], seed=seed, progress=lambda d, t: progress("calibrate", d, t or 0)
     )
     before = score.of(source.state_dict())
     points = _points(out, source, curvature, score, progress, QUICK_BITS if quick else BITS)
@@ -137,7 +138,7 @@ class _Scorer:
     def of(self, state: dict[str, Any]) -> float:
         usermodel.load_state(self.model, state)
         return bpb.evaluate(
-            self.model.forward_logits,  # type: ignore[operator]
+            cast(Logits, self.model.forward_logits),
             self.tokens,
             self.counts,
             seq_len=self.seq_len,

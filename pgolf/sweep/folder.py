@@ -128,6 +128,7 @@ def _is_point(facts: Any) -> bool:
 
 def _is_result(found: Any) -> bool:
     """Whether `measure` can have made it: a refusal, or figures without one missing."""
+    needed: tuple[str, ...]
     match found:
         case {"refused": str()}:
             return True

@@ -62,7 +62,7 @@ class _Bench:
             self.tokens,
             tokenizer=setup.tokenizer,
             sidecar=setup.sidecar,
-            convention=setup.count,  # type: ignore[arg-type]
+            convention=setup.count,
         )
 
     def before(self) -> dict[str, Any]:

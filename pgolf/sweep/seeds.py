@@ -86,7 +86,7 @@ def _gains(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _nats_per_bpb(before: Mapping[str, Any]) -> float:
-    return before["text_bytes"] / before["tokens"] * math.log(2)
+    return float(before["text_bytes"] / before["tokens"] * math.log(2))
 
 
 def gain_test(gains: Sequence[float]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pgolf.cli import main
 from click.testing import CliRunner
 for command in ("pack", "inspect", "unpack", "eval", "train", "bench", "demo"):
     assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
-from pgolf.commands import bench_kernels
+import pgolf.bench.run
 from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
 from pgolf.loading import on_device, modules
 path = sys.argv[1]
