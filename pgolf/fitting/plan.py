@@ -1,10 +1,4 @@
-"""Which tensor is quantized how: defaults, `--set PATTERN=...`, and what stays in full precision and why.
-
-What will surprise you:
-* Later patterns win over earlier ones, field by field; a pattern that matches nothing is an error, not a shrug.
-* A setting that the user fixed is never searched: with k (or step) fixed, a tensor keeps its step sizes whatever the
-  budget. Bits alone fix the integer range, and the step inside it is still searched.
-"""
+"""Which tensor is quantized how: defaults, `--set PATTERN=...`, and what stays in full precision and why."""
 
 from __future__ import annotations
 
@@ -13,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +23,20 @@ CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
 NARROWEST = 8  # rows or columns of a matrix worth quantizing
-MATRIX_DEFAULT = {"bits": 6, "k": 12.85}  # the contest's usual settings (#1394)
-EMBEDDING_DEFAULT = {"bits": 8, "k": 20.0}
 _EMBEDDINGS = ("emb", "wte", "lm_head", "output_head")
 _NUMBERS = {"k": float, "percentile": float, "step": float, "lam": float, "damp": float, "block": int}
 _CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+class Grid(NamedTuple):
+    """What no rule speaks of: bits, and k for that many."""
+
+    bits: int
+    k: float
+
+
+MATRIX_DEFAULT = Grid(6, 12.85)  # the contest's usual settings (#1394)
+EMBEDDING_DEFAULT = Grid(8, 20.0)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ def make(
 ) -> dict[str, TensorPlan]:
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
+    Later rules win over earlier ones, field by field. What a rule fixes is never searched: with k (or step) fixed, a
+    tensor keeps its step sizes whatever the budget. Bits alone fix the integer range; the step inside it is searched.
+
     Raises UsageError for an unknown method and for patterns that match no tensor.
     """
     if method not in METHODS and method != KEEP:
@@ -142,8 +148,8 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
-    bits = fields.get("bits", 8 if search else default["bits"])
-    k = fields.get("k", default["k"] * ((1 << (bits - 1)) - 1) / ((1 << (default["bits"] - 1)) - 1))  # same step size
+    bits = fields.get("bits", 8 if search else default.bits)
+    k = fields.get("k", default.k * ((1 << (bits - 1)) - 1) / ((1 << (default.bits - 1)) - 1))  # same step size
     settings = replace(base, **{**fields, "bits": bits, "k": k})
     return TensorPlan(settings, searched=search and not {"k", "step"} & fields.keys())
 

@@ -63,4 +63,18 @@ class Settings:
         return (1 << ((self.bits or 8) - 1)) - 1
 
 
-__all__ = ["HALF", "LOG_SCALE", "Settings"]
+def describe(settings: Settings) -> str:
+    """The settings that matter, for people: "gptq int6 k=12.85"."""
+    words = [settings.method]
+    if settings.method == "auto" and settings.trellis:
+        words.append(f"trellis={settings.trellis}")
+    if settings.method != "auto":
+        words.append(f"int{settings.bits}")
+    if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:
+        words.append(f"k={(settings.k or 0) * settings.step:.4g}")
+    elif settings.step != 1.0:
+        words.append(f"step={settings.step:.4g}")
+    return " ".join(words)
+
+
+__all__ = ["HALF", "LOG_SCALE", "Settings", "describe"]

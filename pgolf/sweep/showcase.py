@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
+from pgolf.common.one_thread import one_thread
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
-from pgolf.fitting.trial import one_thread
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
 from pgolf.models.checkpoint import Checkpoint

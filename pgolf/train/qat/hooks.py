@@ -31,10 +31,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgolf.errors import UsageError
 from pgolf.fitting import plan
-from pgolf.fitting.trial import describe
 from pgolf.models.logits import original
 from pgolf.quant.curvature.store import Curvature
-from pgolf.quant.settings import Settings
+from pgolf.quant.settings import Settings, describe
 from pgolf.train.qat.lattice import Lattice, row_lattice, water_filled, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
