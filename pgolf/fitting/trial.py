@@ -58,6 +58,7 @@ class Job:
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     prepared: tensor -> its factored curvature, which no step changes.
     damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
+    compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     """
 
     source: Checkpoint
@@ -69,6 +70,7 @@ class Job:
     seconds_per_weight: float = 0.0
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
+    compressed: artifact.Memory = field(default_factory=dict)
 
     @property
     def quantized(self) -> list[str]:
@@ -112,7 +114,7 @@ class Job:
         entries |= self._aliases(entries)
         meta = {"config": self.source.config} if self.source.config else {}
         began = time.perf_counter()
-        encoded = artifact.encode(entries, meta, self.coder)
+        encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
