@@ -116,8 +116,8 @@ def _promising(job: Job, aim: float) -> float:
     """
     if not job.foresees():
         return 1.0
-    tolerance = EXPECTED_CLOSE * aim + EXPECTED_BYTES
-    return float(2.0 ** search.crossing(lambda x: job.expected_bytes(2**x), aim, _bytes_per_octave(job), tolerance))
+    left, tolerance = aim - job.kept_bytes(), EXPECTED_CLOSE * aim + EXPECTED_BYTES
+    return float(2.0 ** search.crossing(lambda x: job.expected_bytes(2**x), left, _bytes_per_octave(job), tolerance))
 
 
 def _bytes_per_octave(job: Job) -> float:

@@ -141,7 +141,7 @@ def _whole(job: Job, room: int | None) -> Trial:
 def _from_foreseen(job: Job, room: int | None) -> _Made:
     """Foreseen bits of all tensors, corrected by a sample's; with a budget, at the step that then fills it."""
     names = _sample(job)
-    others = job.only(job.kept).run(1.0).size
+    others = job.kept_bytes()
     step, ratio, headers = 1.0, 1.0, 0.0
     for _ in range(1 if room is None else 2):  # the ratio hardly depends on the step
         if room is not None:
@@ -161,7 +161,7 @@ def _filling(job: Job, aim: float, ratio: float) -> float:
     """The step at which the foreseen bits of all quantized tensors, times `ratio`, are `aim` bytes."""
 
     def size(octaves: float) -> float:
-        return sum(job.expected_bits(2**octaves).values()) * ratio / 8
+        return job.expected_bytes(2**octaves) * ratio
 
     return float(2 ** search.crossing(size, aim, job.weights(job.quantized) / 8, 1e-4 * max(aim, 1)))
 

@@ -179,10 +179,13 @@ class Job:
         """Whether every method of the plans can tell an expected size."""
         return all(METHODS[method].staged is not None for method in self.methods())
 
+    def kept_bytes(self) -> int:
+        """What an artifact of the kept tensors alone takes: cast, compressed and described as in any other."""
+        return replace(self.only(self.kept), progress=silent).run(1.0).size
+
     def expected_bytes(self, step: float) -> float:
-        """About what an artifact would take, without side information, where `foresees`."""
-        kept = sum(self.source.tensors[n].numel() * self.source.tensors[n].element_size() for n in self.kept)
-        return sum(self.expected_bits(step).values()) / 8 + kept
+        """About what the quantized tensors would add to `kept_bytes`, without side information, where `foresees`."""
+        return sum(self.expected_bits(step).values()) / 8
 
     def expected_bits(self, step: float) -> dict[str, float]:
         """About what the codes of each quantized tensor would take, where `foresees`."""
