@@ -15,10 +15,10 @@ from torch import nn
 
 from pgolf import report
 from pgolf.common import extras
+from pgolf.common.one_thread import one_thread
 from pgolf.common.progress import Progress
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
-from pgolf.fitting.trial import one_thread
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
 from pgolf.models.checkpoint import Checkpoint

@@ -97,7 +97,7 @@ class _Bench:
         }
 
     def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        from pgolf.fitting.trial import one_thread
+        from pgolf.common.one_thread import one_thread
         from pgolf.models import usermodel
         from pgolf.models.logits import logits_of
         from pgolf.scoring import bpb
