@@ -39,7 +39,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     result, failure = message[0]
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    return result  # type: ignore[return-value]  # a Result, as there was no failure
 
 
 def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
