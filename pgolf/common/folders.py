@@ -1,4 +1,4 @@
-"""A folder that is replaced whole or not at all, as `packer.container.replacing` does for a file.
+"""A folder that is replaced whole or not at all, as `common.files.replacing` does for a file.
 
 What will surprise you:
 * Linux lets two names change places in one step (renameat2 with RENAME_EXCHANGE, Linux 3.15). Elsewhere the earlier
