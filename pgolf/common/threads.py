@@ -1,8 +1,4 @@
-"""Plain threads over independent pieces of work.
-
-What will surprise you: the results never depend on how many threads there are; only numpy calls and compiled loops that
-let go of the interpreter lock gain anything.
-"""
+"""Plain threads over independent pieces of work, for numpy calls and compiled loops, which let go of the interpreter lock."""
 
 from __future__ import annotations
 
@@ -20,7 +16,10 @@ def workers() -> int:
 
 
 def on_threads(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:
-    """[function(a, b, ...) for a, b, ... in zip(*arguments)], several at a time. Raises what `function` raises."""
+    """[function(a, b, ...) for a, b, ... in zip(*arguments)], several at a time. Raises what `function` raises.
+
+    The results never depend on how many threads there are.
+    """
     count = workers()
     if count == 1:
         return [function(*each) for each in zip(*arguments, strict=True)]
