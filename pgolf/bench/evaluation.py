@@ -45,6 +45,6 @@ def _scored(model: GPT, tokens: NDArray[np.uint16], device: torch.device, sizes:
     compiled = device.type == "cuda"
     fast = StaticLosses(model, logits, seq_len=sizes.seq_len, batch_size=sizes.batch, compile=compiled)
     began = time.perf_counter()
-    bpb.score(logits, tokens, seq_len=sizes.seq_len, batch_size=sizes.batch, losses=fast, device=device)
+    bpb.score_windows(logits, tokens, seq_len=sizes.seq_len, batch_size=sizes.batch, losses=fast, device=device)
     seconds = time.perf_counter() - began - fast.compile_seconds
     return {"tokens_per_second": (len(tokens) - 1) / seconds, "compile_seconds": fast.compile_seconds}

@@ -16,6 +16,8 @@ from pgolf.bench.sizes import Sizes
 from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
 from pgolf.loading import dense
 from pgolf.loading.on_device import OnDevice
+from pgolf.packer.coder.layout import CodedLanes
+from pgolf.packer.coder.loops import Loops
 
 
 def limits(device: torch.device, sizes: Sizes) -> dict[str, float]:
@@ -30,19 +32,20 @@ def limits(device: torch.device, sizes: Sizes) -> dict[str, float]:
 
 def decoding(path: Path, device: torch.device) -> dict[str, Any]:
     """The kernel alone, on the artifact's own stream, for several numbers of lanes a program."""
-    streams: list[rans_decode.Stream] = []
+    kept: list[rans_decode.LanesOnDevice] = []
 
     class Kept(OnDevice):
-        def decode(self, *arguments: Any) -> Tensor:
-            streams.append(rans_decode.Stream.of(*(*arguments, self.device)))
-            return super().decode(*arguments)
+        def decode(self, coded: CodedLanes, loops: Loops | None) -> Tensor:
+            kept.append(rans_decode.LanesOnDevice.of(coded, self.device))
+            return super().decode(coded, loops)
 
     dense.read(path, Kept(device))
-    stream = streams[0]
-    lanes, symbols = len(stream.states), int(stream.starts[-1])
+    given = kept[0]
+    lanes, symbols = len(given.states), int(given.starts[-1])
     chosen = rans_decode.lanes_of_a_program(lanes, device)
     seconds = {
-        block: clock.timed(partial(rans_decode.launch, stream, block), graph=False, cold=True) for block in (8, 16, 32)
+        block: clock.timed(partial(rans_decode.launch_rans_decode, given, block), graph=False, cold=True)
+        for block in (8, 16, 32)
     }
     return {
         "symbols": symbols,
@@ -62,7 +65,9 @@ def dequantizing(device: torch.device, sizes: Sizes, best: dict[str, float]) -> 
     for kind in (torch.int8, torch.int16):
         codes = torch.randint(-31, 32, (rows, cols), device=device).to(kind)
         moved = codes.nbytes + out.nbytes + row.nbytes + col.nbytes
-        facts[str(kind)] = _shares(partial(dequant.launch, codes, row, col, out), moved / best["copy_bytes_per_second"])
+        facts[str(kind)] = _shares(
+            partial(dequant.launch_dequant, codes, row, col, out), moved / best["copy_bytes_per_second"]
+        )
     return facts
 
 
@@ -80,7 +85,7 @@ def scoring(device: torch.device, sizes: Sizes, best: dict[str, float]) -> dict[
     flops = 2 * sizes.tokens * sizes.vocab * sizes.dim
     return {
         "kernel": _shares(
-            lambda: softcap_nll.launch(logits, targets, 30.0), logits.nbytes / best["copy_bytes_per_second"]
+            lambda: softcap_nll.launch_softcap_nll(logits, targets, 30.0), logits.nbytes / best["copy_bytes_per_second"]
         ),
         "with_head": _shares(lambda: softcap_nll.head_nll(hidden, head, targets, 30.0), flops / best["matmul_flops"]),
     }

@@ -13,7 +13,6 @@ import click
 from pgolf.commands.models import is_artifact, model_with
 from pgolf.commands.shared import (
     ModelOptions,
-    Progress,
     TextOptions,
     gathered,
     json_option,
@@ -22,12 +21,13 @@ from pgolf.commands.shared import (
     progress_bars,
     refuse_unwritable,
 )
+from pgolf.common.progress import Progress
 from pgolf.errors import AuditError, UsageError
 
 if TYPE_CHECKING:
     from pgolf.scoring.audit import Check
     from pgolf.scoring.evaluation import Text
-    from pgolf.scoring.paired import Estimate
+    from pgolf.scoring.paired import Interval
     from pgolf.scoring.reading import Reading
     from pgolf.scoring.results import Result
 
@@ -123,12 +123,14 @@ def evaluate(
     Example: pgolf eval model.pgolf --model train.py:GPT --data val.bin --tokenizer t.model
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.kernels.device import need
     from pgolf.scoring import paired
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
+    extras.need("scipy", *(["sentencepiece"] if options.tokenizer else []))
     need(options.device)
     refuse_unwritable(out)
     judge = None
@@ -171,7 +173,7 @@ def _reading(documents: bool, learning: LearningOptions, options: TextOptions) -
     given = {name: value for name, value in fields.items() if value is not None}
     if given and not learning.ttt:
         raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
-    return Reading(options.seq_len, options.stride, documents, ttt.Settings(**given) if learning.ttt else None)
+    return Reading(options.seq_len, options.stride, documents, ttt.TTTSettings(**given) if learning.ttt else None)
 
 
 def _saved(path: Path, audit: AuditOptions) -> tuple[Result, list[Check]]:
@@ -216,7 +218,7 @@ def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress
     )
 
 
-def _facts(results: Sequence[dict[str, Any]], change: Estimate | None, checks: Sequence[Check]) -> dict[str, Any]:
+def _facts(results: Sequence[dict[str, Any]], change: Interval | None, checks: Sequence[Check]) -> dict[str, Any]:
     """JSON: one result flat; two as `a`, `b` and `difference`; `audit` where one was made."""
     facts = results[0] if change is None else {"a": results[0], "b": results[1], "difference": change.to_json()}
     return facts | ({"audit": [check.to_json() for check in checks]} if checks else {})

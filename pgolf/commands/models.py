@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgolf.commands.shared import CalibrationOptions, ModelOptions, Progress
+from pgolf.commands.shared import CalibrationOptions, ModelOptions
+from pgolf.common.progress import Progress
 from pgolf.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from pgolf.commands.models import calibrate_model
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
-    Progress,
     force_option,
     gathered,
     json_option,
@@ -24,6 +23,7 @@ from pgolf.commands.shared import (
     refuse_overwrite,
     refuse_unwritable,
 )
+from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
-@click.option("--method", metavar="M", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
+@click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
@@ -98,15 +98,18 @@ def pack(
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
     from pgolf.models import checkpoint
-    from pgolf.quant import Settings
+    from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
     refuse_unwritable(report_file)
+    known = METHODS.get(method or "auto")
+    extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
     source = checkpoint.read(ckpt, everything=method == KEEP)
     with progress_bars() as progress:
         curvature = (
@@ -163,8 +166,8 @@ def _calibrated(
     from pgolf.quant import METHODS
     from pgolf.train.model.rebuild import is_ours
 
-    calib = calibration.calib
-    wanted = method is None or (method in METHODS and METHODS[method].needs_curvature)
+    calib, name = calibration.calib, (method or "auto").partition(":")[0]
+    wanted = name in METHODS and METHODS[name].needs_curvature
     known = user.model is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pgolf.data.tokenizers import Convention
 
 Command = Callable[..., None]
-Progress = Callable[[str, int, int], None]
 LINE_SECONDS = 20  # between two lines of progress in a log
 
 
@@ -160,7 +160,7 @@ def first_rank() -> bool:
 def progress_bars() -> Iterator[Progress]:
     """Bars on stderr; where stderr is not a terminal, a line now and then, so that a log shows that work goes on."""
     if not first_rank():
-        yield lambda what, done, total: None
+        yield silent
         return
     if not sys.stderr.isatty():
         yield _lines()

@@ -128,10 +128,12 @@ def sweep(
 
     Example: pgolf sweep ckpt.pt --model train.py:GPT --data val.bin --tokenizer t.model --bits 2,3,4 -o sweep
     """
+    from pgolf.common import extras
     from pgolf.common.threads import workers
     from pgolf.sweep.executors import executor
     from pgolf.sweep.seeds import over_seeds
 
+    extras.need("numba", "scipy", "matplotlib")  # now, not after hours
     if seeds != (len(ckpts) > 1):
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
     wanted = _Wanted(data, curvature_file, plan, user, calibration, text, force)

@@ -1,4 +1,7 @@
-"""Plain threads over independent pieces of work, for numpy calls and compiled loops, which let go of the interpreter lock."""
+"""Plain threads over independent pieces of work: the results never depend on how many threads there are.
+
+Only numpy calls and compiled loops that let go of the interpreter lock gain anything.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,7 @@ def workers() -> int:
 
 
 def on_threads(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:
-    """[function(a, b, ...) for a, b, ... in zip(*arguments)], several at a time. Raises what `function` raises.
-
-    The results never depend on how many threads there are.
-    """
+    """[function(a, b, ...) for a, b, ... in zip(*arguments)], several at a time. Raises what `function` raises."""
     count = workers()
     if count == 1:
         return [function(*each) for each in zip(*arguments, strict=True)]

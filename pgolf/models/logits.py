@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,33 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from pgolf.errors import CurvatureError, ModelError, PgolfError
 
-Logits = Callable[[Tensor], Tensor]  # int64 [B, T] -> logits [B, T, V] of any float type
+
+@dataclass(frozen=True)
+class Logits:
+    """A checked function ids int64 [B, T] -> logits [B, T, V] of any float type, on the ids' device.
+
+    model: whose logits they are, so that its device and mode need not be told apart from them.
+    Raises ModelError (what comes back cannot be logits) and CurvatureError (the model fails on these tokens).
+    """
+
+    model: nn.Module
+    call: Callable[..., Any]
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        _check_ids(self.model, ids)
+        try:
+            out = self.call(ids)
+        except PgolfError:
+            raise
+        except Exception as error:
+            raise _explained(error, ids) from error
+        found = _checked(out, ids)
+        if int(ids.max()) >= found.shape[-1]:
+            high, width = int(ids.max()), found.shape[-1]
+            raise CurvatureError(
+                f"token {high} lies outside the model's vocabulary of {width}: wrong tokenizer or shard?"
+            )
+        return found
 
 
 def original(model: nn.Module) -> nn.Module:
@@ -41,30 +68,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def logits_of(model: nn.Module, logits: Callable[..., Any] | str | None = None) -> Logits:
-    """A checked function ids int64 [B, T] -> logits [B, T, V].
+    """The model's logits. `logits`: a callable, or the name of a method; else `forward_logits`, `logits`, or the model itself.
 
-    logits: a callable, or the name of a method; else `forward_logits`, `logits`, or the model itself.
-    Raises ModelError (what comes back cannot be logits) and CurvatureError (the model fails on these tokens).
+    Raises ModelError where the model has no such method.
     """
-    call = _find(model, logits)
-
-    def run(ids: Tensor) -> Tensor:
-        _check_ids(model, ids)
-        try:
-            out = call(ids)
-        except PgolfError:
-            raise
-        except Exception as error:
-            raise _explained(error, ids) from error
-        found = _checked(out, ids)
-        if int(ids.max()) >= found.shape[-1]:
-            high, width = int(ids.max()), found.shape[-1]
-            raise CurvatureError(
-                f"token {high} lies outside the model's vocabulary of {width}: wrong tokenizer or shard?"
-            )
-        return found
-
-    return run
+    return Logits(model, _find(model, logits))
 
 
 def _find(model: nn.Module, logits: Callable[..., Any] | str | None) -> Callable[..., Any]:

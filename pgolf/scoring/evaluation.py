@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf.code.weigh import counted_bytes
+from pgolf.common.progress import Advance
 from pgolf.data import shards, sidecar, tokenizers
 from pgolf.data.tokenizers import Convention
 from pgolf.errors import ModelError
@@ -27,8 +28,6 @@ from pgolf.scoring.static import StaticLosses
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
-
-Advance = Callable[[int, int], None]
 
 
 class Scorer(Protocol):
@@ -55,7 +54,7 @@ class Text:
 
     def starts(self, reading: Reading) -> NDArray[np.int64]:
         """Positions of document starts. DataError where there is none and contexts are to begin with documents."""
-        return documents.starts_of(self.scored, self.bos, required=reading.within_documents)
+        return shards.document_starts(self.scored, self.bos, required=reading.within_documents)
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def audited(
     return [
         *audit.scorer_checks(scored.scorer, sample, _vocab_size(model, logits), tell),
         audit.run(scored.scorer, text.scored, scored.nats, len(sample.tokens)),
-        audit.counted_bytes(text.tokens, text.byte_counts, text.bos, tokenizer, text.total),
+        audit.text_bytes(text.tokens, text.byte_counts, text.bos, tokenizer, text.total),
         audit.size(artifact_bytes, sum(counted_bytes(path) for path in code), cap),
     ]
 

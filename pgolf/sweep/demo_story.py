@@ -6,7 +6,6 @@ Every figure of its table and plot is measured in this run and kept in results.j
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
+from pgolf.common import extras
+from pgolf.common.progress import Progress
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
 from pgolf.fitting.trial import one_thread
@@ -29,8 +30,6 @@ from pgolf.scoring import bpb
 from pgolf.train.loop.demo_model import DEMO, TINY_DEMO, prepare_demo, train_demo
 from pgolf.train.model import rebuild
 
-Progress = Callable[[str, int, int], None]
-
 BITS = (2.0, 2.6, 3.3)  # budgets of the curve, in bits a weight
 QUICK_BITS = (2.6,)
 CALIBRATION_TOKENS = 32768
@@ -39,6 +38,7 @@ SCORED_TOKENS = 100_000
 
 def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progress) -> dict[str, Any]:
     """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png)."""
+    extras.need("numba", "scipy", "sentencepiece", "matplotlib")
     out = Path(out)
     settings = TINY_DEMO if quick else DEMO
     began = time.perf_counter()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
+from pgolf.common import extras
 from pgolf.errors import PgolfError, UsageError
 
 
@@ -68,12 +69,11 @@ def _end_with_parent() -> None:
 def dask(address: str) -> Iterator[Executor]:
     """The executor of a running Dask cluster. Its workers must see the same files under the same names.
 
-    Raises UsageError where distributed is not installed or nobody answers at `address`.
+    Raises UsageError where nobody answers at `address`.
     """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("--dask needs the package distributed: pip install 'pgolf[dask]'") from None
+    extras.need("distributed")
+    from distributed import Client
+
     try:
         client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:
