@@ -108,8 +108,8 @@ def pack(
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
     refuse_unwritable(report_file)
-    wanted = METHODS.get(method or "auto")
-    extras.need(*(wanted.packages if wanted else ()), *(["python_minifier"] if code else []))
+    known = METHODS.get((method or "auto").partition(":")[0])
+    extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
     source = checkpoint.read(ckpt, everything=method == KEEP)
     with progress_bars() as progress:
         curvature = (
@@ -166,8 +166,7 @@ def _calibrated(
     from pgolf.quant import METHODS
     from pgolf.train.model.rebuild import is_ours
 
-    calib = calibration.calib
-    name = (method or "auto").partition(":")[0]
+    calib, name = calibration.calib, (method or "auto").partition(":")[0]
     wanted = name in METHODS and METHODS[name].needs_curvature
     known = user.model is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):

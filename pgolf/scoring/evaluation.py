@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf.code.weigh import counted_bytes
+from pgolf.common.progress import Advance
 from pgolf.data import shards, sidecar, tokenizers
-from pgolf.data.shards import document_starts
 from pgolf.data.tokenizers import Convention
 from pgolf.errors import ModelError
 from pgolf.models import usermodel
@@ -28,8 +28,6 @@ from pgolf.scoring.static import StaticLosses
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
-
-Advance = Callable[[int, int], None]
 
 
 class Scorer(Protocol):
@@ -56,7 +54,7 @@ class Text:
 
     def starts(self, reading: Reading) -> NDArray[np.int64]:
         """Positions of document starts. DataError where there is none and contexts are to begin with documents."""
-        return document_starts(self.scored, self.bos, required=reading.within_documents)
+        return shards.document_starts(self.scored, self.bos, required=reading.within_documents)
 
 
 @dataclass(frozen=True)

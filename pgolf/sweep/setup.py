@@ -1,8 +1,4 @@
-"""What all points of a sweep share, and the proof that it is still the same when a sweep goes on.
-
-What will surprise you: files count by their content, not by their name, so a checkpoint that was trained on under the
-same name is a changed setting, and a folder that was moved is not.
-"""
+"""What all points of a sweep share, and the proof that it is still the same when a sweep goes on."""
 
 from __future__ import annotations
 
@@ -76,7 +72,10 @@ def calibration_facts(curvature: Path | None, calib: str | None, *, tokens: int,
 
 
 def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a point's figures depend on besides its own settings, as JSON. Raises DataError (unreadable)."""
+    """Everything that a point's figures depend on besides its own settings, as JSON. Raises DataError (unreadable).
+
+    Files count by their content: a checkpoint that was trained on under the same name is another, a moved folder is not.
+    """
     facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
     del facts["curvature"]  # made from the rest, or named in `calibration`
     for name in _FILES:
