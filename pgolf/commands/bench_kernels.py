@@ -26,7 +26,6 @@ from torch import Tensor
 from pgolf.fitting import packing
 from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
 from pgolf.loading import dense
-from pgolf.loading import on_device as load
 from pgolf.loading.modules import load_module
 from pgolf.loading.on_device import OnDevice
 from pgolf.models.logits import logits_of
@@ -113,7 +112,10 @@ def loading(path: Path, device: torch.device, folder: Path) -> dict[str, Any]:
     other = folder / "brotli.pgolf"
     artifact.write(other, artifact.encode(entries, coder="brotli").data)
     weights = sum(int(np.prod(entry.shape)) for entry in entries.values() if entry.alias is None)
-    seconds = {"rans": _seconds(lambda: load.load(path, device)), "brotli": _seconds(lambda: load.load(other, device))}
+    seconds = {
+        "rans": _seconds(lambda: dense.load(path, device)),
+        "brotli": _seconds(lambda: dense.load(other, device)),
+    }
     sizes = {"rans": path.stat().st_size, "brotli": other.stat().st_size}
     return {"weights": weights, "bytes": sizes, "seconds": seconds, "lrzip": _lrzip(entries, folder)}
 
