@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pgolf.bench import clock
-from pgolf.loading import dense, on_device
+from pgolf.loading import dense
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
@@ -43,8 +43,8 @@ def loading(path: Path, device: torch.device, folder: Path) -> dict[str, Any]:
     artifact.write(other, artifact.encode(entries, coder="brotli").data)
     weights = sum(int(np.prod(entry.shape)) for entry in entries.values() if entry.alias is None)
     seconds = {
-        "rans": clock.seconds(lambda: on_device.load(path, device)),
-        "brotli": clock.seconds(lambda: on_device.load(other, device)),
+        "rans": clock.seconds(lambda: dense.load(path, device)),
+        "brotli": clock.seconds(lambda: dense.load(other, device)),
     }
     sizes = {"rans": path.stat().st_size, "brotli": other.stat().st_size}
     return {"weights": weights, "bytes": sizes, "seconds": seconds, "lrzip": _lrzip(entries, folder)}

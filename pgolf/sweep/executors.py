@@ -75,12 +75,12 @@ def dask(address: str) -> Iterator[Executor]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout="5s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UsageError(f"--dask {address}: no Dask scheduler answers there ({reason})") from None
     with client:
-        yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
+        yield client.get_executor(pure=False)
 
 
 @contextmanager

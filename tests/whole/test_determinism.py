@@ -14,7 +14,7 @@ import pgolf
 from fuzz.artifacts import artifacts
 from pgolf.code import stub
 from pgolf.kernels import dequant, rans_decode
-from pgolf.loading import on_device
+from pgolf.loading import dense, on_device
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder import stream
 from pgolf.quant.curvature.store import Curvature
@@ -113,7 +113,7 @@ def by_triton(path, monkeypatch):
         on_device, "rans_decode", lambda coded, device, _: rans_decode.decode_with_kernel(coded, device)
     )
     monkeypatch.setattr(on_device, "dequant", lambda *parts, out: dequant.launch_dequant(*parts, out))
-    return on_device.load(path, "cpu")
+    return dense.load_by(path, on_device.OnDevice(torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
