@@ -1,6 +1,5 @@
 """What a sweep measures: methods as people spell them, sizes, and the list of points that follows.
 
-What will surprise you:
 * Methods are separated by commas, and so are the settings of one: `auto,gptq:int6,k=12.85,rtn:int8` is three methods.
   A word that names a method begins the next one.
 * A method whose `k` or `step` is fixed has nothing to search: it is one point, whatever the budgets. Several of them

@@ -1,6 +1,5 @@
 """`auto`: water-filled steps, error feedback, rate-aware scalar or trellis-coded rounding. One number sets them all.
 
-What will surprise you:
 * Steps are Δ_ij = c·U_jj·V_ii with H⁻¹ = UᵀU and G⁻¹ = VᵀV: every weight of every matrix then costs the same c²/24
   nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, docs/METHOD.md §2).
 * Errors are fed to later columns through U and to later rows through V (arXiv 2505.22988); a G that is only a diagonal

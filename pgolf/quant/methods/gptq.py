@@ -1,6 +1,5 @@
 """`gptq`: full-Hessian GPTQ on SDClip's grid (arXiv 2210.17323; PR #634, PR #1060, PR #1394).
 
-What will surprise you:
 * Scales are fixed before the first column is rounded; only the codes know H.
 * Columns are processed in act-order (diagonal of H, descending), but stored where they were: no permutation is kept.
 * Without curvature H = I, and the result is sdclip's.

@@ -1,6 +1,6 @@
 """`quick`: water-filled steps from the diagonals of the curvature, every weight rounded on its own.
 
-What will surprise you: nothing is factored, fed back or compiled, so this is the fastest way to an artifact that fits
+Nothing is factored, fed back or compiled, so this is the fastest way to an artifact that fits
 (packing under a deadline starts here). It costs several times the loss of `auto` at equal bytes.
 """
 

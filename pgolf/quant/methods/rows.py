@@ -1,6 +1,5 @@
 """Uniform grids with one scale a row: what all classic methods share.
 
-What will surprise you:
 * Scales are rounded to what the artifact can hold first; codes are then computed against the decoded float32 scale.
 * A row of zeros takes the median scale of the others, so that its scale index costs the coder nothing.
 * Steps are computed in float64: the variance of float32 weights may overflow float32.
