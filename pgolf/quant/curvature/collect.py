@@ -22,11 +22,12 @@ from pgolf.common import ranks
 from pgolf.errors import CurvatureError
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
-from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
+from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Block, Tracer
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
+SKETCH_TOKENS = 512  # tokens whose summed gradient is one sample of the factors of a parameter that is not followed
 PASS_TOKENS = 4096  # tokens a pass when the batches come as one tensor of sequences
 
 Progress = Callable[[int, int | None], None]
@@ -63,7 +64,8 @@ def calibrate(
         total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
         with undisturbed(model, gradients=output_side):
             for ids in _batches(batches, tokens):
-                collector.batch(run, ids.to(device_of(model)), generator)
+                for part in _parts(ids, collector.curvature):
+                    collector.batch(run, part.to(device_of(model)), generator)
                 if progress:
                     progress(collector.curvature.tokens, total)
         return collector.result()
@@ -85,6 +87,12 @@ def _batches(batches: Iterable[Tensor], tokens: int | None) -> Iterator[Tensor]:
             return
         yield ids.long() if ids.dtype == torch.int32 else ids
         left = None if left is None else left - ids.numel()
+
+
+def _parts(ids: Tensor, so_far: Curvature) -> Sequence[Tensor]:
+    """The rows of a batch a few at a time where whole gradients are all that is known of a parameter: each is one sample."""
+    blind = any(key.use == GRADIENT for key in so_far.sums)
+    return torch.split(ids, max(1, SKETCH_TOKENS // ids.shape[-1])) if blind and ids.dim() == 2 else [ids]
 
 
 def _cut(ids: Tensor, left: int | None) -> Tensor:
@@ -156,7 +164,22 @@ class Collector:
             if gradient is not None and gradient.dim() in (2, 3):
                 squares = gradient.float().square().flatten(-2).sum(-1).reshape(-1).double()
                 self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
+                if self.curvature.covered(name) != "traced":
+                    self._sketch(name, gradient.float())
         self.curvature.batches += 1
+
+    def _sketch(self, name: str, gradient: Tensor) -> None:
+        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice of a parameter whose use is not followed: see curvature.py."""
+        for k, slope in enumerate(gradient.reshape(-1, *gradient.shape[-2:])):
+            if not slope.any():
+                continue
+            sums = self.curvature.sums.setdefault(Key(name, k, GRADIENT), Sums())
+            for side, vectors in (("rows", slope.mT), ("cols", slope)):
+                low = vectors.shape[1] <= MAX_FULL_OUTPUTS
+                part = _gram(vectors) if low else vectors.square().sum(0)
+                have = getattr(sums, side)
+                setattr(sums, side, part if have is None else have + part)
+            sums.uses += 1
 
     def product(self, blocks: Sequence[Block], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
         """See trace.Sink."""

@@ -15,6 +15,9 @@ A lookup y_u = W[v_u] has the one-hot vector of v_u for x: its factors are diag(
 product with the same two partial traces, R = Σ_k tr(C_k) R_k and C = Σ_k tr(R_k) C_k over Σ_k tr(R_k) tr(C_k): the cost
 of an error that is equally large all along a row, or all down a column, is exactly that of the sum.
 
+A matrix whose use is not followed (an autograd.Function of its own, a fused attention, an elementwise gain) still has a
+gradient, and the product with the same partial traces as F comes from it alone: E[∇ᵀ∇] = tr(G)·H, E[∇∇ᵀ] = tr(H)·G.
+
 What will surprise you:
 * Sums are kept, not means, so that merging is adding; `get` divides.
 * The dropped terms matter where attention averages over positions: the bare product foresees 0.35 to 0.6 of what
@@ -38,7 +41,7 @@ from torch import Tensor
 from pgolf.common.files import replacing
 from pgolf.errors import CurvatureError
 
-FORMAT = 1  # of the file that `save` writes
+FORMAT = 2  # of the file that `save` writes; 1 lacks the sums of gradients
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class MatrixCurvature:
 class Key(NamedTuple):
     """Which sums: parameter, number of the slice of a bank (0 in a matrix), and how it is used.
 
-    use: "linear" (rows are outputs), "transposed" (rows are inputs) or "lookup" (rows are looked up).
+    use: "linear" (rows are outputs), "transposed" (rows are inputs), "lookup" (rows are looked up), or GRADIENT: the use
+    is not followed, and what is summed over batches is ∇∇ᵀ (rows) and ∇ᵀ∇ (cols).
     """
 
     name: str
@@ -71,6 +75,7 @@ class Key(NamedTuple):
 
 
 SIDES = ("rows", "cols", "far_rows", "far_cols")
+GRADIENT = "gradient"
 
 
 @dataclass
@@ -139,7 +144,11 @@ class Curvature:
         return [self._slice(name, k, weighted, scaled) if k in seen else None for k in range(slices)]
 
     def _slice(self, name: str, k: int, weighted: bool, scaled: bool) -> MatrixCurvature | None:
-        terms = [sums for key, sums in sorted(self.sums.items()) if key[:2] == (name, k)]
+        followed = {key: sums for key, sums in sorted(self.sums.items()) if key[:2] == (name, k)}
+        gradient = followed.pop(Key(name, k, GRADIENT), None)
+        if gradient is not None and self.covered(name) != "traced":
+            return _from_gradients(gradient, self.tokens)
+        terms = list(followed.values())
         if not terms:
             return None
         found = _kronecker(terms, self.tokens, self.shapes[name][-1])
@@ -160,9 +169,10 @@ class Curvature:
     @property
     def coverage(self) -> dict[str, str]:
         """For every parameter "traced", "partly", "untraced", "never used" or "not a matrix"."""
-        return {name: self._covered(name) for name in self.shapes}
+        return {name: self.covered(name) for name in self.shapes}
 
-    def _covered(self, name: str) -> str:
+    def covered(self, name: str) -> str:
+        """How much of a parameter's use was followed: see `coverage`."""
         shape, used = self.shapes[name], self.used.get(name, set())
         if len(shape) not in (2, 3):
             return "not a matrix"
@@ -239,8 +249,8 @@ class Curvature:
 
 
 def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+    if header["format"] not in (1, FORMAT):
+        raise ValueError(f"format {header['format']}, this version reads 1 and {FORMAT}")
     out = Curvature(
         tokens=int(header["tokens"]),
         shapes={name: _shape(shape) for name, shape in header["shapes"].items()},
@@ -326,6 +336,36 @@ def _weighted(terms: list[Sums], tokens: int) -> MatrixCurvature | None:
     if total <= 0:
         return None
     return MatrixCurvature((cols.diag() if cols.dim() == 1 else cols).float(), (rows / total).float())
+
+
+def _from_gradients(term: Sums, tokens: int) -> MatrixCurvature | None:
+    """The factors from whole gradients: E[∇ᵀ∇] = tr(G)·H and E[∇∇ᵀ] = tr(H)·G, scaled so that tr(H)·tr(G) is E|∇|²
+    a token (the sketch of YAQA, arXiv 2505.22988, section 3)."""
+    assert term.rows is not None
+    assert term.cols is not None
+    rows = _shrunk(term.rows.double(), term.uses * _rank(term.cols))
+    cols = _shrunk(term.cols.double(), term.uses * _rank(term.rows))
+    total = _trace(rows)
+    if total <= 0:
+        return None
+    H = cols / tokens
+    return MatrixCurvature((H.diag() if H.dim() == 1 else H).float(), (rows / total).float())
+
+
+def _shrunk(m: Tensor, samples: float) -> Tensor:
+    """A full sum with its off-diagonals shrunk as so few samples deserve (OAS: Chen et al., arXiv 0907.4698, equation 23,
+    toward the diagonal); a diagonal as it is."""
+    if m.dim() == 1:
+        return m
+    scale = m.diagonal().clamp(min=1e-300).rsqrt()
+    whole, p = float((m * scale[:, None] * scale).square().sum()), len(m)
+    share = min(1.0, (whole * (1 - 2 / p) + p * p) / max((samples + 1 - 2 / p) * (whole - p), 1e-300))
+    return (1 - share) * m + share * m.diagonal().diag()
+
+
+def _rank(m: Tensor) -> float:
+    """tr(m)² / tr(m²): how many directions of equal strength a sum is worth."""
+    return _trace(m) ** 2 / max(float(m.square().sum()), 1e-300)
 
 
 def _kronecker(terms: list[Sums], tokens: int, width: int) -> MatrixCurvature:
