@@ -414,7 +414,8 @@ def test_coverage_names_what_cannot_be_followed() -> None:
     assert (cover["w.q"], cover["gain"], cover["conv.weight"]) == ("untraced",) * 3
     assert (cover["unused"], cover["bias"], cover["w.k"]) == ("never used", "not a matrix", "traced")
     assert curvature.unknown == {"w.q": {"mul"}, "gain": {"mul"}, "conv.weight": {"conv1d"}}
-    assert curvature.get("w.q") is None
+    priced = {key.name for key in curvature.sums if key.use == "gradient"}  # by gradients alone: no use is free
+    assert {"w.q", "gain"} <= priced <= {"w.q", "gain", "conv.weight"}
 
 
 def test_shared_parameters_are_found_under_both_names() -> None:
