@@ -23,6 +23,7 @@ from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.usermodel import unwrapped
 from pgolf.packer.format import artifact
+from pgolf.quant.curvature import unreached
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
 from pgolf.report import Report, TensorRow
@@ -81,7 +82,13 @@ def pack(
             trial, how = attempt(job, plans, False), ""
         else:
             trial, how = deadlines.pack(job, plans, began, deadline, attempt)
-        notes = [*source.notes, *_blind_spots(plans, job.curvatures), *_grown_damping(job), *([how] if how else [])]
+        notes = [
+            *source.notes,
+            *_calibration_notes(source, curvature, plans),
+            *_blind_spots(plans, job.curvatures),
+            *_grown_damping(job),
+            *([how] if how else []),
+        ]
         report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), trial.encoded.data)
@@ -125,13 +132,28 @@ def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | P
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
-    """Per tensor, one for each slice. Raises CurvatureError for shapes of another model, and for what is not finite."""
+    """Per tensor, one for each slice; what no token came to has the mean of its kind.
+
+    Raises CurvatureError for shapes of another model, and for what is not finite.
+    """
     if curvature is None:
         return {}
+    return unreached.priced(_collected(source, curvature), *_unreached(source, curvature))
+
+
+def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
+    """The shapes of all matrices, and the names of those that no token came to."""
+    bare = unwrapped(source.tensors)
+    shapes = {name: plan.matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
+    names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
+    return {name: shape for name, shape in shapes.items() if shape is not None}, names
+
+
+def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
     found = {}
     bare = unwrapped(source.tensors)
     for name, tensor in source.tensors.items():
-        mine = curvature.get(name) or curvature.get(bare[name])
+        mine = curvature.matrices(name) or curvature.matrices(bare[name])
         shape = plan.matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue
@@ -156,6 +178,19 @@ def _blind_spots(plans: Mapping[str, plan.TensorPlan], known: Mapping[str, Any])
         return []
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return [f"packed without curvature, the model's use of them was not seen: {', '.join(names[:8])}{more}"]
+
+
+def _calibration_notes(
+    source: Checkpoint, curvature: Curvature | None, plans: Mapping[str, plan.TensorPlan]
+) -> list[str]:
+    """What the curvature's text was, and which quantized tensors none of it came to."""
+    if curvature is None:
+        return []
+    names = unreached.names_of(curvature, *_unreached(source, curvature))
+    names = [name for name in names if plans[name.partition("[")[0]].settings is not None]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    told = f"no calibration token came to {', '.join(names[:8])}{more}: priced as the mean of their kind, if any"
+    return [*curvature.notes, *([told] if names else [])]
 
 
 def _grown_damping(job: Job) -> list[str]:

@@ -218,7 +218,7 @@ class QAT:
         with torch.enable_grad():
             curvature = self._curvature() if callable(self._curvature) else self._curvature
         assert curvature is not None
-        known = {name: found for name in settings if (found := curvature.get(name)) is not None}
+        known = {name: found for name in settings if (found := curvature.matrices(name)) is not None}
         weights = {name: _matrices(self._params[name]) for name in settings}
         return water_filled(weights, known, settings, self.settings.bits)
 
