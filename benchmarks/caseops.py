@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import GOLF3M, RESULTS, machine
 from pgolf import report
 from pgolf.data import caseops, sidecar, tokenizers
-from pgolf.data.corpus import BOS, encode, train_tokenizer
-from pgolf.data.shards import read_shard, write_shard
+from pgolf.data.corpus import BOS, document_tokens, train_tokenizer
+from pgolf.data.shards import document_starts, read_shard, write_shard
 from pgolf.models import checkpoint
 from pgolf.scoring import bpb, paired
-from pgolf.scoring.documents import Documents, per_document, starts_of
+from pgolf.scoring.documents import Documents, per_document
 from pgolf.train.loop.recipes import RECIPES
-from pgolf.train.loop.training import train
+from pgolf.train.loop.run_folder import train
 from pgolf.train.model import rebuild
 
 VARIANTS = {"plain": False, "caseops": True}
@@ -42,7 +42,7 @@ def documents(split: str, num_bytes: int) -> list[str]:
     """Texts of a shared shard from its beginning, at least `num_bytes` long together if it has as many."""
     tokens = read_shard(GOLF3M / f"text_{split}_000000.bin")
     processor = tokenizers.load_tokenizer(GOLF3M / "tokenizers" / "text_1024_bpe.model")
-    starts, texts = starts_of(tokens, BOS), []
+    starts, texts = document_starts(tokens, BOS), []
     for first, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         texts.append(processor.decode(tokens[first:end].tolist()))
         num_bytes -= len(texts[-1].encode())
@@ -67,7 +67,7 @@ class Variant:
         self.folder.mkdir()
         train_tokenizer(train_texts, self.tokenizer, self.vocab_size, with_caseops=self.with_caseops)
         for split, texts in (("train", train_texts), ("val", held_out)):
-            tokens = encode(texts, self.tokenizer)
+            tokens = document_tokens(texts, self.tokenizer)
             counts = tokenizers.stream_bytes(tokens, tokenizers.token_bytes(self.tokenizer))
             assert counts.sum(dtype=np.int64) == sum(len(text.encode()) for text in texts)
             write_shard(self.folder / f"{split}.bin", tokens)
@@ -94,8 +94,8 @@ class Variant:
         model = rebuild.from_config(source.config, source.state_dict())
         tokens = np.append(read_shard(self.folder / "val.bin"), np.uint16(BOS))  # the last document ends too
         counts = np.append(read_shard(sidecar.path_of(self.folder / "val.bin")), np.uint16(0))
-        nats = bpb.score(model.forward_logits, tokens, seq_len=seq_len)
-        return per_document(nats, counts, starts_of(tokens[:-1], BOS))
+        nats = bpb.score_windows(model.forward_logits, tokens, seq_len=seq_len)
+        return per_document(nats, counts, document_starts(tokens[:-1], BOS))
 
 
 def measured(variants: dict[str, Variant], preset: str, steps: int, seed: int, folder: Path) -> dict[str, Any]:

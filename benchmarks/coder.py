@@ -32,7 +32,7 @@ import zstandard
 
 from pgolf import packer
 from pgolf.packer.coder import codec, general
-from pgolf.packer.coder.spread import entropy_bits
+from pgolf.packer.coder.classes import entropy_bits
 from pgolf.packer.format import artifact
 from pgolf.packer.plane import Plane
 

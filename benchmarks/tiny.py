@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import RESULTS, machine
 from pgolf import report
 from pgolf.train.loop.demo_model import split_documents
-from pgolf.train.loop.training import train
+from pgolf.train.loop.run_folder import train
 
 
 def compressors() -> dict[str, float]:

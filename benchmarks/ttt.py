@@ -23,21 +23,22 @@ from benchmarks.common import GOLF3M, RESULTS, machine
 from pgolf import report
 from pgolf.data import shards as data
 from pgolf.data import tokenizers
+from pgolf.data.shards import document_starts
 from pgolf.fitting import packing
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
 from pgolf.packer.format import artifact
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.scoring import paired, ttt
-from pgolf.scoring.documents import Documents, per_document, starts_of
+from pgolf.scoring.documents import Documents, per_document
 from pgolf.scoring.reading import Reading
 
 BOS = 1
 SEQ_LEN = 512  # golf3m gets worse beyond
 BITS = 3.0
 READINGS = {
-    "windows": Reading(SEQ_LEN, stride=ttt.Settings().chunk, documents=True),
-    "ttt": Reading(SEQ_LEN, ttt=ttt.Settings()),
+    "windows": Reading(SEQ_LEN, stride=ttt.TTTSettings().chunk, documents=True),
+    "ttt": Reading(SEQ_LEN, ttt=ttt.TTTSettings()),
 }
 
 
@@ -57,7 +58,7 @@ def scored(model: nn.Module, tokens: np.ndarray, counts: np.ndarray, name: str) 
     reading, began = READINGS[name], time.process_time()
     nats = reading.score(model, tokens, BOS)
     seconds = time.process_time() - began
-    found = per_document(nats, counts, starts_of(tokens[:-1], BOS))
+    found = per_document(nats, counts, document_starts(tokens[:-1], BOS))
     figures = {"how": str(reading), "bpb": found.bpb, "cpu_seconds": seconds, "tokens": len(nats)}
     return found, figures | {"estimate": paired.interval(found).to_json()}
 
@@ -70,13 +71,13 @@ def main() -> None:
     if not GOLF3M.is_dir():
         sys.exit(f"{GOLF3M} is not there: this benchmark needs its model")
     shard = data.read_shard(GOLF3M / "text_val_000000.bin")
-    tokens = np.array(shard[: starts_of(shard, BOS)[args.documents] + 1])  # up to the next document's start
+    tokens = np.array(shard[: document_starts(shard, BOS)[args.documents] + 1])  # up to the next document's start
     counts = tokenizers.stream_bytes(tokens, tokenizers.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model"))
     source = checkpoint.read(GOLF3M / "golf3m" / "ckpt.pt")
     model = usermodel.load(f"{GOLF3M / 'golf3m' / 'model.py'}:GPT", source.state_dict())
     artifact_bytes, seconds = packed(source, model)
     states = {"fp32": source.state_dict(), "artifact": dense.tensors_of(artifact.decode(artifact_bytes)[0])}
-    facts: dict[str, Any] = {"documents": args.documents, "settings": asdict(ttt.Settings()), "scores": {}}
+    facts: dict[str, Any] = {"documents": args.documents, "settings": asdict(ttt.TTTSettings()), "scores": {}}
     facts |= {"artifact_bytes": len(artifact_bytes), "pack_cpu_seconds": seconds, "bits_per_weight": BITS}
     for state_name, state in states.items():
         usermodel.load_state(model, state)

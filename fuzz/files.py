@@ -305,7 +305,7 @@ def points() -> list[bytes]:
 
 def read_points(path: Path) -> Any:
     """Tables, picture and page of a sweep whose points say this."""
-    from pgolf.report import tables
+    from pgolf.report import terminal
     from pgolf.report.page import frontier_page
     from pgolf.sweep import run
     from pgolf.sweep.folder import BEFORE, Folder
@@ -324,7 +324,7 @@ def read_points(path: Path) -> Any:
     if done.keys() != {BEFORE, *(p.key for p in _plan())}:
         return None  # a sweep measures again what is not there
     made = run.results(folder, done, _SHARED, _plan()[0].series)
-    return [tables.point_cells(made), tables.comparison_cells(made), len(frontier_page(made, "a sweep"))]
+    return [terminal.point_cells(made), terminal.comparison_cells(made), len(frontier_page(made, "a sweep"))]
 
 
 def _dumped(value: Any) -> bytes:

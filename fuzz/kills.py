@@ -151,7 +151,7 @@ STORIES = {
         _TRAIN,
         _loadable,
         again=_TRAIN + " --resume",
-        modules=("pgolf.train.loop.training", "matplotlib.pyplot"),
+        modules=("pgolf.train.loop.run_folder", "matplotlib.pyplot"),
     ),
     "sweep": Story(
         sweep_inputs,

@@ -11,6 +11,7 @@ RULES = [
     b"a.*.b=gptq,int5,damp=0.1,block=64",
     b"x=fp16",
     b"[ab]?=percentile=.999",
+    b"*w*=auto,trellis=32,unbias=.3,two_sided=no",
 ]
 QAT = [b"int6,k=12.85,start=0.85,rounding=ste", b"auto,bits=3,rounding=noise,recalibrate=0.05,rate=0.1", b"gptq,int5"]
 METHODS = [b"auto,gptq:int6,k=12.85,rtn:int8", b"contest,auto:trellis=8,two_sided=1", b"sdclip:int5,step=0.5,quick"]

@@ -9,6 +9,7 @@
     ├── ArtifactError         3   truncated, foreign or damaged artifact
     ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
     ├── MemoryLimitError      3   a tensor needs more memory than there is
+    ├── PluginError           3   a part that another package offers cannot be loaded, or breaks its promise
     ├── BudgetError           4   cannot be made to fit
     └── AuditError            4   the audit found that a score is not honest
 
@@ -66,6 +67,10 @@ class DeviceError(PgolfError):
 
 class MemoryLimitError(PgolfError):
     """There is not enough memory for the work on a tensor."""
+
+
+class PluginError(PgolfError):
+    """What another package offers by an entry point cannot be loaded, or does not do what it must."""
 
 
 class BudgetError(PgolfError):

@@ -1,10 +1,9 @@
 """The decoder as one function in one text, for a submission that has no pgolf: made from the packer's own source.
 
-What will surprise you:
-* Nothing is written twice. `source` reads the packer's modules, keeps what `weights.load` needs, and moves it inside
-  one function, `load`, so that a script gets a single new name and a minifier may shorten all others.
-* Left out: annotations, docstrings, caches, compiled loops, devices, general coders for codes, and checks. A check is an
-  `if` that only raises, or a call of a function named check_...; those whose condition speaks of a crc or checksum stay.
+`source` reads the packer's modules, keeps what `weights.load` needs, and moves it inside one function, `load`, so that a
+script gets a single new name and a minifier may shorten all others. Left out: annotations, docstrings, caches, compiled
+loops, devices, general coders for codes, and checks. A check is an `if` that only raises, or a call of a function named
+check_...; those whose condition speaks of a crc or checksum stay.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ STANDS_FOR = {
 }
 INSTEAD = {
     (f"{PACKAGE}.format.artifact", "_planes"): (f"{PACKAGE}.coder.codec", "read"),  # no general coders for codes
-    (f"{PACKAGE}.coder.rans", "_decode_lanes"): (f"{PACKAGE}.coder.rans", "_decode"),  # no compiled loops
 }
 
 Key = tuple[str, str]  # module, name

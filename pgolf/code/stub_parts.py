@@ -11,11 +11,13 @@ import io
 import json
 import struct
 import zlib
+from itertools import chain, count
+from string import ascii_uppercase
 
 import numpy as np
 
 CACHES = {"cache", "lru_cache"}
-DEVICE = "device"  # the last argument of what a GPU may do instead; the stub has none
+ABSENT = {"loops", "device"}  # the last arguments of what compiled loops or a GPU may do instead; the stub has neither
 FOREIGN = (np, np.ndarray, bytes, str, dict, set, io.BytesIO, struct, json, zlib)  # their attributes keep their names
 
 
@@ -38,13 +40,13 @@ class Stripped(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         node.keywords = [k for k in node.keywords if k.arg != "strict"]
-        node.args = [a for a in node.args if not _is_device(a)]
+        node.args = [a for a in node.args if not _is_absent(a)]
         self.generic_visit(node)
         return node
 
     def visit_arguments(self, node: ast.arguments) -> ast.arguments:
         node.posonlyargs, node.args = [*node.posonlyargs, *node.args], []  # so that a minifier may rename them
-        if node.posonlyargs and node.posonlyargs[-1].arg == DEVICE:
+        while node.posonlyargs and node.posonlyargs[-1].arg in ABSENT:
             node.posonlyargs.pop()
             del node.defaults[-1:]
         self.generic_visit(node)
@@ -84,7 +86,7 @@ class Stripped(ast.NodeTransformer):
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.generic_visit(node)
-        return node.orelse if _is_device(node.test) else node
+        return node.orelse if _is_absent(node.test) else node
 
     def visit_Raise(self, node: ast.Raise) -> ast.stmt:
         return ast.parse("raise ValueError('damaged')").body[0]
@@ -100,8 +102,8 @@ def _name(node: ast.expr) -> str:
     return ""
 
 
-def _is_device(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == DEVICE
+def _is_absent(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ABSENT
 
 
 def _is_checksum(test: ast.expr) -> bool:
@@ -109,13 +111,17 @@ def _is_checksum(test: ast.expr) -> bool:
 
 
 def shorten_fields(program: ast.FunctionDef) -> None:
-    """Rename fields and methods of the packer's own classes, which a minifier must leave alone."""
+    """Rename fields and methods of the packer's own classes, which a minifier must leave alone.
+
+    To capital letters, which it gives to variables: the fewer kinds of names, the better they compress.
+    """
     classes = [n for n in program.body if isinstance(n, ast.ClassDef)]
     parts = [part for c in classes for part in c.body]
     own = [p.target.id for p in parts if isinstance(p, ast.AnnAssign) and isinstance(p.target, ast.Name)]
     own += [p.name for p in parts if isinstance(p, ast.FunctionDef)]
     theirs = {name for kind in FOREIGN for name in dir(kind)}
-    short = {name: f"_{i}" for i, name in enumerate(sorted(set(own) - theirs))}
+    names = (name for name in chain(ascii_uppercase, map("_{}".format, count())) if name not in theirs)
+    short = dict(zip(sorted(set(own) - theirs), names, strict=False))
     for part in parts:
         if isinstance(part, ast.FunctionDef):
             part.name = short.get(part.name, part.name)

@@ -30,6 +30,8 @@ from pgolf.loading import on_device as load
 from pgolf.loading.modules import load_module
 from pgolf.loading.on_device import OnDevice
 from pgolf.models.logits import logits_of
+from pgolf.packer.coder.layout import CodedLanes
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
@@ -193,19 +195,20 @@ def limits(path: Path, device: torch.device, sizes: Sizes, _: Any) -> dict[str, 
 
 def decoding(path: Path, device: torch.device, sizes: Sizes, _: Any) -> dict[str, Any]:
     """The kernel alone, on the artifact's own stream, for several numbers of lanes a program."""
-    streams: list[rans_decode.Stream] = []
+    kept: list[rans_decode.LanesOnDevice] = []
 
     class Kept(OnDevice):
-        def decode(self, *arguments: Any) -> Tensor:
-            streams.append(rans_decode.Stream.of(*arguments, self.device))
-            return super().decode(*arguments)
+        def decode(self, coded: CodedLanes, loops: Loops | None) -> Tensor:
+            kept.append(rans_decode.LanesOnDevice.of(coded, self.device))
+            return super().decode(coded, loops)
 
     dense.read(path, Kept(device))
-    stream = streams[0]
-    lanes, symbols = len(stream.states), int(stream.starts[-1])
+    given = kept[0]
+    lanes, symbols = len(given.states), int(given.starts[-1])
     chosen = rans_decode.lanes_of_a_program(lanes, device)
     seconds = {
-        block: timed(lambda b=block: rans_decode.launch(stream, b), graph=False, cold=True) for block in (8, 16, 32)
+        block: timed(lambda b=block: rans_decode.launch_rans_decode(given, b), graph=False, cold=True)
+        for block in (8, 16, 32)
     }
     return {
         "symbols": symbols,
@@ -226,7 +229,7 @@ def dequantizing(path: Path, device: torch.device, sizes: Sizes, best: dict[str,
         codes = torch.randint(-31, 32, (rows, cols), device=device).to(kind)
         moved = codes.nbytes + out.nbytes + row.nbytes + col.nbytes
         facts[str(kind)] = _shares(
-            lambda c=codes: dequant.launch(c, row, col, out), moved / best["copy_bytes_per_second"]
+            lambda c=codes: dequant.launch_dequant(c, row, col, out), moved / best["copy_bytes_per_second"]
         )
     return facts
 
@@ -245,7 +248,7 @@ def scoring(path: Path, device: torch.device, sizes: Sizes, best: dict[str, floa
     flops = 2 * sizes.tokens * sizes.vocab * sizes.dim
     return {
         "kernel": _shares(
-            lambda: softcap_nll.launch(logits, targets, 30.0), logits.nbytes / best["copy_bytes_per_second"]
+            lambda: softcap_nll.launch_softcap_nll(logits, targets, 30.0), logits.nbytes / best["copy_bytes_per_second"]
         ),
         "with_head": _shares(lambda: softcap_nll.head_nll(hidden, head, targets, 30.0), flops / best["matmul_flops"]),
     }
@@ -298,7 +301,7 @@ def _scored(model: GPT, tokens: Any, device: torch.device, sizes: Sizes) -> dict
     compiled = device.type == "cuda"
     fast = StaticLosses(model, logits, seq_len=sizes.seq_len, batch_size=sizes.batch, compile=compiled)
     began = time.perf_counter()
-    bpb.score(logits, tokens, seq_len=sizes.seq_len, batch_size=sizes.batch, losses=fast, device=device)
+    bpb.score_windows(logits, tokens, seq_len=sizes.seq_len, batch_size=sizes.batch, losses=fast, device=device)
     seconds = time.perf_counter() - began - fast.compile_seconds
     return {"tokens_per_second": (len(tokens) - 1) / seconds, "compile_seconds": fast.compile_seconds}
 

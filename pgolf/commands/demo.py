@@ -22,13 +22,13 @@ def demo(out: Path, seed: int, quick: bool, as_json: bool) -> None:
 
     Example: pgolf demo -o demo-out
     """
-    from pgolf.report import tables
-    from pgolf.sweep import showcase as story
+    from pgolf.report import terminal
+    from pgolf.sweep import demo_story
 
     with progress_bars() as progress:
-        result = story.run(out, seed=seed, quick=quick, progress=progress)
+        result = demo_story.run(out, seed=seed, quick=quick, progress=progress)
     if as_json:
         click.echo(json.dumps(result))
         return
-    print_table(tables.demo_table(result))
+    print_table(terminal.demo_table(result))
     click.echo(f"results, artifacts and plot in {out}")

@@ -20,11 +20,11 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     Example: pgolf diff small.pgolf large.pgolf
     """
     from pgolf.loading import anatomy
-    from pgolf.report import tables
+    from pgolf.report import terminal
 
     facts = anatomy.diff(a, b)
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(tables.diff_table(facts))
-    click.echo(tables.diff_summary(facts))
+    print_table(terminal.diff_table(facts))
+    click.echo(terminal.diff_summary(facts))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.models import is_artifact, model_with
-from pgolf.commands.shared import Progress, json_option, model_options, print_lines, progress_bars, refuse_unwritable
+from pgolf.commands.shared import json_option, model_options, print_lines, progress_bars, refuse_unwritable
+from pgolf.common.progress import Progress
 from pgolf.data import tokenizers
 from pgolf.errors import AuditError, ModelError, UsageError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pgolf.scoring.audit import Check
-    from pgolf.scoring.paired import Estimate
+    from pgolf.scoring.paired import Interval
     from pgolf.scoring.reading import Reading
     from pgolf.scoring.results import Result
     from pgolf.scoring.static import StaticLosses
@@ -137,12 +138,13 @@ def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
 
 def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
     """The score of a model and, if asked for, its audit."""
+    from pgolf.data import shards
     from pgolf.kernels.device import need
     from pgolf.scoring import bpb, documents, results
     from pgolf.scoring.static import to_device
 
     device, reading = need(options["device"]), _reading(options)
-    starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
+    starts = shards.document_starts(text.scored, text.bos, required=reading.within_documents)
     model = to_device(model_with(source, options["model"]), device)
     losses = _fast_losses(model, reading, options) if device.type == "cuda" else None
     scorer = _scorer(model, reading, text.bos, options, losses)
@@ -185,7 +187,7 @@ def _reading(options: dict[str, Any]) -> Reading:
     given = {name: options[f"ttt_{name}"] for name in ("rank", "chunk", "lr") if options[f"ttt_{name}"] is not None}
     if given and not options["ttt"]:
         raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
-    learning = ttt.Settings(**given) if options["ttt"] else None
+    learning = ttt.TTTSettings(**given) if options["ttt"] else None
     return Reading(options["seq_len"], options["stride"], options["documents"], learning)
 
 
@@ -250,18 +252,18 @@ def _audit(
     return [
         *checks,
         audit.run(scorer, text.scored, nats, len(sample.tokens)),
-        audit.counted_bytes(text.tokens, text.byte_counts, text.bos, options["tokenizer"], text.total),
+        audit.text_bytes(text.tokens, text.byte_counts, text.bos, options["tokenizer"], text.total),
         audit.size(artifact, code, parse_size(options["budget"])),
     ]
 
 
-def _facts(results: Sequence[dict[str, Any]], change: Estimate | None, checks: Sequence[Check]) -> dict[str, Any]:
+def _facts(results: Sequence[dict[str, Any]], change: Interval | None, checks: Sequence[Check]) -> dict[str, Any]:
     """JSON: one result flat; two as `a`, `b` and `difference`; `audit` where one was made."""
     facts = results[0] if change is None else {"a": results[0], "b": results[1], "difference": change.to_json()}
     return facts | ({"audit": [check.to_json() for check in checks]} if checks else {})
 
 
-def _lines(results: Sequence[Result], change: Estimate | None, checks: Sequence[Check]) -> list[str]:
+def _lines(results: Sequence[Result], change: Interval | None, checks: Sequence[Check]) -> list[str]:
     names = [] if change is None else [f"{name}  {result.source}" for name, result in zip("AB", results, strict=True)]
     lines = [line for pair in zip_longest(names, map(_line, results)) for line in pair if line]
     if change is not None:
@@ -273,18 +275,18 @@ def _lines(results: Sequence[Result], change: Estimate | None, checks: Sequence[
 def _line(result: Result) -> str:
     score = result.score
     return (
-        f"bpb {score.bpb:.5f}{_spread(result.estimate)}  loss {score.loss:.5f}  tokens {score.tokens:,}  "
+        f"bpb {score.bpb:.5f}{_spread(result.interval)}  loss {score.loss:.5f}  tokens {score.tokens:,}  "
         f"bytes {score.bytes:,}  {score.tokens_per_second:,.0f} tokens/s  ({result.how})"
     )
 
 
-def _spread(estimate: Estimate, *, paired: bool = False) -> str:
-    if estimate.standard_error is None:
+def _spread(found: Interval, *, paired: bool = False) -> str:
+    if found.standard_error is None:
         return "  (one document: no standard error)"
     if not paired:
-        return f" ± {estimate.standard_error:.5f}"
-    interval = f"95% {estimate.low:+.5f} to {estimate.high:+.5f}"
-    return f" ± {estimate.standard_error:.5f}  ({interval}, p {estimate.p:.2g}, {estimate.documents} documents)"
+        return f" ± {found.standard_error:.5f}"
+    interval = f"95% {found.low:+.5f} to {found.high:+.5f}"
+    return f" ± {found.standard_error:.5f}  ({interval}, p {found.p:.2g}, {found.documents} documents)"
 
 
 def _number(check: Check) -> str:

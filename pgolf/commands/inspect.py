@@ -28,7 +28,7 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     """
     from pgolf.loading import anatomy
     from pgolf.quant.curvature.store import Curvature
-    from pgolf.report import anatomy_page, tables, write_text
+    from pgolf.report import anatomy_page, terminal, write_text
 
     if html is not None:
         refuse_overwrite(html, force)
@@ -38,7 +38,7 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(tables.layers_table(facts))
+    print_table(terminal.layers_table(facts))
     click.echo()
-    print_table(tables.inspect_table(facts))
-    print_lines(tables.inspect_summary(facts))
+    print_table(terminal.inspect_table(facts))
+    print_lines(terminal.inspect_summary(facts))

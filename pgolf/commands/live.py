@@ -36,7 +36,7 @@ class Progress:
     def __rich__(self) -> Any:
         from rich.console import Group
 
-        from pgolf.report.tables import progress_table
+        from pgolf.report.terminal import progress_table
 
         return Group(progress_table(self.rows), str(self))
 

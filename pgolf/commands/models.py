@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgolf.commands.shared import Progress
+from pgolf.common.progress import Progress
 from pgolf.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import click
 
 from pgolf.commands.models import calibrate_model
 from pgolf.commands.shared import (
-    Progress,
     force_option,
     json_option,
     model_options,
@@ -21,6 +20,7 @@ from pgolf.commands.shared import (
     refuse_overwrite,
     refuse_unwritable,
 )
+from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
-@click.option("--method", metavar="M", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
+@click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
@@ -144,8 +144,8 @@ def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, An
 
     if options["curvature_file"]:
         return Curvature.load(options["curvature_file"])
-    calib, method = options["calib"], options["method"]
-    wanted = method is None or (method in METHODS and METHODS[method].needs_curvature)
+    calib, method = options["calib"], (options["method"] or "auto").partition(":")[0]
+    wanted = method in METHODS and METHODS[method].needs_curvature
     known = options["model"] is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):
         return None

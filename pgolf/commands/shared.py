@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
-Progress = Callable[[str, int, int], None]
 LINE_SECONDS = 20  # between two lines of progress in a log
 
 
@@ -97,7 +97,7 @@ def first_rank() -> bool:
 def progress_bars() -> Iterator[Progress]:
     """Bars on stderr; where stderr is not a terminal, a line now and then, so that a log shows that work goes on."""
     if not first_rank():
-        yield lambda what, done, total: None
+        yield silent
         return
     if not sys.stderr.isatty():
         yield _lines()

@@ -186,15 +186,15 @@ def _calibrate(source: Checkpoint, options: dict[str, Any]) -> Any:
 
 
 def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:
-    from pgolf.report import frontier, tables
+    from pgolf.report import frontier, terminal
 
     files = frontier.write(results, out)
     if as_json:
         click.echo(json.dumps(results))
         return
-    print_table(tables.cells_table(tables.point_cells(results)))
+    print_table(terminal.cells_table(terminal.point_cells(results)))
     if results["comparison"]:
-        print_table(tables.cells_table(tables.comparison_cells(results)))
+        print_table(terminal.cells_table(terminal.comparison_cells(results)))
     if "gains" in results:
-        print_table(tables.seeds_table(results))
-    print_lines([*tables.sweep_summary(results), f"written            {', '.join(map(str, files))}"])
+        print_table(terminal.seeds_table(results))
+    print_lines([*terminal.sweep_summary(results), f"written            {', '.join(map(str, files))}"])

@@ -40,14 +40,14 @@ def train(preset: str, as_json: bool, qat: str | None, qat_set: tuple[str, ...],
     """
     from dataclasses import replace
 
-    from pgolf.train.loop import training
+    from pgolf.train.loop import run_folder
     from pgolf.train.qat.settings import parse_options
 
     if qat_set and qat is None:
         raise UsageError("--qat-set needs --qat: say how the other tensors are to be treated")
     how = None if qat is None else replace(parse_options(qat), rules=qat_set)
     with progress_bars() as progress:
-        made = training.train(
+        made = run_folder.train(
             preset, qat=how, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options
         )
     if not first_rank():

@@ -19,7 +19,7 @@ def parse_size(text: str | int) -> int:
     if not match or not unit:
         raise UsageError(f"size {text!r} is not a number of bytes: write 16MB, 500kB, 15.2MiB or plain digits")
     whole, _, fraction = match[1].replace("_", "").replace(",", "").partition(".")
-    size = (int(whole + fraction) * unit) // 10 ** len(fraction)
+    size = int(whole + fraction) * unit // int(10 ** len(fraction))
     if size <= 0:
         raise UsageError(f"size {text!r} is not above zero")
     return size

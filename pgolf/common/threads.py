@@ -1,7 +1,6 @@
-"""Plain threads over independent pieces of work.
+"""Plain threads over independent pieces of work: the results never depend on how many threads there are.
 
-What will surprise you: the results never depend on how many threads there are; only numpy calls and compiled loops that
-let go of the interpreter lock gain anything.
+Only numpy calls and compiled loops that let go of the interpreter lock gain anything.
 """
 
 from __future__ import annotations

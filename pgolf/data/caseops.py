@@ -2,14 +2,8 @@
 
     The NASA file  ->  ⟨title⟩the⟨caps⟩ nasa file          PR #1729 of openai/parameter-golf
 
-What will surprise you:
-* An operator stands before the space of its word: "▁the" is then one piece with or without a capital. Whatever the
-  contest's own transform wrote, which puts it after the space and knows ASCII alone, is decoded too.
-* Only letters that come back are folded: one character each way, of equal UTF-8 length, known to Unicode 3.2. So ß, İ,
-  final sigma and titlecase digraphs stay as they are, a piece's bytes are the text's, and all Pythons agree for ever.
-* A word is a run of ASCII letters or of other folded ones: É in CAFÉ has an operator of its own, as decoding the
-  contest's text demands.
-* SentencePiece takes a literal ▁ for a space, so it is escaped like the operators themselves.
+An operator stands before the space of its word, so that "▁the" is one piece with or without a capital. Whatever the
+contest's own transform wrote, which puts it after the space and knows ASCII alone, is decoded too.
 """
 
 from __future__ import annotations
@@ -27,7 +21,7 @@ from numpy.typing import NDArray
 TITLE, CAPS, INNER, ESCAPE = OPERATORS = "\ue001\ue002\ue003\ue004"
 """Next letter upper, at a word's start; letters upper up to the word's end or the next operator; next letter upper,
 within a word; what follows is literal. Private-use characters of UTF-8 length 3."""
-SPACE, SPACE_SUBSTITUTE = "▁", "_"  # a literal ▁ is ESCAPE and _
+SPACE, SPACE_SUBSTITUTE = "▁", "_"  # a literal ▁, which SentencePiece would take for a space, is ESCAPE and _
 _LAST = 0x10450  # no letter of Unicode 3.2 beyond has a capital
 
 
@@ -54,7 +48,10 @@ def _rewritten(text: str, pattern: re.Pattern[str], rewrite: Callable[[str], str
 
 
 def _folded(match: str) -> str:
-    """A word of ASCII letters that begins with a capital, or a run of characters beyond ASCII."""
+    """A word of ASCII letters that begins with a capital, or a run of characters beyond ASCII.
+
+    They are words of their own, so É in CAFÉ has its own operator: decoding the contest's text demands it.
+    """
     if match.isascii() and match[1:].islower():
         return TITLE + match.lower()  # the usual case, without which encoding takes twice as long
     grammar = _grammar()
@@ -111,7 +108,11 @@ def _grammar() -> _Grammar:
 
 
 def _pair(capital: str) -> tuple[str, str] | None:
-    """(capital, its lower-case letter), or None where that is not one letter that leads back."""
+    """(capital, its lower-case letter), or None where that is not one letter of equal UTF-8 length that leads back.
+
+    So ß, İ, final sigma and titlecase digraphs stay as they are and a piece's bytes are the text's; both are known to
+    Unicode 3.2, so that all Pythons agree for ever.
+    """
     letter = capital.lower()
     if len(letter) != 1 or letter == capital or letter.upper() != capital:
         return None

@@ -1,12 +1,4 @@
-"""Text into token shards, and the shards of a folder.
-
-What will surprise you:
-* A tokenizer of CaseOps has operators among its pieces, and that alone decides that texts are encoded with them and that
-  every shard gets a byte sidecar.
-* Files are streamed piece by piece, and a piece (about 100 thousand characters, cut at a line's end) is a document: BOS,
-  then its tokens. Every 20th piece is held out, and the tokenizer never sees it.
-* The same files and vocabulary give the same tokenizer and shards, byte for byte.
-"""
+"""Text into token shards, and the shards of a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +18,7 @@ from pgolf.data.tokenizers import load_tokenizer, stream_bytes, token_bytes
 from pgolf.errors import DataError, UsageError
 
 BOS = 1
-PIECE = 100_000  # characters of a document
+PIECE = 100_000  # characters of a document, about: whole lines
 MIN_CHARACTERS = 1000
 HELD_OUT_EVERY = 20
 SHARD_TOKENS = 100_000_000  # tokens of a shard at most, as in the contest's
@@ -69,8 +61,11 @@ def tokenize(
 ) -> DataFiles:
     """Train a tokenizer on UTF-8 text files and write out/tokenizer.model, out/train_000000.bin... and out/val_000000.bin.
 
-    with_caseops: capitals as operators, and a byte sidecar for each shard, see `pgolf.data.caseops` and `sidecar`. The
-    folder is made. DataError for files that are missing, not UTF-8, or too little text.
+    Files are streamed in pieces of about 100 thousand characters, cut at a line's end. A piece is a document: BOS, then
+    its tokens. Every 20th is held out, and the tokenizer never sees it. The same files and vocabulary give the same
+    tokenizer and shards, byte for byte. with_caseops: capitals as operators, and a byte sidecar for each shard, see
+    `pgolf.data.caseops` and `sidecar`. The folder is made. DataError for files that are missing, not UTF-8, or too
+    little text.
     """
     if vocab_size > 1 << 16:
         raise UsageError(f"a vocabulary of {vocab_size}: shards hold tokens below 65536")
@@ -123,7 +118,7 @@ def _until(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list[Path]:
-    """Shards out/`split`_000000.bin and on, of the encoded texts; with CaseOps also their sidecars."""
+    """Shards out/`split`_000000.bin and on, of the encoded texts; their sidecars too if the tokenizer has CaseOps' operators."""
     paths: list[Path] = []
     rows: list[NDArray[np.uint16]] = []
     num_bytes, lut = 0, token_bytes(tokenizer)
@@ -140,7 +135,7 @@ def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list
         num_bytes = 0
 
     for text in texts:
-        rows.append(encode([text], tokenizer))
+        rows.append(document_tokens([text], tokenizer))
         num_bytes += len(text.encode())
         if sum(map(len, rows)) > SHARD_TOKENS:
             flush()
@@ -195,7 +190,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     return (line[start : start + SENTENCE] for line in lines for start in range(0, len(line), SENTENCE))
 
 
-def encode(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
+def document_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
     """uint16 [N]: every text after a BOS, one after the other; by CaseOps if the tokenizer has its operators."""
     processor = load_tokenizer(tokenizer)
     if caseops.operator_ids(processor):

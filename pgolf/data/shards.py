@@ -1,10 +1,4 @@
-"""Token shards of the contest, and the order in which training reads them.
-
-What will surprise you:
-* A shard is never read whole: `read_shard` maps the file, and everything here touches it in pieces.
-* Batches are a pure function of (seed, step). Nothing has to be saved to resume, and ranks need not talk to each other.
-* Each epoch shifts all windows by a random phase, so a token does not always stand at the same place of its window.
-"""
+"""Token shards of the contest, and the order in which training reads them. No shard is ever read whole."""
 
 from __future__ import annotations
 
@@ -79,9 +73,24 @@ def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str
             raise DataError(f"token {tokens[at]} at position {at} is beyond the {owner}'s vocabulary of {vocab_size}")
 
 
+def document_starts(tokens: NDArray[np.integer], bos: int, *, required: bool = False) -> NDArray[np.int64]:
+    """int64 [D]: positions of the document start `bos` in `tokens` [N]. Streams: the shard may be mapped.
+
+    DataError where there is none and one is required.
+    """
+    chunks = range(0, len(tokens), CHUNK)
+    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == bos) for start in chunks]
+    starts = np.concatenate([np.zeros(0, np.int64), *found])
+    if required and len(starts) == 0:
+        raise DataError(f"no document start (token {bos}) in the data: name the right one with --bos")
+    return starts
+
+
 @dataclass(frozen=True)
 class WindowSampler:
     """Batches of windows from `shards` [N each]: every epoch visits each shard's windows once, in a new random order.
+
+    A pure function of (seed, step): nothing has to be saved to resume, and ranks need not talk to each other.
 
     A window is `seq_len` inputs and their targets, so `seq_len` + 1 tokens; windows never span two shards. bos: the
     token that begins a document; a window moves back to the start of its document if that is at most a quarter of a
@@ -123,14 +132,7 @@ class WindowSampler:
         """Where documents of each shard begin, found in one pass over it; nowhere without `bos`."""
         if self.bos is None:
             return [np.zeros(0, np.int64) for _ in self.shards]
-        return [_positions(shard, self.bos) for shard in self.shards]
-
-
-def _positions(tokens: Tokens, wanted: int) -> NDArray[np.int64]:
-    """Where `wanted` stands in `tokens` [N]."""
-    starts = range(0, len(tokens), CHUNK)
-    found = [start + np.flatnonzero(tokens[start : start + CHUNK] == wanted) for start in starts]
-    return np.concatenate([np.zeros(0, np.int64), *found])
+        return [document_starts(shard, self.bos) for shard in self.shards]
 
 
 def _windows_in(length: int, seq_len: int) -> int:
@@ -141,7 +143,10 @@ def _windows_in(length: int, seq_len: int) -> int:
 
 @lru_cache(maxsize=4)
 def _epoch(lengths: tuple[int, ...], seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(shard, first token) of every window of one epoch, in the order of that epoch: int64 [W, 2]."""
+    """(shard, first token) of every window of one epoch, in the order of that epoch: int64 [W, 2].
+
+    All windows of a shard are shifted by a random phase, so a token does not always stand at the same place of its window.
+    """
     rng = np.random.default_rng([seed, epoch])
     windows = []
     for shard, length in enumerate(lengths):

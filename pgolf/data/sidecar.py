@@ -1,11 +1,4 @@
-"""Byte sidecars: a shard's second file, of the same format, with the bytes of text that each token stands for.
-
-What will surprise you:
-* val_bytes_000000.bin beside val_000000.bin is found by its name, as the contest names them, and then counts before any
-  tokenizer does.
-* A length proves little: all full shards of a data set have the same. In a sidecar that belongs to its shard a token
-  has the same count nearly wherever it stands; in another shard's it has not.
-"""
+"""Byte sidecars: a shard's second file, of the same format, with the bytes of text that each token stands for."""
 
 from __future__ import annotations
 
@@ -21,14 +14,12 @@ from pgolf.errors import DataError, UsageError
 
 _NAME = re.compile(r"(?P<text>.*?)(?P<number>_\d+)?")
 _SIDECAR = re.compile(r".*_bytes(_\d+)?")
-LEAST_AGREEMENT = (
-    0.9  # of tokens with the count usual for them: 1.00 in real sidecars, 0.4 in strangers, 0.5 in shifted ones
-)
+LEAST_AGREEMENT = 0.9  # share of usual counts: 1.00 in real sidecars, 0.4 in strangers, 0.5 in shifted ones
 LEAST_REPEATED = 256  # tokens that came before: fewer prove nothing
 
 
 def path_of(shard: str | Path) -> Path:
-    """Where the sidecar of `shard` belongs: DIR/val_bytes_000000.bin for DIR/val_000000.bin."""
+    """Where the sidecar of `shard` belongs, as the contest names them: DIR/val_bytes_000000.bin for DIR/val_000000.bin."""
     shard = Path(shard)
     name = _NAME.fullmatch(shard.stem)
     assert name is not None  # matches anything
@@ -47,7 +38,11 @@ def beside(shard: str | Path) -> Path | None:
 
 
 def read(path: str | Path, tokens: NDArray[np.integer]) -> NDArray[np.uint16]:
-    """uint16 [N]: the sidecar of `tokens` [N], mapped. DataError for one of another number of tokens or another shard."""
+    """uint16 [N]: the sidecar of `tokens` [N], mapped. DataError for one of another number of tokens or another shard.
+
+    A length proves little: all full shards of a data set have the same. But in a sidecar that belongs to its shard a token
+    has the same count nearly wherever it stands, and in another shard's it has not.
+    """
     counts = read_shard(path)
     if len(counts) != len(tokens):
         raise DataError(f"{path} holds byte counts of {len(counts)} tokens; the data has {len(tokens)}")

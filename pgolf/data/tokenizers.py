@@ -1,13 +1,4 @@
-"""How many bytes every token stands for.
-
-What will surprise you:
-* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
-  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
-  (all but the first count three bytes, the UTF-8 length of `▁`).
-* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
-  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
-* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
-"""
+"""How many bytes every token stands for."""
 
 from __future__ import annotations
 
@@ -23,6 +14,9 @@ from pgolf.data.shards import CHUNK, check_vocabulary
 from pgolf.errors import DataError
 
 Convention = Literal["exact", "contest"]
+"""exact: the UTF-8 length of the decoded text. contest: the contest's own rule, which differs at a document that starts
+with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁` (all but the first count three bytes,
+the UTF-8 length of `▁`)."""
 SPACE = "▁"
 
 
@@ -32,8 +26,8 @@ class TokenBytes:
 
     exact: int64 [V], UTF-8 bytes of the decoded piece inside a text; body: int64 [V], the contest's bytes of the piece
     without one leading `▁`; leading_space, boundary (control, unknown or unused: the contest's rule),
-    control: bool [V]. strips: decoding drops the leading space of a text's first piece. operators: of CaseOps; such
-    pieces count 0.
+    control: bool [V]. strips: decoding drops the leading space of a text's first piece, as tokenizers do that add a dummy
+    space to every text or remove extra ones. operators: of CaseOps; such pieces count 0 unless they are escaped.
     """
 
     exact: NDArray[np.int64]
@@ -70,7 +64,7 @@ def _table(sp: Any) -> TokenBytes:
         leading_space=np.array([piece.startswith(SPACE) for piece in pieces]),
         boundary=control | unknown | np.array([sp.is_unused(i) for i in ids]),
         control=control,
-        strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),
+        strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),  # asked, not read from its settings
         operators=operators,
     )
 
@@ -105,10 +99,13 @@ def count_bytes(
     after control pieces. "contest" is the rule of train_gpt.py in openai/parameter-golf.
     """
     if convention == "contest":
-        body = np.where(lut.boundary, 0, lut.body)[tokens]
-        return body + (lut.leading_space[tokens] & ~lut.boundary[previous])
-    dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
-    return lut.exact[tokens] - dropped
+        body = np.where(lut.boundary, 0, lut.body)
+        space = lut.leading_space[tokens] & ~lut.boundary[previous]
+        counts: NDArray[np.int64] = body[tokens] + space
+    else:
+        dropped = lut.strips & lut.leading_space[tokens] & lut.control[previous]
+        counts = lut.exact[tokens] - dropped
+    return counts
 
 
 def stream_bytes(

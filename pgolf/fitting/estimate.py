@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from pgolf.code.weigh import counted_bytes
+from pgolf.common.progress import silent
 from pgolf.common.sizes import parse_size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import packing, search
 from pgolf.fitting.deadline import ways
-from pgolf.fitting.plan import TensorPlan
+from pgolf.fitting.plan import TensorPlan, unread
 from pgolf.fitting.trial import Job, Trial, one_thread_each
 from pgolf.models.checkpoint import Checkpoint
 
@@ -96,7 +97,7 @@ def estimate(
     source = packing.as_checkpoint(model)
     limit = None if budget is None else parse_size(budget)
     code_bytes = {str(c): counted_bytes(c) for c in code}
-    job = Job(source, packing.known_curvatures(source, curvature), packing.silent, "rans")
+    job = Job(source, packing.known_curvatures(source, curvature), silent, "rans")
     plans = packing.planned(source, method, rules, settings, search=limit is not None)
     searched = any(p.searched for p in plans.values())
     room = None if limit is None or not searched else limit - sum(code_bytes.values())
@@ -116,7 +117,11 @@ def estimate(
         seconds=time.perf_counter() - began,
         budget=limit,
         code_bytes=code_bytes,
-        notes=[*source.notes, *([] if job.curvatures else ["without curvature the rise of the loss is not known"])],
+        notes=[
+            *source.notes,
+            *unread(plans),
+            *([] if job.curvatures else ["without curvature the rise of the loss is not known"]),
+        ],
     )
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pgolf.code.weigh import counted_bytes
 from pgolf.common import ranks
+from pgolf.common.progress import Progress, silent
 from pgolf.common.sizes import parse_size
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting import plan
-from pgolf.fitting.trial import Job, Progress, Trial, one_thread_each
+from pgolf.fitting.trial import Job, Trial, one_thread_each
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.usermodel import unwrapped
@@ -56,9 +57,10 @@ def pack(
     nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
-    method: a name in `pgolf.quant.METHODS`, or "keep" to change no value. rules: as `--set`; settings: for what no rule
-    speaks of. deadline: seconds from this call, after which the best artifact so far is returned; with one, bytes depend
-    on the machine's speed. In a process group rank 0 packs and writes; all ranks get its report, or its error.
+    method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
+    rules: as `--set`; settings: for what neither speaks of. deadline: seconds from this call, after which the best
+    artifact so far is returned; with one, bytes depend on the machine's speed. In a process group rank 0 packs and
+    writes; all ranks get its report, or its error.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
@@ -82,23 +84,15 @@ def pack(
             trial, how = attempt(job, plans, False), ""
         else:
             trial, how = deadlines.pack(job, plans, began, deadline, attempt)
-        notes = [
-            *source.notes,
-            *_calibration_notes(source, curvature, plans),
-            *_blind_spots(plans, job.curvatures),
-            *_grown_damping(job),
-            *([how] if how else []),
-        ]
+        calibrated = [*_calibration_notes(source, curvature, plans), *_blind_spots(plans, job.curvatures)]
+        notes = [*source.notes, *plan.unread(plans), *calibrated, *_grown_damping(job)]
+        notes += [how] if how else []
         report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), trial.encoded.data)
         return report
 
     return ranks.on_first(alone)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress that nobody wants to see."""
 
 
 def planned(
@@ -114,7 +108,7 @@ def planned(
     return plan.make(
         source.tensors,
         method=method or "auto",
-        rules=[plan.parse_rule(r) for r in rules],
+        rules=[plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in rules],
         search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )

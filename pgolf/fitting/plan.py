@@ -9,14 +9,15 @@ What will surprise you:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgolf.common import grammar
 from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
@@ -28,11 +29,17 @@ SMALLEST = 2048  # weights; below it scales and tables would cost what quantizat
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
-MATRIX_DEFAULT = {"bits": 6, "k": 12.85}  # the contest's usual settings (#1394)
-EMBEDDING_DEFAULT = {"bits": 8, "k": 20.0}
+MATRIX_DEFAULT = (6, 12.85)  # bits and k: the contest's usual settings (#1394)
+EMBEDDING_DEFAULT = (8, 20.0)
 _EMBEDDINGS = ("emb", "wte", "lm_head", "output_head")
-_NUMBERS = {"k": float, "percentile": float, "step": float, "lam": float, "damp": float, "block": int}
 _CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_WORDS: dict[str, dict[str, grammar.Value]] = {
+    **{f"int{bits}": {"bits": bits} for bits in range(2, 9)},
+    "keep": {"keep": True},
+    **{word: {"cast": dtype} for word, dtype in _CASTS.items()},
+}
+# The method and its integer range are words; nobody says None, for leaving a setting out does.
+NAMES = {n: replace(k, optional=False) for n, k in grammar.kinds(Settings).items() if n not in {"method", "bits"}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class TensorPlan:
     """settings: how to quantize, or None to keep. kept: why it is kept. cast: dtype its kept bytes are stored in.
 
     searched: the budget search may change its step size. integers: kept values are entropy coded as codes are.
+    unread: settings that were asked for and that its method does not read.
     """
 
     settings: Settings | None
@@ -47,6 +55,7 @@ class TensorPlan:
     cast: str | None = None
     searched: bool = False
     integers: bool = False
+    unread: tuple[str, ...] = ()
 
     def at(self, step: float) -> Settings:
         """The settings at a position of the searched knob."""
@@ -57,9 +66,9 @@ class TensorPlan:
     def finest(self) -> float:
         """The smallest useful knob: below it the integer range would clip what it is meant to hold."""
         s = self.settings
-        if s is None or s.method in {"auto", "quick"}:
+        if s is None or "bits" not in (reads := METHODS[s.method].reads):
             return 2.0**-16
-        return 1.0 if s.method in {"rtn", "gptq-lite"} else 4.0 / (s.k or 12.85)
+        return 4.0 / (s.k or 12.85) if "k" in reads else 1.0
 
 
 @dataclass(frozen=True)
@@ -70,37 +79,47 @@ class Rule:
     fields: dict[str, Any]
 
 
-def parse_rule(text: str) -> Rule:
-    """'tok_emb.*=int8,k=20' -> Rule. Words: int2..int8, a method's name, keep, fp16, bf16, fp32, NAME=NUMBER."""
+def parse_rule(text: str, method: str | None = None) -> Rule:
+    """'tok_emb.*=int8,k=20' -> Rule. Words: int2..int8, a method's name, keep, fp16, bf16, fp32, NAME=VALUE.
+
+    method: whose own settings the rule may speak of besides those of Settings, where it names no other.
+    """
     pattern, equals, rest = text.partition("=")
-    if not equals or not pattern or not rest:
+    words = grammar.words_of(rest)
+    if not equals or not pattern or not words:
         raise UsageError(f"--set {text!r}: write PATTERN=SETTING[,SETTING...], like 'tok_emb.*=int8,k=20'")
-    fields: dict[str, Any] = {}
-    for word in (w.strip() for w in rest.split(",")):
-        fields |= _parse_word(word, text)
-    return Rule(pattern, fields)
+    return Rule(pattern, read_settings(words, method, option=f"--set {text!r}"))
 
 
-def _parse_word(word: str, text: str) -> dict[str, Any]:
-    name, equals, value = word.partition("=")
-    if name in _NUMBERS and equals:
-        try:
-            number = _NUMBERS[name](value)
-        except ValueError:
-            number = -1
-        if not 0 < number < 1e9 or (name == "percentile" and number > 1):
-            raise UsageError(f"--set {text!r}: {name} must be a positive number, not {value!r}")
-        return {name: number}
-    if word in METHODS:
-        return {"method": word}
-    if word == "keep":
-        return {"keep": True}
-    if word in _CASTS:
-        return {"cast": _CASTS[word]}
-    if word.startswith("int") and word[3:].isdecimal() and 2 <= int(word[3:]) <= 8:
-        return {"bits": int(word[3:])}
-    known = ", ".join(["int2..int8", "keep", *_CASTS, *METHODS, *(f"{n}=" for n in _NUMBERS)])
-    raise UsageError(f"--set {text!r}: {word!r} is not a setting; known: {known}")
+def parse_method(text: str) -> tuple[str, dict[str, grammar.Value]]:
+    """'gptq:int6,k=9' -> its name and the fields that it fixes. Raises UsageError."""
+    name, _, rest = (part.strip() for part in text.partition(":"))
+    if name not in METHODS and name != KEEP:
+        known = [*METHODS, KEEP]
+        raise UsageError(f"unknown method {name!r}; {grammar.hint(name, known)}")
+    fixed = read_settings(grammar.words_of(rest), name, option=f"--method {text!r}")
+    if other := fixed.get("method"):
+        raise UsageError(f"--method {text!r} names {other} too: give one, and others with --set PATTERN={other}")
+    return name, fixed
+
+
+def read_settings(
+    words: Iterable[str], method: str | None, *, option: str, more: Mapping[str, grammar.Kind] | None = None
+) -> dict[str, grammar.Value]:
+    """The fields that words fix: of Settings, `keep`, `cast`, "method.field" of a method's own settings, and of `more`.
+
+    A word that names a method speaks for all of them; without one they speak of `method`. Raises UsageError.
+    """
+    words = list(words)
+    method = next((word for word in reversed(words) if word in METHODS), method)
+    own = METHODS[method].own_names if method is not None and method in METHODS else {}
+    bare: dict[str, dict[str, grammar.Value]] = {**_WORDS, **{name: {"method": name} for name in METHODS}}
+    said = grammar.read(words, {**NAMES, **own, **(more or {})}, bare, option=option)
+    try:
+        _settings(Settings(), {n: v for n, v in said.items() if n in NAMES or n in own} | {"method": method or "auto"})
+    except UsageError as error:  # what only all fields together can refuse
+        raise UsageError(f"{option}: {error}") from None
+    return said
 
 
 def make(
@@ -113,27 +132,28 @@ def make(
 ) -> dict[str, TensorPlan]:
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
-    Raises UsageError for an unknown method and for patterns that match no tensor.
+    method: METHOD[:SETTINGS]; any rule wins over its settings. Raises UsageError for an unknown method and for patterns
+    that match no tensor.
     """
-    if method not in METHODS and method != KEEP:
-        raise UsageError(f"unknown method {method!r}; known: {', '.join([*METHODS, KEEP])}")
+    method, fixed = parse_method(method)
     idle = [r.pattern for r in rules if not any(fnmatchcase(name, r.pattern) for name in tensors)]
     if idle:
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
+    rules = [Rule("*", fixed), *rules]
     return {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
 
 
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
-    fields: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     for rule in rules:
         if fnmatchcase(name, rule.pattern):
-            fields |= rule.fields
-    cast = fields.pop("cast", None)
-    if fields.pop("keep", False) or cast:
+            said |= rule.fields
+    cast = said.pop("cast", None)
+    if said.pop("keep", False) or cast:
         kept = TensorPlan(None, "asked for with --set", cast if cast and tensor.is_floating_point() else None)
         return replace(kept, integers=coded_better(tensor))
-    if base.method == KEEP and "method" not in fields:
+    if base.method == KEEP and "method" not in said:
         return TensorPlan(None, "asked for with --method keep", integers=coded_better(tensor))
     if not tensor.is_floating_point():
         return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
@@ -141,10 +161,35 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
-    bits = fields.get("bits", 8 if search else default["bits"])
-    k = fields.get("k", default["k"] * ((1 << (bits - 1)) - 1) / ((1 << (default["bits"] - 1)) - 1))  # same step size
-    settings = replace(base, **{**fields, "bits": bits, "k": k})
-    return TensorPlan(settings, searched=search and not {"k", "step"} & fields.keys())
+    bits: int = said.get("bits", 8 if search else default[0])
+    k = said.get("k", default[1] * ((1 << (bits - 1)) - 1) / ((1 << (default[0] - 1)) - 1))  # same step size
+    settings = _settings(base, {**said, "bits": bits, "k": k})
+    reads = {"method", "step", "scale_per_octave", *METHODS[settings.method].reads}
+    unread = tuple(sorted(name for name in said if "." not in name and name not in reads))
+    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys(), unread=unread)
+
+
+def unread(plans: Mapping[str, TensorPlan]) -> list[str]:
+    """A note of the settings that were asked for and that no method of the plans reads."""
+    methods = sorted({p.settings.method for p in plans.values() if p.settings is not None})
+    read = {name for method in methods for name in METHODS[method].reads}
+    idle = sorted({name for p in plans.values() for name in p.unread} - read)
+    names = ", ".join("the integer range" if name == "bits" else name for name in idle)
+    return [f"set, but not read by {', '.join(methods)}: {names}"] if idle else []
+
+
+def _settings(base: Settings, said: Mapping[str, Any]) -> Settings:
+    """`base` with what was said of its fields, and of its method's own settings."""
+    settings = replace(base, **{name: value for name, value in said.items() if "." not in name})
+    own = METHODS[settings.method].settings if settings.method in METHODS else None
+    if own is None:
+        return settings
+    mine = {f.name: said[full] for f in fields(own) if (full := f"{settings.method}.{f.name}") in said}
+    before = settings.own if isinstance(settings.own, own) else own()
+    try:
+        return replace(settings, own=replace(before, **mine))
+    except (TypeError, ValueError) as error:  # its own checks
+        raise UsageError(f"method {settings.method}: {error}") from None
 
 
 def reason_to_keep(tensor: Tensor) -> str:

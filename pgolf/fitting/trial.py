@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,22 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgolf.common.progress import Progress
 from pgolf.common.threads import workers
 from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.fitting import plan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
-from pgolf.packer.coder.spread import narrowed
+from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
-from pgolf.quant import METHODS, Settings
+from pgolf.quant import METHODS, Settings, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
-
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 @dataclass(frozen=True)
@@ -192,20 +191,6 @@ class Job:
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
-
-
-def describe(settings: Settings) -> str:
-    """The settings that matter, for the report: "gptq int6 k=12.85"."""
-    words = [settings.method]
-    if settings.method == "auto" and settings.trellis:
-        words.append(f"trellis={settings.trellis}")
-    if settings.method != "auto":
-        words.append(f"int{settings.bits}")
-    if settings.method in {"sdclip", "hessian-sdclip", "gptq"}:
-        words.append(f"k={(settings.k or 0) * settings.step:.4g}")
-    elif settings.step != 1.0:
-        words.append(f"step={settings.step:.4g}")
-    return " ".join(words)
 
 
 def integer_plane(tensor: Tensor) -> Plane:

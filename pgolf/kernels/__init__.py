@@ -1,6 +1,5 @@
 """GPU kernels in Triton, each in one file beside the plain-torch reference that defines it.
 
-What will surprise you:
-* A file's public function takes any device: tensors on CUDA go to the kernel, all others to the reference.
-* Everything here imports without triton; asking for a CUDA device that is not there is a DeviceError (`device.need`).
+A file's public function takes any device: tensors on CUDA go to the kernel, all others to the reference. Everything here
+imports without triton; asking for a CUDA device that is not there is a DeviceError (`device.need`).
 """

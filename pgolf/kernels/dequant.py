@@ -1,11 +1,4 @@
-"""`dequant`: codes and scales to weights, (code · row_scale) · col_scale in float32, rounded once to the wanted dtype.
-
-What will surprise you:
-* bfloat16 is rounded with integers, to nearest even, and stored as 16-bit integers: the same bits on every GPU, and in
-  Triton's interpreter, whose own conversion truncates.
-* `codes` may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
-  rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
-"""
+"""`dequant`: codes and scales to weights, (code · row_scale) · col_scale in float32, rounded once to the wanted dtype."""
 
 from __future__ import annotations
 
@@ -45,11 +38,11 @@ def dequant(
     if out is None:
         out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     if codes.is_cuda:
-        return launch(codes, row_scale, col_scale, out)
+        return launch_dequant(codes, row_scale, col_scale, out)
     return out.copy_(dequant_reference(codes, row_scale, col_scale, out.dtype))
 
 
-def launch(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, out: Tensor) -> Tensor:
+def launch_dequant(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, out: Tensor) -> Tensor:
     """The kernel, whatever the device."""
     rows, cols = codes.shape
     if codes.numel() == 0:
@@ -57,7 +50,7 @@ def launch(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, ou
     block_r, block_c = tile(codes)
     bf16 = out.dtype == torch.bfloat16
     grid = (triton.cdiv(rows, block_r) * triton.cdiv(cols, block_c),)
-    kernel[grid](
+    dequant_kernel[grid](
         codes, codes if row_scale is None else row_scale, codes if col_scale is None else col_scale,
         out.view(torch.int16) if bf16 else out,
         rows, cols, codes.stride(0), codes.stride(1),
@@ -68,7 +61,11 @@ def launch(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, ou
 
 
 def tile(codes: Tensor) -> tuple[int, int]:
-    """Rows and columns of a program's tile."""
+    """Rows and columns of a program's tile.
+
+    Codes may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
+    rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
+    """
     if codes.stride(1) != 1 and codes.stride(0) == 1:
         return TURNED_ROWS, TILE // TURNED_ROWS
     block_c = min(triton.next_power_of_2(codes.shape[1]), TILE)
@@ -76,7 +73,7 @@ def tile(codes: Tensor) -> tuple[int, int]:
 
 
 @jit
-def kernel(
+def dequant_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     codes, row_scale, col_scale, out, rows, cols, stride_r, stride_c,
     ROW_SCALE: tl.constexpr, COL_SCALE: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +92,7 @@ def kernel(
 
 
 @jit
-def put(at, value, inside, BF16: tl.constexpr):
+def put(at, value, inside, BF16: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton gives the types
     """Store float32 `value`, rounded once to the dtype that `at` points to; bfloat16 (BF16) is stored as its bits, int16."""
     if BF16:
         tl.store(at, rounded(value), inside)
@@ -104,8 +101,11 @@ def put(at, value, inside, BF16: tl.constexpr):
 
 
 @jit
-def rounded(value):
-    """The bits of float32 `value` rounded to bfloat16, to nearest even; NaN stays NaN. int16."""
+def rounded(value):  # type: ignore[no-untyped-def]  # Triton gives the types
+    """The bits of float32 `value` rounded to bfloat16, to nearest even; NaN stays NaN. int16.
+
+    With integers: the same bits on every GPU, and in Triton's interpreter, whose own conversion truncates.
+    """
     bits = value.to(tl.int32, bitcast=True)
     even = bits + 0x7FFF + ((bits >> 16) & 1)
     return tl.where(value == value, even >> 16, 0x7FC0).to(tl.int16)  # noqa: PLR0124  false for NaN alone

@@ -1,29 +1,27 @@
-"""Where kernels can run: triton if there is one, and a clear word where there is none.
-
-What will surprise you: kernels are decorated when their file is imported, so TRITON_INTERPRET=1 (Triton's interpreter,
-which runs them on the CPU) must be set before.
-"""
+"""Where kernels can run: triton if there is one, and a clear word where there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from pgolf.errors import DeviceError
 
-triton: Any
-tl: Any
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheel for this system, or left out: references only
-    triton = tl = None
+triton: Any = None
+tl: Any = None
+with suppress(ImportError):  # no wheel for this system, or left out: references only
+    triton, tl = import_module("triton"), import_module("triton.language")
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit`, or the function as it is where there is no triton to run it."""
+    """`triton.jit`, or the function as it is where there is no triton to run it.
+
+    This happens when a kernel's file is imported, so TRITON_INTERPRET=1 (Triton's interpreter, on the CPU) must be set before.
+    """
     return function if triton is None else triton.jit(function)
 
 

@@ -140,10 +140,10 @@ def dense_reference(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tens
 
 def dense(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Weights [R, C] in `dtype`: bfloat16, float16 or float32, the same bits as `dequant` of the codes."""
-    return launch(packed, dtype) if packed.low.is_cuda else dense_reference(packed, dtype)
+    return launch_unpack(packed, dtype) if packed.low.is_cuda else dense_reference(packed, dtype)
 
 
-def launch(packed: Packed, dtype: torch.dtype) -> Tensor:
+def launch_unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
     """The kernel, whatever the device."""
     rows, cols = packed.shape
     out = torch.empty(rows, cols, dtype=dtype, device=packed.low.device)
@@ -151,7 +151,7 @@ def launch(packed: Packed, dtype: torch.dtype) -> Tensor:
     if not out.numel():
         return out
     bf16 = dtype == torch.bfloat16
-    kernel[(triton.cdiv(rows, TILE_ROWS), packed.low.shape[1] // words)](
+    unpack_kernel[(triton.cdiv(rows, TILE_ROWS), packed.low.shape[1] // words)](
         packed.low, packed.high, packed.row_scale, packed.col_scale, out.view(torch.int16) if bf16 else out, rows, cols,
         packed.low.shape[1], BITS=packed.bits, WORDS=words, BF16=bf16, BLOCK_R=TILE_ROWS,
     )  # fmt: skip
@@ -159,7 +159,7 @@ def launch(packed: Packed, dtype: torch.dtype) -> Tensor:
 
 
 @jit
-def kernel(
+def unpack_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     low, high, row_scale, col_scale, out, rows, cols, row_words,
     BITS: tl.constexpr, WORDS: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -185,7 +185,7 @@ def kernel(
 
 
 @jit
-def field(lows, highs, k: tl.constexpr, BITS: tl.constexpr):
+def field(lows, highs, k: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton gives the types
     """Field k of words as float32, in as few instructions as can be: they decide the speed of `quant_linear`.
 
     The field stays in its place, 4p bits up, in the fraction of a float 2^23, which is then 2^23 + code · 16^p; one

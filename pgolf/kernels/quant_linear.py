@@ -1,17 +1,9 @@
-"""`quant_linear`: y = x Wᵀ with W packed, the codes unpacked in registers, for the few rows of x that generation has.
-
-What will surprise you:
-* A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums.
-* At most FUSED_ROWS rows of x: a program owns some rows of W and reads them once, so the time is that of reading the
-  packed bytes. More rows: W is dequantized once for the call and torch multiplies.
-* Long rows and few programs: each row is split among programs, whose parts are added in a fixed order (no atomics, so
-  the same bits every time).
-"""
+"""`quant_linear`: y = x Wᵀ with W packed, the codes unpacked in registers, for the few rows of x that generation has."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +12,8 @@ from torch import Tensor
 from pgolf.kernels.device import jit, tl, triton
 from pgolf.kernels.packed import Packed, dense, dense_reference, field, unit_words
 
+# Rows of x up to which a program owns some rows of W and reads them once, so that the time is that of reading the packed
+# bytes. With more, W is dequantized once for the call and torch multiplies.
 FUSED_ROWS = 64
 STAGES = 3
 
@@ -50,7 +44,7 @@ def _operation(x, low, high, row_scale, col_scale, bits, cols):  # type: ignore[
         return quant_linear_reference(x, weight)
     if x.shape[0] > FUSED_ROWS:
         return F.linear(x, dense(weight, x.dtype))
-    return launch(x, weight)
+    return launch_quant_linear(x, weight)
 
 
 @_operation.register_fake
@@ -64,8 +58,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    weight = Packed(*ctx.saved_tensors, ctx.bits, ctx.cols)
-    return (_dense_operation(*ctx.saved_tensors, grad, weight.bits, weight.cols), *(None,) * 6)
+    return (_dense_operation(*ctx.saved_tensors, grad, ctx.bits, ctx.cols), *(None,) * 6)
 
 
 @torch.library.custom_op(
@@ -92,14 +85,27 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def plan(inputs: int, outputs: int, units: int, processors: int) -> tuple[int, int, int, int]:
-    """(rows of x, rows of W, parts of a row, warps) of a program: enough programs to fill the device, no smaller."""
+class LaunchShape(NamedTuple):
+    """block_m: rows of x of a program; block_n: rows of W; split: programs that share a row of W; warps: of a program."""
+
+    block_m: int
+    block_n: int
+    split: int
+    warps: int
+
+
+def launch_shape(inputs: int, outputs: int, units: int, processors: int) -> LaunchShape:
+    """Enough programs to fill the device, no smaller.
+
+    Where rows are long and programs few, each row is split among programs, whose parts are added in a fixed order (no
+    atomics, so the same bits every time).
+    """
     block_m = 16 if inputs <= 16 else 32 if inputs <= 32 else 64
     block_n = next((n for n in (64, 32) if 2 * outputs >= 3 * n * processors), 16)
     programs, split = -(-outputs // block_n), 1
     while programs * split < processors and units % (2 * split) == 0 and units // split > 4:
         split *= 2
-    return block_m, block_n, split, min(4, block_n // 8)
+    return LaunchShape(block_m, block_n, split, min(4, block_n // 8))
 
 
 def stages(block_m: int) -> int:
@@ -107,17 +113,17 @@ def stages(block_m: int) -> int:
     return STAGES if block_m < 64 else 2
 
 
-def launch(x: Tensor, weight: Packed) -> Tensor:
+def launch_quant_linear(x: Tensor, weight: Packed) -> Tensor:
     """The kernel, whatever the device: x [M, C] -> [M, R]."""
     (inputs, cols), outputs = x.shape, weight.low.shape[0]
     words = unit_words(cols)
     units = weight.low.shape[1] // words
-    block_m, block_n, split, warps = plan(inputs, outputs, units, _processors(x.device))
+    block_m, block_n, split, warps = launch_shape(inputs, outputs, units, _processors(x.device))
     x = x if x.stride(1) == 1 else x.contiguous()
     kind = x.dtype if split == 1 else torch.float32
     out = torch.empty(split, inputs, outputs, dtype=kind, device=x.device)
     if out.numel():
-        kernel[(triton.cdiv(outputs, block_n), triton.cdiv(inputs, block_m), split)](
+        quant_linear_kernel[(triton.cdiv(outputs, block_n), triton.cdiv(inputs, block_m), split)](
             x, weight.low, weight.high, weight.row_scale, weight.col_scale, out, inputs, outputs, x.stride(0),
             COLS=cols, BITS=weight.bits, WORDS=words, UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n,
             num_warps=warps, num_stages=stages(block_m),
@@ -126,12 +132,15 @@ def launch(x: Tensor, weight: Packed) -> Tensor:
 
 
 @jit
-def kernel(
+def quant_linear_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     x, low, high, row_scale, col_scale, out, inputs, outputs, stride_x,
     COLS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, UNITS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`."""
+    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`.
+
+    A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)

@@ -12,8 +12,7 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
 from pgolf.packer.coder import rans
-from pgolf.packer.coder.layout import TABLE, contexts_by_strip
-from pgolf.packer.coder.strips import Sums, lane_bounds
+from pgolf.packer.coder.layout import TABLE, CodedLanes, contexts_by_strip
+from pgolf.packer.coder.loops import Loops
+from pgolf.packer.coder.strips import lane_bounds
 
 Array = NDArray[Any]
 
@@ -54,39 +54,38 @@ class Tables:
         return Tables(*(torch.from_numpy(a).to(device) for a in (pages, symbols, entries)))
 
 
-def rans_decode(
-    lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
-    freqs: Array, codes: Array, after: Array, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """int16 [N] codes in strip order on `device`, as `pgolf.packer.coder.rans.decode`, whose arguments these are.
+def rans_decode(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Tensor:
+    """int16 [N] codes in strip order on `device`, as `pgolf.packer.coder.rans.decode`.
 
-    Raises ArtifactError if a lane does not end where it must.
+    loops: what the processor may use, where it is the one. Raises ArtifactError if a lane does not end where it must.
     """
-    decode = decode_with_kernel if device.type == "cuda" else rans_decode_reference
-    return decode(lanes, words, sums, lookups, starts, freqs, codes, after, device)
+    if device.type == "cuda":
+        return decode_with_kernel(coded, device)
+    return rans_decode_reference(coded, device, loops)
 
 
-def rans_decode_reference(*arguments: Any) -> Tensor:
+def rans_decode_reference(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Tensor:
     """See `rans_decode`."""
-    *given, device = arguments
-    return torch.from_numpy(rans.decode(*given)).to(device)
+    return torch.from_numpy(rans.decode(coded, loops)).to(device)
 
 
-def decode_with_kernel(lanes: Array, words: Array, *rest: Any) -> Tensor:
+def decode_with_kernel(coded: CodedLanes, device: torch.device) -> Tensor:
     """The kernel, whatever the device, and the check of every lane's end."""
-    states, counts = lanes
-    ends = np.cumsum(counts, dtype=np.int64)
-    rans.check_lanes(states, ends, words)
-    codes, final, read = launch(Stream.of(lanes, words, *rest))
-    rans.check_ends(final.cpu().numpy(), read.cpu().numpy(), ends)
+    rans.check_lanes(coded)
+    codes, final, read = launch_rans_decode(LanesOnDevice.of(coded, device))
+    rans.check_ends(coded, final.cpu().numpy(), read.cpu().numpy())
     return codes
 
 
 @dataclass(frozen=True)
-class Stream:
-    """All that the kernel reads, on the device. int64 [K + 1]: bounds, first_word; int32: states [K], rows, lookup;
-    int64 [K]: first_strip; the others as in `rans.contexts_by_strip`, lookup with DOUBLE. feedback, branch: of the trellis
-    (0 where there is none)."""
+class LanesOnDevice:
+    """All that the kernel reads, on the device.
+
+    states: int32 [K]; first_word: int64 [K + 1], where each lane's words begin, and the end; words: int16, one more than
+    there are. bounds: int64 [K + 1], symbols of each lane; first_strip: int64 [K]; starts: int64 [S + 1], of strips.
+    base, first_row: int64 [S], rows, lookup: int16, as of `contexts_by_strip`, lookup with DOUBLE.
+    feedback, branch: of the trellis (0 where there is none).
+    """
 
     states: Tensor
     first_word: Tensor
@@ -103,25 +102,30 @@ class Stream:
     branch: int
 
     @staticmethod
-    def of(
-        lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
-        freqs: Array, codes: Array, after: Array, device: torch.device,
-    ) -> Stream:  # fmt: skip
-        """From the arguments of `rans_decode`."""
-        states, counts = lanes
-        bounds = lane_bounds(starts, len(states))
-        base, first_row, rows, lookup = contexts_by_strip(sums, lookups)
-        arrays = (
-            states.astype(np.uint32).view(np.int32),
-            np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-            np.append(words, np.zeros(1, np.uint16)).astype(np.uint16).view(np.int16),
-            bounds,
-            np.searchsorted(starts, bounds[:-1]),
-            starts, base, first_row, rows.view(np.int16), _marked(lookup, codes).view(np.int16),
-        )  # fmt: skip
-        moved = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
-        feedback, branch = (int(after[1 << 3 | 2]), int(after[2 | 1])) if len(after) > rans.ONE_STATE else (0, 0)
-        return Stream(*moved, Tables.of(freqs, device), feedback, branch)
+    def of(coded: CodedLanes, device: torch.device) -> LanesOnDevice:
+        """Of what the packer decodes."""
+
+        def moved(array: Array) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        bounds = lane_bounds(coded.starts, len(coded.states))
+        base, first_row, rows, lookup = contexts_by_strip(coded)
+        following, trellis = coded.transitions, len(coded.transitions) > rans.ONE_STATE
+        return LanesOnDevice(
+            states=moved(coded.states.astype(np.uint32).view(np.int32)),
+            first_word=moved(np.concatenate([[0], coded.ends()])),
+            words=moved(np.append(coded.words, np.zeros(1, np.uint16)).astype(np.uint16).view(np.int16)),
+            bounds=moved(bounds),
+            first_strip=moved(np.searchsorted(coded.starts, bounds[:-1])),
+            starts=moved(coded.starts),
+            base=moved(base),
+            first_row=moved(first_row),
+            rows=moved(rows.view(np.int16)),
+            lookup=moved(_marked(lookup, coded.codes).view(np.int16)),
+            tables=Tables.of(coded.freqs, device),
+            feedback=int(following[1 << 3 | 2]) if trellis else 0,
+            branch=int(following[2 | 1]) if trellis else 0,
+        )
 
 
 def _marked(lookup: Array, codes: Array) -> Array:
@@ -131,17 +135,17 @@ def _marked(lookup: Array, codes: Array) -> Array:
     return marked
 
 
-def launch(stream: Stream, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def launch_rans_decode(given: LanesOnDevice, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel, whatever the device: (codes int16 [N], final states int64 [K], words read up to int64 [K])."""
-    lanes, device = len(stream.states), stream.states.device
-    codes = torch.empty(int(stream.starts[-1]), dtype=torch.int16, device=device)
+    lanes, device = len(given.states), given.states.device
+    codes = torch.empty(int(given.starts[-1]), dtype=torch.int16, device=device)
     states, ends = (torch.empty(lanes, dtype=torch.int64, device=device) for _ in range(2))
     if lanes:
-        tensors = [getattr(stream, f.name) for f in fields(stream)][:10]
         block = block or lanes_of_a_program(lanes, device)
-        kernel[(triton.cdiv(lanes, block),)](
-            *tensors, stream.tables.pages, stream.tables.symbols, stream.tables.entries, codes, states, ends,
-            lanes, len(stream.words) - 1, stream.feedback, stream.branch, BLOCK=block, num_warps=1,
+        rans_decode_kernel[(triton.cdiv(lanes, block),)](
+            given.states, given.first_word, given.words, given.bounds, given.first_strip, given.starts, given.base,
+            given.first_row, given.rows, given.lookup, given.tables.pages, given.tables.symbols, given.tables.entries,
+            codes, states, ends, lanes, len(given.words) - 1, given.feedback, given.branch, BLOCK=block, num_warps=1,
         )  # fmt: skip
     return codes, states, ends
 
@@ -153,7 +157,7 @@ def lanes_of_a_program(lanes: int, device: torch.device) -> int:
 
 
 @jit
-def kernel(
+def rans_decode_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     states, first_word, words, bounds, first_strip, starts, base, first_row, rows, lookup, pages, symbols, entries,
     codes, final, ends, lanes, last_word, feedback, branch, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +206,7 @@ def kernel(
 
 
 @jit
-def ahead(starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row):
+def ahead(starts, base, first_row, rows, lookup, at, stop, strip, edge, column, row):  # type: ignore[no-untyped-def]  # Triton gives the types
     """The context of symbol `at` of each lane, whether a strip begins there, and the strip, its end, column and row."""
     running = at < stop
     turned = running & (at == edge)

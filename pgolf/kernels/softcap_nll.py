@@ -1,10 +1,4 @@
-"""`softcap_nll`: the negative log-likelihood of each target, in float32, from logits as the head wrote them.
-
-What will surprise you:
-* Logits are read once, a row a program, in whatever dtype they have; float32 copies exist in registers only. With
-  `head_nll` no more than CHUNK_BYTES of them exist at all.
-* A target outside the vocabulary reads nothing and gives NaN, as do logits that are not finite.
-"""
+"""`softcap_nll`: the negative log-likelihood of each target, in float32, from logits as the head wrote them."""
 
 from __future__ import annotations
 
@@ -30,28 +24,33 @@ def softcap_nll_reference(logits: Tensor, targets: Tensor, softcap: float | None
 def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """float32 [N]: −log softmax(softcap · tanh(logits / softcap))[target], in nats; without a softcap, of the logits.
 
-    logits: [N, V] of any float dtype, rows apart by any stride; targets: int64 [N].
+    logits: [N, V] of any float dtype, rows apart by any stride; the kernel reads them once, and float32 copies exist in
+    registers only. targets: int64 [N]; one outside the vocabulary reads nothing and gives NaN, as do logits that are not
+    finite.
     """
     if logits.is_cuda:
-        return launch(logits, targets, softcap)
+        return launch_softcap_nll(logits, targets, softcap)
     return softcap_nll_reference(logits, targets, softcap)
 
 
 def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N]."""
+    """float32 [N]: `softcap_nll` of hidden [N, D] @ weight [V, D].T, some rows at a time. targets: int64 [N].
+
+    No more than CHUNK_BYTES of logits exist at once.
+    """
     rows = max(1, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
-    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     return torch.cat([softcap_nll(F.linear(some, weight), wanted, softcap) for some, wanted in parts])
 
 
-def launch(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+def launch_softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """The kernel, whatever the device."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.float32, device=logits.device)
     if rows == 0:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    kernel[(rows,)](
+    softcap_nll_kernel[(rows,)](
         logits, targets, out, logits.stride(0), softcap or 0.0,
         VOCAB=vocab, CAPPED=softcap is not None, BLOCK=min(triton.next_power_of_2(vocab), BLOCK), num_warps=WARPS,
     )  # fmt: skip
@@ -59,7 +58,7 @@ def launch(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
 
 
 @jit
-def kernel(
+def softcap_nll_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     logits, targets, out, stride, softcap,
     VOCAB: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -85,6 +84,6 @@ def kernel(
 
 
 @jit
-def capped(x, softcap):
+def capped(x, softcap):  # type: ignore[no-untyped-def]  # Triton gives the types
     """softcap · tanh(x / softcap), from exp alone: the interpreter has no libdevice."""
     return softcap * (1.0 - 2.0 / (tl.exp(x * (2.0 / softcap)) + 1.0))

@@ -50,7 +50,7 @@ class PackedWeight(Tensor):
         for name, part in zip(_PARTS, parts, strict=True):
             setattr(self, name, part)
         self.bits, self.cols, self.turned = bits, cols, turned
-        return self  # type: ignore[no-any-return]
+        return self
 
     @staticmethod
     def of(matrices: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], dtype: torch.dtype) -> PackedWeight:
@@ -72,7 +72,7 @@ class PackedWeight(Tensor):
 
     def packed(self) -> Packed:
         """The matrix, not transposed."""
-        return Packed(*self.parts, self.bits, self.cols)  # type: ignore[arg-type]
+        return Packed(self.low, self.high, self.row_scale, self.col_scale, self.bits, self.cols)
 
     def dense(self) -> Tensor:
         """Its weights, in its dtype."""
@@ -103,7 +103,7 @@ class PackedWeight(Tensor):
         return PackedWeight([inner.get(name) for name in _PARTS], *meta)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a function that is not of the class
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         handled = _HANDLERS[func](*args, **(kwargs or {})) if func in _HANDLERS else None

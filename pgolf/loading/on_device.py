@@ -24,6 +24,8 @@ from pgolf.kernels.device import need
 from pgolf.kernels.rans_decode import rans_decode
 from pgolf.loading import dense
 from pgolf.packer.coder import aside, stream
+from pgolf.packer.coder.layout import CodedLanes
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.tables import ESCAPED
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.format.artifact import Entry
@@ -39,8 +41,8 @@ class OnDevice(stream.Device):
 
     device: torch.device
 
-    def decode(self, *arguments: Any) -> Tensor:
-        return rans_decode(*arguments, self.device)
+    def decode(self, coded: CodedLanes, loops: Loops | None) -> Tensor:
+        return rans_decode(coded, self.device, loops)
 
     def escaped(self, part: Tensor) -> Array:
         found: Array = (part == ESCAPED).nonzero()[:, 0].cpu().numpy()

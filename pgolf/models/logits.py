@@ -18,7 +18,6 @@ from pgolf.errors import CurvatureError, ModelError, PgolfError, is_out_of_memor
 from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_of
 
 MULTIPLES = tuple(1 << n for n in range(11))  # that a length may have to be of: of 16 in some kernels, of 128 in others
-LOW = (torch.bfloat16, torch.float16)
 MIXED = re.compile(r"same dtype|scalar type|should be the same")  # what torch says of operands of two dtypes
 FROZEN = "Inference tensors cannot be saved for backward"
 

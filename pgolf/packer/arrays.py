@@ -1,7 +1,4 @@
-"""Integer arrays <-> artifact, with nothing but numpy arrays on the outside: what `pgolf.packer.encode` does.
-
-What will surprise you: an array is coded as one matrix [first dimension, all others], a vector as a column.
-"""
+"""Integer arrays <-> artifact, with nothing but numpy arrays on the outside: what `pgolf.packer.encode` does."""
 
 from __future__ import annotations
 
@@ -35,6 +32,7 @@ def _entry(name: str, array: NDArray[Any]) -> Entry:
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """[first dimension, all others]; a vector is a column."""
     if not prod(shape):
         return (0, 0)
     return (shape[0], prod(shape[1:])) if shape else (1, 1)

@@ -1,11 +1,4 @@
-"""The integers of one quantized matrix, and the single rule that turns them back into weights.
-
-What will surprise you:
-* A scale is an integer. `Scale.index` counts logarithmic steps (or holds IEEE half-precision bits), and `values()`
-  is computed with integer arithmetic and exact power-of-two scaling, so every machine gets the same float32.
-* The rule is (code · row_scale) · col_scale, in float32, in this order. Nothing else in pgolf dequantizes.
-* With a trellis the codes still lie on one integer lattice; the trellis only restricts which of them may follow which.
-"""
+"""The integers of one quantized matrix, and the only rule by which pgolf turns them back into weights: `Plane.reconstruct`."""
 
 from __future__ import annotations
 
@@ -30,7 +23,7 @@ def mantissa_integers(per_octave: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Positive scale factors, one a row or column.
+    """Positive scale factors, one a row or column, kept as integers so that every machine gets the same float32.
 
     index: int32 [n]; value = 2^(index / per_octave), or with per_octave == HALF the bits of an IEEE half.
     per_octave: steps in a factor of two; a power of two up to 64, or HALF.
@@ -40,7 +33,7 @@ class Scale:
     per_octave: int
 
     def values(self) -> NDArray[np.float32]:
-        """float32 [n], the same on every machine."""
+        """float32 [n], from integer arithmetic and exact scaling by powers of two: the same on every machine."""
         if self.per_octave == HALF:
             return self.index.astype(np.uint16).view(np.float16).astype(np.float32)
         mantissas = np.array(mantissa_integers(self.per_octave), np.float32)  # 24 bits: exact
@@ -79,12 +72,13 @@ SPREAD_STEPS = 4  # spread classes in an octave
 
 @dataclass(frozen=True)
 class Plane:
-    """One quantized matrix: W[i, j] = codes[i, j] · row_scale[i] · col_scale[j].
+    """One quantized matrix: W[i, j] = (codes[i, j] · row_scale[i]) · col_scale[j], in float32 and in this order.
 
     codes: int32 [R, C]; of a loaded artifact int16 where no code needed more than a symbol.
     row_scale: R values or None (= 1); col_scale: C values or None (= 1).
-    trellis: states of the trellis code, 0 for scalar codes. In a trellis plane, entry (i, j) with
-        rows[i] + cols[j] < trellis_from of `spread` leaves the trellis state alone and must have an even code.
+    trellis: states of the trellis code, 0 for scalar codes. The codes lie on one lattice of integers either way; a
+        trellis restricts which may follow which. In a trellis plane, entry (i, j) with rows[i] + cols[j] < trellis_from
+        of `spread` leaves the trellis state alone and must have an even code.
     spread: from the quantizer where it knows it; the coder estimates it otherwise. Required with a trellis.
     """
 

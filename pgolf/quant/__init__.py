@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-
-from pgolf.packer.plane import Plane
+from pgolf.common.grammar import Range
+from pgolf.common.registry import Registry
+from pgolf.packer.plane import Plane, Scale
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.method import Method, Staged, checked
 from pgolf.quant.methods import auto, gptq, gptq_lite, quick, rtn, sdclip
 from pgolf.quant.settings import Settings
 
-Quantize = Callable[[Tensor, MatrixCurvature | None, Settings], Plane]
+_OURS = (
+    Method(
+        "auto",
+        auto.quantize,
+        True,
+        "water-filled steps, error feedback, trellis-coded rounding; never clips",
+        Staged(auto.prepare, auto.finish, auto.expected_bits),
+        reads=("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
+    ),
+    Method(
+        "quick",
+        quick.quantize,
+        True,
+        "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
+        Staged(quick.prepare, quick.finish, quick.expected_bits),
+        reads=("damp_inputs", "damp_outputs"),
+    ),
+    Method(
+        "rtn",
+        rtn.quantize,
+        False,
+        "round to nearest, row scale from absmax or a percentile",
+        reads=("bits", "percentile"),
+    ),
+    Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R", reads=("bits", "k")),
+    Method(
+        "hessian-sdclip",
+        sdclip.quantize_hessian,
+        True,
+        "sdclip with wider steps for rows on strong inputs",
+        reads=("bits", "k", "lam"),
+    ),
+    Method(
+        "gptq-lite",
+        gptq_lite.quantize,
+        False,
+        "round to nearest, clip percentile of least squared error",
+        reads=("bits",),
+    ),
+    Method(
+        "gptq",
+        gptq.quantize,
+        True,
+        "error feedback with the full Hessian on sdclip's scales",
+        reads=("bits", "k", "damp", "act_order", "block"),
+    ),
+)
+
+METHODS: Registry[Method] = Registry("method", "pgolf.methods", {m.name: m for m in _OURS}, checked)
 
 
-@dataclass(frozen=True)
-class Staged:
-    """quantize(w, c, s) == finish(w, prepare(w, c, s), s); prepare does not look at s.step.
+def register(method: Method) -> None:
+    """Know a method in this process; an entry point of the group `pgolf.methods` makes it known in every one.
 
-    expected_bits: (weight, prepared, settings) → about what the codes will take, without rounding anything.
+    A name that was registered before is replaced. Raises UsageError for the names of pgolf's own methods.
     """
-
-    prepare: Callable[[Tensor, MatrixCurvature | None, Settings], Any]
-    finish: Callable[[Tensor, Any, Settings], Plane]
-    expected_bits: Callable[[Tensor, Any, Settings], float]
+    METHODS.register(method.name, method)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A quantizer and what the user should know of it.
-
-    quantize: (weight float32 [R, C], its curvature or None, settings) → Plane.
-    needs_curvature: it is worth collecting curvature for; without any, every method still works.
-    staged: the same in stages, where much of the work does not depend on settings.step.
-    """
-
-    name: str
-    quantize: Quantize
-    needs_curvature: bool
-    description: str
-    staged: Staged | None = None
+def describe(settings: Settings) -> str:
+    """The settings that matter to their method, for people: "gptq int6 k=12.85"."""
+    return METHODS[settings.method].describe(settings)
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "auto",
-            auto.quantize,
-            True,
-            "water-filled steps, error feedback, trellis-coded rounding; never clips",
-            Staged(auto.prepare, auto.finish, auto.expected_bits),
-        ),
-        Method(
-            "quick",
-            quick.quantize,
-            True,
-            "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
-            Staged(quick.prepare, quick.finish, quick.expected_bits),
-        ),
-        Method("rtn", rtn.quantize, False, "round to nearest, row scale from absmax or a percentile"),
-        Method("sdclip", sdclip.quantize, False, "round to nearest, row scale k·std/R"),
-        Method("hessian-sdclip", sdclip.quantize_hessian, True, "sdclip with wider steps for rows on strong inputs"),
-        Method("gptq-lite", gptq_lite.quantize, False, "round to nearest, clip percentile of least squared error"),
-        Method("gptq", gptq.quantize, True, "error feedback with the full Hessian on sdclip's scales"),
-    )
-}
-
-__all__ = ["METHODS", "MatrixCurvature", "Method", "Settings"]
+__all__ = [
+    "METHODS",
+    "MatrixCurvature",
+    "Method",
+    "Plane",
+    "Range",
+    "Scale",
+    "Settings",
+    "Staged",
+    "describe",
+    "register",
+]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pgolf.common import grammar
+from pgolf.common.grammar import Range
 from pgolf.errors import UsageError
 from pgolf.packer.coder.trellis import PARITY_CHECKS
 from pgolf.packer.plane import HALF
 
-RANGES = {  # beyond them a setting says nothing: damping of 10^6 leaves no curvature
-    "damp_inputs": (0, 10**6), "damp_outputs": (0, 10**6), "unbias": (-2, 2), "two_sided": (0, 1),
-}  # fmt: skip
+POSITIVE = Range(0, 1e9, above=True)
+SHARE = Range(0, 10**6)  # of a mean: damping of 10^6 leaves no curvature
+SCALES = (HALF, 1, 2, 4, 8, 16, 32, 64)
 LOG_SCALE = 8  # default steps an octave of a coded scale: codes are rounded against the decoded one, so coarse is free
 
 
@@ -30,32 +33,34 @@ class Settings:
     two_sided: whether `auto` also feeds errors from row to row where it knows the whole of G.
     unbias: where `auto` puts its levels between least squared error (0) and no bias toward zero (1).
     scale_per_octave: resolution of coded scales; HALF (0) keeps IEEE half precision as the contest does.
-    Raises UsageError for an unknown trellis and for shares out of range.
+    own: what a method of another package wants to know besides, an instance of its `Method.settings`.
+    Raises UsageError for an unknown trellis and for what lies out of its range.
     """
 
     method: str = "sdclip"
     bits: int | None = None
-    step: float = 1.0
-    k: float | None = None
-    percentile: float = 1.0
-    lam: float = 0.175
-    damp: float = 0.01
+    step: Annotated[float, POSITIVE] = 1.0
+    k: Annotated[float | None, POSITIVE] = None
+    percentile: Annotated[float, Range(0, 1, above=True)] = 1.0
+    lam: Annotated[float, Range(0, 1e9)] = 0.175
+    damp: Annotated[float, Range(0, 1e9)] = 0.01
     act_order: bool = True
-    block: int = 128
+    block: Annotated[int, Range(1, 10**9)] = 128
     trellis: int = 8
-    damp_inputs: float = 0.01
-    damp_outputs: float = 0.03
+    damp_inputs: Annotated[float, SHARE] = 0.01
+    damp_outputs: Annotated[float, SHARE] = 0.03
     two_sided: bool = True
-    unbias: float = 0.5
+    unbias: Annotated[float, Range(-2, 2)] = 0.5
     scale_per_octave: int = LOG_SCALE
+    own: Any = None  # its class is known to its method alone
 
     def __post_init__(self) -> None:
         if self.trellis and self.trellis not in PARITY_CHECKS:
-            known = ", ".join(map(str, (0, *PARITY_CHECKS)))
+            known = ", ".join(map(str, sorted({0, *PARITY_CHECKS})))
             raise UsageError(f"a trellis of {self.trellis} states is not known; known: {known}")
-        for name, (least, most) in RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must lie between {least} and {most}")
+        if self.scale_per_octave not in SCALES:
+            raise UsageError(f"scale_per_octave is {self.scale_per_octave}: known: {', '.join(map(str, SCALES))}")
+        grammar.check(self, "step")  # the search multiplies it beyond what people may say
 
     @property
     def top(self) -> int:

@@ -1,11 +1,12 @@
 """Results as JSON; every table, plot and page is drawn here, and only from that JSON.
 
-packing.py: one pack. tables.py: the terminal. frontier.py: all of a sweep (plots.py: PNG; svg.py: drawn by hand, in both
-themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact.
+pack_report.py: one pack. terminal.py: tables. frontier.py: all of a sweep (plots.py: PNG; svg.py: drawn by hand, in both
+themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact. rendering.py: what fills templates/.
 """
 
 from pgolf.common.files import write_json, write_text
-from pgolf.report.packing import Report, TensorRow, estimate_lines, pack_summary, pack_table, submission_table
+from pgolf.report.pack_report import Report, TensorRow
+from pgolf.report.terminal import estimate_lines, pack_summary, pack_table, submission_table
 
 __all__ = [
     "Report",

@@ -12,8 +12,29 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-LIGHT = ("#0072b2", "#d55e00", "#008060", "#b0508c", "#8a6d00", "#3a8fc7", "#7a4bb0", "#666666")
-DARK = ("#5ab4f0", "#ff8c42", "#2fc79a", "#e79bc8", "#e3c64a", "#9fd3f5", "#c3a4ee", "#bbbbbb")
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of CSS: palette of the curves, ink, paper, grid."""
+
+    palette: tuple[str, ...]
+    ink: str
+    paper: str
+    grid: str
+
+
+LIGHT = Theme(
+    ("#0072b2", "#d55e00", "#008060", "#b0508c", "#8a6d00", "#3a8fc7", "#7a4bb0", "#666666"),
+    ink="#1d2733",
+    paper="#ffffff",
+    grid="#d9dfe6",
+)
+DARK = Theme(
+    ("#5ab4f0", "#ff8c42", "#2fc79a", "#e79bc8", "#e3c64a", "#9fd3f5", "#c3a4ee", "#bbbbbb"),
+    ink="#e4e9ef",
+    paper="#14191f",
+    grid="#36414d",
+)
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "h")  # matplotlib's names
 FLOOR = 1e-5  # BPB: the least rise that a logarithmic axis shows; below it scoring is noise
 
@@ -32,7 +53,7 @@ def curves(results: Mapping[str, Any]) -> list[Curve]:
     """The series of a results.json that have figures, the baseline in grey (the last colour)."""
     known = [p for p in results["points"] if p.get("bpb") is not None]
     names = list(dict.fromkeys(p["series"] for p in known))
-    grey, rest = len(LIGHT) - 1, [n for n in names if n != results.get("baseline")]
+    grey, rest = len(LIGHT.palette) - 1, [n for n in names if n != results.get("baseline")]
     return [
         Curve(
             name,
@@ -46,7 +67,7 @@ def curves(results: Mapping[str, Any]) -> list[Curve]:
 
 def height(point: Mapping[str, Any]) -> float:
     """What the logarithmic axis shows of a point."""
-    return max(point["rise"], FLOOR)
+    return max(float(point["rise"]), FLOOR)
 
 
 def show_bytes(num_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: frontier.png, frontier.svg and frontier.html, drawn from its results.json."""
+"""The pictures of a sweep, which show its Pareto frontier: frontier.png, .svg and .html, drawn from its results.json."""
 
 from __future__ import annotations
 

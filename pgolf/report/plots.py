@@ -41,8 +41,8 @@ def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) ->
 
 def _draw(axes: Any, curve: Curve) -> None:
     x, y = [p["bytes"] for p in curve.points], [height(p) for p in curve.points]
-    style = {"color": LIGHT[curve.index], "marker": MARKS[curve.index], "markersize": 5, "linewidth": 1.6}
+    style = {"color": LIGHT.palette[curve.index], "marker": MARKS[curve.index], "markersize": 5, "linewidth": 1.6}
     axes.plot(x, y, linestyle="--" if curve.baseline else "-", label=curve.name, **style)
     spread = [p.get("rise_spread") or 0.0 for p in curve.points]
     if any(spread):
-        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=LIGHT[curve.index], capsize=3)
+        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=LIGHT.palette[curve.index], capsize=3)

@@ -1,18 +1,8 @@
 """Is a score honest? The usual violations of the contest as experiments on the scorer that made the figure.
 
 A scorer is any function from tokens [N] to the nats of their N - 1 targets: windows, test-time training, or a user's
-own evaluator. The checks only change tokens and score again, so no scorer has to be trusted or opened.
-
-What will surprise you:
-* "probabilities" puts every piece of the vocabulary in the place of one token and adds up what the scorer gives each.
-  A sum of 1 means a proper code. It is above 1 not only for probabilities that are not normalised: whoever has seen the
-  token itself, by peeking or by learning before scoring, gives each of them too much.
-* The token stands in the midst of a text, where there is something to peek at, and where the scorer is undecided: who
-  is sure gives nearly all to one piece, and what others get too much is lost in rounding.
-* "future" changes what comes later; scores up to there must stay as they are. "documents" changes what comes earlier:
-  with contexts that may cross documents, only what lies further back than a context.
-* A short text is no proof: who cheats only now and then, or knows an audit when it sees one, may pass. "run" ties the
-  figure itself to the experiments: its beginning must score the same when nothing follows.
+own evaluator. The checks only change tokens and score again, so no scorer has to be trusted or opened. They are no
+proof: who cheats only now and then, or knows an audit when it sees one, may pass.
 """
 
 from __future__ import annotations
@@ -26,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common.progress import Advance
 from pgolf.data.caseops import text_of
+from pgolf.data.shards import document_starts
 from pgolf.data.tokenizers import load_tokenizer
 from pgolf.errors import DataError
-from pgolf.scoring.documents import starts_of
 from pgolf.scoring.windows import segments
 
 Score = Callable[[NDArray[np.integer]], NDArray[np.floating]]  # tokens [N] -> nats of the targets [N - 1]
@@ -84,15 +75,13 @@ def sample(tokens: NDArray[np.integer], bos: int, *, prefix: int, crosses: int) 
     if crosses:
         text = np.array(tokens[: 3 * crosses + 2 * TAIL])
     else:
-        runs = segments(len(tokens), starts_of(tokens, bos))[:FIRST_DOCUMENTS]
+        runs = segments(len(tokens), document_starts(tokens, bos))[:FIRST_DOCUMENTS]
         longest = sorted(runs, key=lambda run: run[0] - run[1])[:HEADS]
         text = np.concatenate([tokens[first : min(end, first + 2 * prefix + TAIL)] for first, end in longest])
-    return Sample(text, starts_of(text, bos), prefix, crosses)
+    return Sample(text, document_starts(text, bos), prefix, crosses)
 
 
-def scorer_checks(
-    score: Score, text: Sample, vocab_size: int, progress: Callable[[int, int], None] = lambda *_: None
-) -> list[Check]:
+def scorer_checks(score: Score, text: Sample, vocab_size: int, progress: Advance = lambda *_: None) -> list[Check]:
     """The experiments that need nothing but the scorer. progress: called with (scored substitutes, of all)."""
     honest = score(text.tokens)
     return [
@@ -108,9 +97,13 @@ def probabilities(
     text: Sample,
     honest: NDArray[np.floating],
     vocab_size: int,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Advance = lambda *_: None,
 ) -> Check:
-    """The probabilities of all `vocab_size` pieces in one place must sum to 1."""
+    """Every piece of the vocabulary in the place of one token: what the scorer gives each must sum to 1.
+
+    The sum is above 1 not only for probabilities that are not normalised: whoever has seen the token itself, by peeking
+    or by learning before scoring, gives each of them too much.
+    """
     place, total = _telling(text, honest, vocab_size), 0.0
     for piece in range(vocab_size):
         changed = np.array(text.tokens[: place + 1 + TAIL])
@@ -123,7 +116,11 @@ def probabilities(
 
 def _telling(text: Sample, honest: NDArray[np.floating], vocab_size: int) -> int:
     """The place after a token that came before, for caches to know it, whose own token is neither foreseen nor a great
-    surprise: half the nats of blind guessing."""
+    surprise: half the nats of blind guessing.
+
+    In the midst of the text, where there is something to peek at; and where the scorer is undecided, for who is sure gives
+    nearly all to one piece, and what others get too much is lost in rounding.
+    """
     seen = [text.tokens[place - 1] in text.tokens[: place - 1] for place in range(len(text.tokens))]
     stop = min([text.prefix + 2 * PLACES, len(text.tokens) - TAIL, *text.starts[text.starts > text.prefix]])
     places = range(text.prefix, max(stop, text.prefix + 1), 2)
@@ -141,7 +138,10 @@ def future(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
 
 
 def run(score: Score, tokens: NDArray[np.integer], nats: NDArray[np.floating], length: int) -> Check:
-    """The first `length` of the scores `nats` [N - 1] that made the figure must be those of a text that ends there."""
+    """The first `length` of the scores `nats` [N - 1] that made the figure must be those of a text that ends there.
+
+    It ties the figure itself to the experiments, which are made on a short text of their own.
+    """
     length = min(length, max(1, len(nats) // 2))
     worst = _apart(nats[:length], score(tokens[: length + 1]))
     return _unmoved(
@@ -155,7 +155,8 @@ def repeated(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
 
 
 def documents(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check:
-    """Scores must not change when other documents do."""
+    """Scores must not change when other documents do; where contexts may cross documents, when what lies further back than
+    a context does."""
     if text.crosses:
         edge = len(text.tokens) - 1 - text.crosses
         border, what = min(edge, len(text.tokens) // 3), f"tokens more than {text.crosses} back"
@@ -170,7 +171,7 @@ def documents(score: Score, text: Sample, honest: NDArray[np.floating]) -> Check
     return _unmoved("documents", _apart(honest[begin:], changed[begin:]), detail)
 
 
-def counted_bytes(
+def text_bytes(
     tokens: NDArray[np.integer],
     byte_counts: NDArray[np.integer],
     bos: int,
@@ -183,7 +184,7 @@ def counted_bytes(
         return Check("bytes", None, None, "needs --tokenizer to decode the text")
     processor = load_tokenizer(tokenizer)
     counted = real = 0
-    for first, end in segments(len(tokens), starts_of(tokens, bos)):
+    for first, end in segments(len(tokens), document_starts(tokens, bos)):
         if first >= total:
             break
         counted += int(byte_counts[first:end].sum(dtype=np.int64))

@@ -1,14 +1,4 @@
-"""Bits per byte: how many bytes every token stands for, and the loss of a model over a token stream.
-
-What will surprise you:
-* There are two byte counts. "exact" is the UTF-8 length of the decoded text. "contest" is the contest's own rule, which
-  differs at a document that starts with a space, at unknown pieces (it counts 0) and at pieces with more than one `▁`
-  (all but the first count three bytes, the UTF-8 length of `▁`).
-* A tokenizer that adds a dummy space to every text, or removes extra ones, drops the space of a document's first piece
-  when it decodes. `token_bytes` asks the tokenizer itself instead of reading its settings.
-* A CaseOps tokenizer is known by its operators: they stand for no bytes, unless they are escaped.
-* The first token of a stream is never a target, so neither its loss nor its bytes count.
-"""
+"""Bits per byte: the loss of a model over a token stream, in windows, and the figures made of it."""
 
 from __future__ import annotations
 
@@ -25,8 +15,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
+from pgolf.models.logits import Logits, device_of
 from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
 
 Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
@@ -58,15 +50,15 @@ def evaluate(
     max_tokens: int | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> EvalResult:
-    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score`.
+    """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score_windows`.
 
     byte_counts: [N], see `pgolf.data.sidecar.byte_counts`. max_tokens: targets scored. Losses are summed in float64.
     """
     total = num_targets(tokens, byte_counts, max_tokens)
     began = time.perf_counter()
-    nats = score(
+    nats = score_windows(
         logits_fn,
         tokens[: total + 1],
         seq_len=seq_len,
@@ -78,7 +70,7 @@ def evaluate(
     return result_of(nats, byte_counts, time.perf_counter() - began)
 
 
-def score(
+def score_windows(
     logits_fn: Callable[[Tensor], Tensor],
     tokens: NDArray[np.integer],
     *,
@@ -88,14 +80,15 @@ def score(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     losses: Losses | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
 
-    logits_fn: int64 [B, T] -> logits [B, T, V]; a module or a method of one runs in eval mode.
+    logits_fn: int64 [B, T] -> logits [B, T, V]; a module, a method of one or `logits_of` one runs in eval mode.
     seq_len: longest context. stride: windows start every `stride` tokens, the first is scored whole, each later one on
     its last `stride` targets; None: disjoint windows. starts: where windows begin anew, a document's first tokens, so
-    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's.
+    that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's,
+    the CPU where no module is known.
     losses: computes the losses in place of logits_fn, which then only says how large the vocabulary is; None: from logits.
     progress: called with (scored, total) after every batch.
     DataError, UsageError, or ModelError for logits that are not finite.
@@ -104,7 +97,9 @@ def score(
     windows = sliding_windows(total, seq_len, stride or seq_len, starts)
     nats = np.empty(total, np.float32)
     losses = losses or partial(_losses, logits_fn)
-    with torch.no_grad(), _eval_mode(logits_fn, device) as place:
+    model = _module_behind(logits_fn)
+    place = torch.device(device or ("cpu" if model is None else device_of(model)))
+    with torch.no_grad(), _in_eval_mode(model):
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
         for batch in batches_of_equal_shape(windows, batch_size):
@@ -128,7 +123,10 @@ def result_of(nats: NDArray[np.floating], byte_counts: NDArray[np.integer], seco
 def num_targets(
     tokens: NDArray[np.integer], byte_counts: NDArray[np.integer] | None = None, max_tokens: int | None = None
 ) -> int:
-    """How many targets of `tokens` are scored. Raises DataError for none, or counts of another number of tokens."""
+    """How many targets of `tokens` are scored: a stream's first token is none, so neither its loss nor its bytes count.
+
+    max_tokens: at most so many. Raises DataError for none, or counts of another number of tokens.
+    """
     if byte_counts is not None and len(tokens) != len(byte_counts):
         raise DataError(f"{len(byte_counts)} byte counts for {len(tokens)} tokens")
     total = min(len(tokens) - 1, len(tokens) if max_tokens is None else max_tokens)
@@ -142,10 +140,9 @@ def _losses(logits_fn: Callable[[Tensor], Tensor], ids: Tensor, skip: int) -> Te
     """See `Losses`."""
     logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
     targets = ids[:, 1 + skip :]
-    parts = zip(logits.split(LOSS_ROWS), targets.flatten().split(LOSS_ROWS), strict=True)
-    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts]).view(
-        targets.shape
-    )
+    parts = zip(torch.split(logits, LOSS_ROWS), torch.split(targets.flatten(), LOSS_ROWS), strict=True)
+    nats = torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
+    return nats.view(targets.shape)
 
 
 def _scored(
@@ -161,17 +158,20 @@ def _scored(
     return nats.cpu().numpy()
 
 
+def _module_behind(logits_fn: Callable[[Tensor], Tensor]) -> nn.Module | None:
+    """The module whose logits these are: a module, `Logits` of one, or a method of one; None for any other function."""
+    owner = logits_fn.model if isinstance(logits_fn, Logits) else getattr(logits_fn, "__self__", logits_fn)
+    return owner if isinstance(owner, nn.Module) else None
+
+
 @contextmanager
-def _eval_mode(logits_fn: Callable[[Tensor], Tensor], device: torch.device | str | None) -> Iterator[torch.device]:
-    """`device`, else that of the module behind `logits_fn` (CPU if none); inside, the module is in eval mode."""
-    module = logits_fn if isinstance(logits_fn, nn.Module) else getattr(logits_fn, "__self__", None)
-    if not isinstance(module, nn.Module):
-        yield torch.device(device or "cpu")
-        return
-    first = next(module.parameters(), None)
-    was_training = module.training
-    module.eval()
+def _in_eval_mode(module: nn.Module | None) -> Iterator[None]:
+    """Inside, the module is in eval mode; afterwards every part of it is in the mode that it had."""
+    modes = [] if module is None else [(part, part.training) for part in module.modules()]
     try:
-        yield torch.device(device or ("cpu" if first is None else first.device))
+        if module is not None:
+            module.eval()
+        yield
     finally:
-        module.train(was_training)
+        for part, training in modes:
+            part.training = training

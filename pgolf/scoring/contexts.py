@@ -1,7 +1,7 @@
 """Does a long context harm the model? A transformer often fails beyond the lengths that it was trained on.
 
-What will surprise you: the contest's disjoint windows hide it. On `golf3m`, which predicts best some 500 tokens into a
-window, windows of 1,024 tokens score worse than windows of 512, though every token has more to go by.
+The contest's disjoint windows hide it: on `golf3m`, which predicts best some 500 tokens into a window, windows of 1,024
+tokens score worse than windows of 512, though every token has more to go by.
 """
 
 from __future__ import annotations

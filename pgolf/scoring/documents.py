@@ -1,8 +1,4 @@
-"""Documents of a token stream, and what each of them costs.
-
-What will surprise you: a document's last target is the start of the next one. A model that is read as a stream has to
-say where a text ends, so these nats count, though the start token stands for no byte.
-"""
+"""What each document of a token stream costs."""
 
 from __future__ import annotations
 
@@ -12,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.errors import DataError
 from pgolf.scoring.windows import segments
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The score of each of D documents. tokens, bytes: int64 [D], targets and what they stand for; nats: float64 [D]."""
+    """The score of each of D documents. tokens, bytes: int64 [D], targets and what they stand for; nats: float64 [D].
+
+    A document's last target is the start of the next one: a model that is read as a stream has to say where a text ends,
+    so these nats count, though the start token stands for no byte.
+    """
 
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]
@@ -34,14 +33,6 @@ class Documents:
 
     def to_json(self) -> dict[str, list[float]]:
         return {"tokens": self.tokens.tolist(), "bytes": self.bytes.tolist(), "nats": self.nats.tolist()}
-
-
-def starts_of(tokens: NDArray[np.integer], bos: int, *, required: bool = False) -> NDArray[np.int64]:
-    """int64 [D]: positions of the document start `bos` in `tokens`. DataError where there is none and one is required."""
-    starts = np.flatnonzero(tokens == bos)
-    if required and len(starts) == 0:
-        raise DataError(f"no document start (token {bos}) in the data: name the right one with --bos")
-    return starts
 
 
 def per_document(

@@ -5,7 +5,7 @@ of tokens (they hang together within a document) says how sure it is. The ratio 
 i moves the ratio R = Σn / Σb by e_i = (n_i - R b_i) / Σb, and D / (D - 1) · Σ e_i² is its variance (Cochran, Sampling
 Techniques, 3rd ed. 1977, chapter 6). Two models are compared on the same documents, by the differences of their e_i.
 
-What will surprise you: a paired difference is often a hundred times surer than either score, because the documents that
+A paired difference is often a hundred times surer than either score, because the documents that
 are hard for one model are hard for the other.
 """
 
@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """value: in bits per byte; standard_error; low, high: 95% confidence interval by Student's t with documents - 1
     degrees of freedom; p: two-sided, of a value of zero. All but the value are None for a single document."""
 
@@ -39,12 +39,12 @@ class Estimate:
         return asdict(self)
 
 
-def interval(documents: Documents) -> Estimate:
-    """Bits per byte of a model, as an estimate for texts like these documents."""
-    return _estimate(documents.bpb, _influence(documents))
+def interval(documents: Documents) -> Interval:
+    """Bits per byte of a model, and how sure they are for texts like these documents."""
+    return _interval(documents.bpb, _influence(documents))
 
 
-def difference(first: Documents, second: Documents) -> Estimate:
+def difference(first: Documents, second: Documents) -> Interval:
     """Bits per byte of `second` minus those of `first`, paired over documents. UsageError for different documents."""
     if len(first) != len(second):
         raise UsageError(
@@ -52,7 +52,7 @@ def difference(first: Documents, second: Documents) -> Estimate:
         )
     if not ((first.tokens == second.tokens).all() or (first.bytes == second.bytes).all()):
         raise UsageError("the two results are of different documents: score the same data")
-    return _estimate(second.bpb - first.bpb, _influence(second) - _influence(first))
+    return _interval(second.bpb - first.bpb, _influence(second) - _influence(first))
 
 
 def _influence(documents: Documents) -> NDArray[np.float64]:
@@ -62,13 +62,13 @@ def _influence(documents: Documents) -> NDArray[np.float64]:
     return influence
 
 
-def _estimate(value: float, influence: NDArray[np.float64]) -> Estimate:
+def _interval(value: float, influence: NDArray[np.float64]) -> Interval:
     from scipy.stats import t
 
     count = len(influence)
     if count < 2:
-        return Estimate(value, count, None, None, None, None)
+        return Interval(value, count, None, None, None, None)
     error = math.sqrt(count / (count - 1) * float(influence @ influence))
     half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     p = float(2 * t.sf(abs(value) / error, count - 1)) if error else float(value == 0)
-    return Estimate(value, count, error, value - half, value + half, p)
+    return Interval(value, count, error, value - half, value + half, p)

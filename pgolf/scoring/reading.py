@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pgolf.common.progress import Advance
+from pgolf.data.shards import document_starts
 from pgolf.errors import UsageError
 from pgolf.models.logits import logits_of
-from pgolf.scoring import bpb, ttt
+from pgolf.scoring.bpb import Losses, score_windows
 from pgolf.scoring.contexts import harmless_length
-from pgolf.scoring.documents import starts_of
+from pgolf.scoring.ttt import TTTSettings, score_and_learn
 from pgolf.scoring.windows import segments
 
 AUDIT_PREFIX = 37  # tokens before the one that the audit substitutes: little to compute
@@ -32,7 +34,7 @@ class Reading:
     seq_len: int = 1024
     stride: int | None = None
     documents: bool = False
-    ttt: ttt.Settings | None = None
+    ttt: TTTSettings | None = None
 
     def __post_init__(self) -> None:
         if self.ttt and self.stride:
@@ -56,8 +58,8 @@ class Reading:
 
     def __str__(self) -> str:
         if self.ttt:
-            t = self.ttt
-            return f"test-time training, context {self.seq_len}, rank {t.rank}, chunk {t.chunk}, learning rate {t.lr:g}"
+            learning = f"rank {self.ttt.rank}, chunk {self.ttt.chunk}, learning rate {self.ttt.lr:g}"
+            return f"test-time training, context {self.seq_len}, {learning}"
         within = " within documents" if self.documents else ""
         return f"windows of {self.seq_len}, stride {self.stride or self.seq_len}{within}"
 
@@ -77,25 +79,31 @@ class Reading:
         bos: int,
         *,
         logits: Callable[..., Any] | str | None = None,
-        losses: bpb.Losses | None = None,
+        losses: Losses | None = None,
         batch_size: int = 8,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Advance | None = None,
     ) -> NDArray[np.float32]:
         """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
 
-        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score`.
+        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score_windows`.
         Raises DataError, ModelError, UsageError.
         """
         if self.ttt:
-            starts = starts_of(tokens, bos)
-            options = {"settings": self.ttt, "logits": logits, "progress": progress}
-            return ttt.score(model, tokens, starts, seq_len=self.seq_len, **options)
-        return bpb.score(
+            return score_and_learn(
+                model,
+                tokens,
+                document_starts(tokens, bos),
+                seq_len=self.seq_len,
+                settings=self.ttt,
+                logits=logits,
+                progress=progress,
+            )
+        return score_windows(
             logits_of(model, logits),
             tokens,
             seq_len=self.seq_len,
             stride=self.stride,
-            starts=starts_of(tokens, bos) if self.documents else None,
+            starts=document_starts(tokens, bos) if self.documents else None,
             batch_size=batch_size,
             losses=losses,
             progress=progress,

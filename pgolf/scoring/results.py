@@ -13,11 +13,10 @@ import numpy as np
 from pgolf.errors import DataError
 from pgolf.scoring.bpb import EvalResult
 from pgolf.scoring.documents import Documents
-from pgolf.scoring.paired import Estimate, interval
+from pgolf.scoring.paired import Interval, interval
 
 MOST_NATS = 1e15  # of a document, so that squares stay finite
 ROUNDING = 1e-6  # between a score and the sum of its documents
-COLUMNS = {"tokens": np.int64, "bytes": np.int64, "nats": np.float64}
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,19 @@ class Result:
     compile_seconds: float = 0.0
 
     @property
-    def estimate(self) -> Estimate:
+    def interval(self) -> Interval:
         return interval(self.documents)
 
     def summary(self) -> dict[str, Any]:
         """JSON without the documents."""
-        score, estimate = self.score, self.estimate
+        score, found = self.score, self.interval
         return {
             "source": self.source,
             "how": self.how,
             "bpb": score.bpb,
-            "standard_error": estimate.standard_error,
-            "low": estimate.low,
-            "high": estimate.high,
+            "standard_error": found.standard_error,
+            "low": found.low,
+            "high": found.high,
             "loss": score.loss,
             "tokens": score.tokens,
             "bytes": score.bytes,
@@ -70,11 +69,14 @@ def read(path: Path) -> Result:
     """A result that `pgolf eval -o` saved. Raises DataError."""
     try:
         facts = json.loads(path.read_text())
-        columns = {name: np.array(facts["per_document"][name], dtype) for name, dtype in COLUMNS.items()}
-        score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
-        made = Result(
-            facts["source"], facts["how"], score, Documents(**columns), facts["note"], facts["compile_seconds"]
+        columns = facts["per_document"]
+        documents = Documents(
+            tokens=np.array(columns["tokens"], np.int64),
+            bytes=np.array(columns["bytes"], np.int64),
+            nats=np.array(columns["nats"], np.float64),
         )
+        score = EvalResult(*(facts[name] for name in ("bpb", "loss", "tokens", "bytes", "seconds")))
+        made = Result(facts["source"], facts["how"], score, documents, facts["note"], facts["compile_seconds"])
         _check(made)
         return made
     except OSError as error:
@@ -88,12 +90,8 @@ def _check(made: Result) -> None:
     score, documents = made.score, made.documents
     if {column.shape for column in vars(documents).values()} != {(len(documents),)} or not len(documents):
         raise ValueError
-    texts = [made.source, made.how, made.note or ""]
-    if (
-        not all(isinstance(text, str) for text in texts)
-        or type(score.tokens) is not int
-        or type(score.bytes) is not int
-    ):
+    texts, counts = (made.source, made.how, made.note or ""), (score.tokens, score.bytes)
+    if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
         raise ValueError
     counted = documents.tokens.min() > 0 and documents.bytes.min() >= 0 and score.bytes > 0
     if not counted or documents.tokens.sum() != score.tokens or documents.bytes.sum() != score.bytes:

@@ -1,12 +1,4 @@
-"""Losses at the speed of a GPU: batches of one shape, a compiled model, the head and its losses some tokens at a time.
-
-What will surprise you:
-* A batch with fewer windows than the others is filled up with copies, because another shape would compile again. Windows
-  shorter than seq_len (a text's last one) run uncompiled.
-* Compiling happens in a first pass that is thrown away; `compile_seconds` is its time, for reporting apart.
-* Of a model that is HiddenThenHead, as our own is, only the hidden states are computed whole; of any other the logits
-  are, in its own dtype, but never a float32 copy of them.
-"""
+"""Losses at the speed of a GPU: batches of one shape, a compiled model, the head and its losses some tokens at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +14,11 @@ from pgolf.kernels.softcap_nll import head_nll, softcap_nll
 
 @runtime_checkable
 class HiddenThenHead(Protocol):
-    """A model that gives what its head multiplies and the head by itself, so that logits need not all exist at once."""
+    """A model that gives what its head multiplies and the head by itself, as our own does.
+
+    Then only the hidden states are computed whole. Of any other model the logits are, in its own dtype, but never a
+    float32 copy of them.
+    """
 
     compute_dtype: torch.dtype
 
@@ -34,9 +30,11 @@ class HiddenThenHead(Protocol):
 
 
 class StaticLosses:
-    """(ids int64 [B, T + 1], skip) -> float32 [B, T - skip], nats of the targets: `losses` of `bpb.score`.
+    """(ids int64 [B, T + 1], skip) -> float32 [B, T - skip], nats of the targets: `losses` of `bpb.score_windows`.
 
-    model: in place on its device; logits_fn: of it, ids [B, T] -> logits [B, T, V]. batch_size: windows of a batch.
+    model: in place on its device; logits_fn: of it, ids [B, T] -> logits [B, T, V]. batch_size: windows of a batch; one
+    with fewer is filled up with copies, because another shape would compile again. Windows shorter than seq_len (a
+    text's last one) run uncompiled. compile_seconds: of a first pass that is thrown away, for reporting apart.
     """
 
     def __init__(

@@ -2,16 +2,8 @@
 
 A document is cut into chunks. A chunk is scored, and only then one step is taken on its loss, in low-rank additions B A
 to the model's matrices (LoRA, arXiv 2106.09685; one set a document as in openai/parameter-golf #77; A stays as it was
-drawn, arXiv 2308.03303).
-
-What will surprise you:
-* The forward pass that scores a chunk is the one that is learned from: no second pass, and no way to learn first.
-* Any matrix or bank of any model is adapted: the model runs with W + B A in the place of W. The model's own weights are
-  never written, so they are bit-identical afterwards. Weights stored in bfloat16 round small additions away.
-* A step is B's gradient scaled to a root mean square of `lr`, and A is drawn so large that W changes by about the share
-  `lr` of its own size: one learning rate suits matrices and models of any scale. Adam, the choice of #77, gained
-  less on golf3m (.0009 to .0017 against .0020 to .0025 BPB, ±.001): its first steps move rare pieces as far as any.
-* Every document begins from B = 0, the model itself. Its last chunk teaches nobody, so it takes no step.
+drawn, arXiv 2308.03303). The forward pass that scores a chunk is the one that is learned from: no second pass, and no
+way to learn first.
 """
 
 from __future__ import annotations
@@ -27,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import ModelError, UsageError
 from pgolf.models.logits import device_of, logits_of, original, undisturbed
@@ -38,7 +31,7 @@ TINY = 1e-30  # a matrix without gradient stays as it is
 
 
 @dataclass(frozen=True)
-class Settings:
+class TTTSettings:
     """rank: of the additions; chunk: targets between two steps, fewer learn more and take longer; lr: the share of its
     own size by which a step moves a matrix."""
 
@@ -51,18 +44,19 @@ class Settings:
             raise UsageError("test-time training needs a rank and a chunk of at least 1 and a positive learning rate")
 
 
-def score(
+def score_and_learn(
     model: nn.Module,
     tokens: NDArray[np.integer],
     starts: NDArray[np.integer],
     *,
     seq_len: int,
-    settings: Settings = Settings(),
+    settings: TTTSettings = TTTSettings(),
     logits: Callable[..., Any] | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored before anything is learned from it.
 
+    Every document begins from the model itself. Its last chunk teaches nobody, so it takes no step.
     starts: positions of the documents' first tokens; neither context nor additions cross them. seq_len: longest
     context, the chunk included. logits: as in `pgolf.models.logits.logits_of`. progress: called with (scored, total)
     after every document. Raises UsageError, DataError for tokens that the model does not know, ModelError.
@@ -102,9 +96,13 @@ class _Runner(nn.Module):
 
 
 class _Learner:
-    """The additions B A of one document: A, fixed, is shared by all documents."""
+    """The additions B A of one document: A, fixed, is shared by all documents.
 
-    def __init__(self, runner: _Runner, settings: Settings) -> None:
+    Any matrix or bank of any model is adapted: the model runs with W + B A in the place of W. Its own weights are never
+    written, so they are bit-identical afterwards. Weights stored in bfloat16 round small additions away.
+    """
+
+    def __init__(self, runner: _Runner, settings: TTTSettings) -> None:
         self._runner, self._settings = runner, settings
         self._weights = {n: p.detach() for n, p in runner.named_parameters() if p.dim() in (2, 3) and p.numel()}
         if not self._weights:
@@ -146,7 +144,12 @@ class _Learner:
         }
 
     def _learn(self, loss: Tensor) -> None:
-        """Every matrix moves by the same share of its size, down its own gradient."""
+        """Every matrix moves by the same share of its size, down its own gradient.
+
+        B's gradient is scaled to a root mean square of `lr`, so that one learning rate suits matrices and models of any
+        scale. Adam, the choice of #77, gained less on golf3m (.0009 to .0017 against .0020 to .0025 BPB, ±.001): its
+        first steps move rare pieces as far as any.
+        """
         if not loss.requires_grad:
             raise ModelError("the model computes its logits without gradients (torch.no_grad?): --ttt cannot learn")
         ups = list(self._up.values())
@@ -161,4 +164,5 @@ def _down(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     *bank, rows, cols = weight.shape
     rank = min(rank, rows, cols)
     size = weight.float().square().mean((-2, -1), keepdim=True).sqrt()
-    return torch.randn(*bank, rank, cols, generator=generator).to(weight.device) * size / rank**0.5
+    down: Tensor = torch.randn(*bank, rank, cols, generator=generator).to(weight.device) * size / rank**0.5
+    return down

@@ -1,8 +1,4 @@
-"""Which tokens are scored together: windows over a stream or within documents, and batches of equal windows.
-
-What will surprise you: where a window begins must not depend on where its document ends. Else the start of the next
-document is predicted by who knows that it comes, and the probabilities do not sum to 1; the audit found just that.
-"""
+"""Which tokens are scored together: windows over a stream or within documents, and batches of equal windows."""
 
 from __future__ import annotations
 
@@ -47,7 +43,9 @@ def sliding_windows(total: int, seq_len: int, stride: int, starts: NDArray[np.in
 def chunk_windows(first: int, end: int, seq_len: int, chunk: int) -> Iterator[Window]:
     """Windows that score inputs [first, end) `chunk` at a time, each with the longest context there is.
 
-    The last chunk of a document has the context that a whole one would have, however short it is.
+    The last chunk of a document has the context that a whole one would have, however short it is: where a window begins
+    must not depend on where its document ends. Else the start of the next document is predicted by who knows that it
+    comes, and the probabilities do not sum to 1; the audit found just that.
     """
     for scored in range(first, end, chunk):
         yield Window(max(first, scored + chunk - seq_len), scored, min(scored + chunk, end))

@@ -18,7 +18,7 @@ BEYOND = 1.25  # of the bytes
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CurveValue:
     """A figure read off a curve."""
 
     value: float
@@ -40,32 +40,32 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return keys
 
 
-def rise_at(curve: Sequence[tuple[float, float]], num_bytes: float) -> Estimate | None:
+def rise_at(curve: Sequence[tuple[float, float]], num_bytes: float) -> CurveValue | None:
     """The rise at `num_bytes` on a curve of (bytes, rise); None where it is too far from what was measured."""
     curve = _ascending(curve)
     if not curve or not curve[0][0] / BEYOND <= num_bytes <= curve[-1][0] * BEYOND:
         return None
     if exact := [rise for size, rise in curve if size == num_bytes]:
-        return Estimate(exact[0], False)
+        return CurveValue(exact[0], False)
     if len(curve) < 2:
         return None
     (x0, y0), (x1, y1) = next((pair for pair in pairwise(curve) if num_bytes <= pair[1][0]), (curve[-2], curve[-1]))
     share = math.log(num_bytes / x0) / math.log(x1 / x0)
     outside = not curve[0][0] <= num_bytes <= curve[-1][0]
     try:
-        return Estimate(_between(y0, y1, share), outside)
+        return CurveValue(_between(y0, y1, share), outside)
     except OverflowError:  # two sizes are all but equal, their rises are not
         return None
 
 
-def bytes_at(curve: Sequence[tuple[float, float]], rise: float) -> Estimate | None:
+def bytes_at(curve: Sequence[tuple[float, float]], rise: float) -> CurveValue | None:
     """The bytes at which a curve of (bytes, rise) reaches `rise`; None where it is too far from what was measured."""
     curve = _ascending(curve)
     if exact := [size for size, y in curve if y == rise]:
-        return Estimate(exact[0], False)
+        return CurveValue(exact[0], False)
     for (x0, y0), (x1, y1) in pairwise(curve):
         if min(y0, y1) <= rise <= max(y0, y1):
-            return Estimate(x0 * (x1 / x0) ** _share(y0, y1, rise), False)
+            return CurveValue(x0 * (x1 / x0) ** _share(y0, y1, rise), False)
     if len(curve) < 2:
         return None
     above = rise > curve[0][1]  # a larger rise than any: fewer bytes than any
@@ -74,7 +74,7 @@ def bytes_at(curve: Sequence[tuple[float, float]], rise: float) -> Estimate | No
         return None
     octaves = math.log2(x1 / x0) * _share(y0, y1, rise)  # beyond all bounds where two rises are all but equal
     lowest, highest = (math.log2(size / x0) for size in (curve[0][0] / BEYOND, curve[-1][0] * BEYOND))
-    return Estimate(x0 * 2.0**octaves, True) if lowest <= octaves <= highest else None
+    return CurveValue(x0 * 2.0**octaves, True) if lowest <= octaves <= highest else None
 
 
 def _ascending(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

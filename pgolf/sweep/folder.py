@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pgolf.common.nested import differences
 from pgolf.errors import DataError, UsageError
 from pgolf.report import write_json
 from pgolf.sweep.points import Point
@@ -88,18 +89,6 @@ def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], 
 def _unfinished(path: Path) -> bool:
     """Whether a file is what a sweep leaves that was killed before it had written anything."""
     return path.name.startswith(".sweep.json.")
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of what differs between two nested settings, as "calibration.tokens"."""
-    names: list[str] = []
-    for key in sorted(a.keys() | b.keys()):
-        mine, theirs = a.get(key), b.get(key)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            names += differences(mine, theirs, f"{prefix}{key}.")
-        elif mine != theirs:
-            names.append(prefix + key)
-    return names
 
 
 def _point(facts: Mapping[str, Any]) -> Point:

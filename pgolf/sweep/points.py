@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pgolf.common import grammar
 from pgolf.errors import UsageError
 from pgolf.fitting import baselines, plan
 from pgolf.packer.format.artifact import CODERS
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.settings import HALF, LOG_SCALE
 
-_NUMBERS: dict[str, Callable[[str], int | float]] = {  # fields of Settings that `--set` does not speak of
-    "trellis": int,
-    "two_sided": int,
-    "unbias": float,
-    "damp_inputs": float,
-    "damp_outputs": float,
-}
+OPTIONS = ("trellis", "two_sided", "unbias", "damp_inputs", "damp_outputs")  # where results.json has always had them
 CODER_NAMES = {"ours": "rans"} | {name: name for name in CODERS}
 
 
@@ -55,7 +50,8 @@ class Point:
     def how(self) -> dict[str, Any]:
         """Arguments of `pipeline.pack`."""
         scales = LOG_SCALE if self.coder == "rans" else HALF
-        settings = Settings(**{"scale_per_octave": scales} | self.options)
+        options: dict[str, Any] = {"scale_per_octave": scales} | self.options
+        settings = Settings(**options)
         return {
             "method": self.method,
             "rules": self.rules,
@@ -84,15 +80,14 @@ def points_of(methods: str, budgets: Iterable[int], *, coders: Sequence[str] = (
 def split_methods(text: str) -> list[str]:
     """ "auto,gptq:int6,k=9" -> ["auto", "gptq:int6,k=9"]. Raises UsageError where the first word is no method."""
     specs: list[str] = []
-    for word in (w.strip() for w in text.split(",") if w.strip()):
-        name = word.partition(":")[0]
+    for word in grammar.words_of(text):
+        name = word.partition(":")[0].strip()
         if name in METHODS or name == "contest":
             specs.append(word)
         elif specs and ":" in specs[-1] and ":" not in word:
             specs[-1] += f",{word}"
         else:
-            known = ", ".join([*METHODS, "contest"])
-            raise UsageError(f"--methods: unknown method {name!r}; known: {known}")
+            raise UsageError(f"--methods: unknown method {name!r}; {grammar.hint(name, [*METHODS, 'contest'])}")
     if not specs:
         raise UsageError("--methods names no method")
     return specs
@@ -115,14 +110,13 @@ def _coder(name: str) -> str:
 
 def _method_points(spec: str, budgets: Sequence[int], coder: str, name_coder: bool) -> list[Point]:
     method, _, rest = spec.partition(":")
-    words = [w.strip() for w in rest.split(",") if w.strip()]
-    options = {name: value for name, value in map(_option, words) if name}
-    rule_words = [w for w in words if w.partition("=")[0] not in _NUMBERS]
-    knob = [w for w in rule_words if w.startswith(("k=", "step="))]
+    words = grammar.words_of(rest)
+    said = plan.read_settings(words, method, option=f"--methods {spec!r}")
+    options = {name: +value for name, value in said.items() if name in OPTIONS and isinstance(value, (int, float))}
+    Point("", "", method, options=options).how()  # refuses what no method understands before anything is measured
+    rule_words = [w for w in words if _name(w) not in options]
     rules = (f"*={','.join(rule_words)}",) if rule_words else ()
-    for rule in rules:
-        plan.parse_rule(rule)
-    Settings(**options)
+    knob = [w for w in rule_words if _name(w) in {"k", "step"}]
     named = [w for w in words if w not in knob]
     series = method + (f":{','.join(named)}" if named else "") + (f" + {coder}" if name_coder else "")
     if knob:
@@ -132,12 +126,6 @@ def _method_points(spec: str, budgets: Sequence[int], coder: str, name_coder: bo
     return [Point(series, f"{size:,} B", method, rules, options, coder, size) for size in budgets]
 
 
-def _option(word: str) -> tuple[str, float]:
-    """A field of Settings and its value, ("", 0) for words that `--set` knows. Raises UsageError."""
-    name, _, value = word.partition("=")
-    if name not in _NUMBERS:
-        return "", 0
-    try:
-        return name, _NUMBERS[name](value)
-    except ValueError:
-        raise UsageError(f"--methods: {name} must be a number, not {value!r}") from None
+def _name(word: str) -> str:
+    """The name of NAME=VALUE."""
+    return word.partition("=")[0].strip()

@@ -7,7 +7,6 @@ same name is a changed setting, and a folder that was moved is not.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -80,4 +79,4 @@ def machine() -> dict[str, Any]:
     """What it ran on, for the head of results."""
     from pgolf.common.threads import workers
 
-    return {"cpu": platform.processor() or platform.machine(), "cores": workers(), "system": os.uname().sysname}
+    return {"cpu": platform.processor() or platform.machine(), "cores": workers(), "system": platform.system()}

@@ -134,7 +134,7 @@ def test_test_time_training_on_checkpoints_and_artifacts(folder: Path, source: s
 
 def test_help_tells_the_defaults_of_test_time_training():
     text = " ".join(run("eval", "--help").stdout.split())
-    defaults = ttt.Settings()
+    defaults = ttt.TTTSettings()
     for name in ("rank", "chunk", "lr"):
         option = text[text.index(f"--ttt-{name}") :]
         assert f"[default: {getattr(defaults, name)}]" in option[: option.index("]") + 1]

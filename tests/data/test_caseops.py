@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgolf.data import caseops
-from pgolf.data.corpus import BOS, encode, train_tokenizer
+from pgolf.data.corpus import BOS, document_tokens, train_tokenizer
 from pgolf.data.tokenizers import load_tokenizer, stream_bytes, token_bytes
 
 SHOWN = str.maketrans(dict(zip(caseops.OPERATORS, "^*+!", strict=True)))  # title, caps, inner, escape
@@ -141,7 +141,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokens_give_back_the_text_and_count_its_bytes(tokenizer: Path, texts: list[str]):
     """Of every document by itself, wherever a chunk of the count ends."""
     processor, lut = load_tokenizer(tokenizer), token_bytes(tokenizer)
-    tokens = encode(texts, tokenizer)
+    tokens = document_tokens(texts, tokenizer)
     counts = stream_bytes(tokens, lut)
     starts = np.flatnonzero(tokens == BOS)
     for text, first, end in zip(texts, starts, [*starts[1:], len(tokens)], strict=True):
@@ -153,7 +153,7 @@ def test_tokens_give_back_the_text_and_count_its_bytes(tokenizer: Path, texts: l
 
 def test_bytes_token_by_token(tokenizer: Path):
     processor = load_tokenizer(tokenizer)
-    tokens = encode(["The\ue001▁"], tokenizer)
+    tokens = document_tokens(["The\ue001▁"], tokenizer)
     pieces = [processor.id_to_piece(int(token)).translate(SHOWN) for token in tokens]
     counts = stream_bytes(tokens, token_bytes(tokenizer)).tolist()
     assert pieces == ["<s>", "^", "the", "!", "^", "!", "<0x5F>"]
@@ -167,7 +167,7 @@ def test_capitals_share_pieces(tokenizer: Path, tmp_path: Path):
 
     def distinct(path: Path) -> int:
         drop = caseops.operator_ids(load_tokenizer(path))
-        rows = [tuple(t for t in encode([form], path) if drop is None or t not in drop.all) for form in forms]
+        rows = [tuple(t for t in document_tokens([form], path) if drop is None or t not in drop.all) for form in forms]
         return len(set(rows))
 
     assert distinct(tokenizer) == 1

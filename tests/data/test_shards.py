@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data.shards import CHUNK, HEADER_BYTES, WindowSampler, check_vocabulary, read_shard, write_shard
+from pgolf.data.shards import (
+    CHUNK,
+    HEADER_BYTES,
+    WindowSampler,
+    check_vocabulary,
+    document_starts,
+    read_shard,
+    write_shard,
+)
 from pgolf.errors import DataError
 
 
@@ -132,3 +140,13 @@ def test_windows_move_back_to_the_start_of_a_near_document():
     for moved, row, old in zip(distance, after, before, strict=True):
         assert moved == 0 or row[0] == 1
         assert moved != 0 or row[0] == 1 or (old[1] - 101) % 30 > 10
+
+
+def test_document_starts(monkeypatch: pytest.MonkeyPatch):
+    tokens = np.array([5, 1, 7, 8, 1, 9, 9])
+    assert document_starts(tokens, 1).tolist() == [1, 4]
+    monkeypatch.setattr("pgolf.data.shards.CHUNK", 3)
+    assert document_starts(tokens, 1).tolist() == [1, 4]
+    assert len(document_starts(np.array([2, 3]), 1)) == 0
+    with pytest.raises(DataError, match=r"no document start \(token 1\).*--bos"):
+        document_starts(np.array([2, 3]), 1, required=True)

@@ -60,6 +60,28 @@ def test_searching_widens_the_grid_at_the_same_step():
     assert s.k / s.top == pytest.approx(12.85 / 31)
 
 
+@pytest.mark.parametrize(
+    ("method", "rules", "note"),
+    [
+        ("rtn:trellis=8", (), ["set, but not read by rtn: trellis"]),
+        ("auto", ("*=int6,k=9,step=2",), ["set, but not read by auto: the integer range, k"]),
+        ("auto", ("*=int6", "bank=rtn"), []),
+        ("auto:trellis=16", ("bank=rtn",), []),
+        ("gptq:int6,k=9,block=64", ("gain=int4",), []),
+        ("keep", ("*=int6",), []),
+    ],
+)
+def test_settings_that_nobody_reads_are_noted(method, rules, note):
+    assert plan.unread(made(*rules, method=method)) == note
+
+
+def test_any_setting_of_any_method_by_pattern():
+    plans = made("*=int6,step=2", "blocks.*=auto,trellis=32,unbias=.3,two_sided=no", method="rtn:percentile=.9")
+    s = plans["blocks.0.fc"].settings
+    assert (s.method, s.trellis, s.unbias, s.two_sided, s.step, s.percentile) == ("auto", 32, 0.3, False, 2.0, 0.9)
+    assert plans["bank"].settings.trellis == 8
+
+
 def test_keep_and_casts():
     plans = made("blocks.0.*=keep", "bank=fp16")
     assert plans["blocks.0.fc"].settings is None

@@ -98,34 +98,35 @@ def cases() -> dict[str, Any]:
         ("bytes", i8, (512, 1), (8, 512)), ("words", i16, (512, 1), (8, 512)), ("turned", i16, (1, 1024), (128, 32)),
     ):  # fmt: skip
         out[f"dequant {name}"] = compiled(
-            dequant.kernel, codes=codes, row_scale=f32, col_scale=f32, out=i16, rows=2048, cols=512,
+            dequant.dequant_kernel, codes=codes, row_scale=f32, col_scale=f32, out=i16, rows=2048, cols=512,
             stride_r=strides[0], stride_c=strides[1], ROW_SCALE=True, COL_SCALE=True, BF16=True,
             BLOCK_R=block[0], BLOCK_C=block[1], num_warps=dequant.WARPS,
         )  # fmt: skip
     for name, capped in (("plain", False), ("capped", True)):
         out[f"softcap_nll {name}"] = compiled(
-            softcap_nll.kernel, logits=bf16, targets=i64, out=f32, stride=8192, softcap=30.0, VOCAB=8192, CAPPED=capped,
-            BLOCK=8192, num_warps=softcap_nll.WARPS,
+            softcap_nll.softcap_nll_kernel, logits=bf16, targets=i64, out=f32, stride=8192, softcap=30.0, VOCAB=8192,
+            CAPPED=capped, BLOCK=8192, num_warps=softcap_nll.WARPS,
         )  # fmt: skip
     int64 = {n: i64 for n in ("first_word", "bounds", "first_strip", "starts", "base", "first_row", "final", "ends")}
     int16 = {n: i16 for n in ("words", "rows", "lookup", "codes")}
     for block in (8, 32):
         out[f"rans_decode {block}"] = compiled(
-            rans_decode.kernel, states=i32, pages=i32, entries=i32, symbols=torch.uint8, lanes=2625, last_word=1 << 23,
-            feedback=5, branch=2, BLOCK=block, num_warps=1, **int64, **int16,
+            rans_decode.rans_decode_kernel, states=i32, pages=i32, entries=i32, symbols=torch.uint8, lanes=2625,
+            last_word=1 << 23, feedback=5, branch=2, BLOCK=block, num_warps=1, **int64, **int16,
         )  # fmt: skip
     high = dict(zip(packed.WIDTHS, (None, i8, i16, i32), strict=True))
     for bits, inputs, size in ((4, 16, 8192), (5, 1, 512), (6, 16, 8192), (8, 64, 8192)):
         words = packed.unit_words(size)
         units = size // (packed.FIELDS * words)
-        block_m, block_n, split, warps = quant_linear.plan(inputs, size, units, 132)
+        block_m, block_n, split, warps = quant_linear.launch_shape(inputs, size, units, 132)
         shared = {"low": i32, "high": high[bits], "row_scale": f32, "col_scale": f32, "BITS": bits, "WORDS": words}
         out[f"quant_linear {bits} {inputs} {size}"] = compiled(
-            quant_linear.kernel, x=bf16, out=bf16, inputs=inputs, outputs=size, stride_x=size, COLS=size, UNITS=units,
-            SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=quant_linear.stages(block_m), **shared,
+            quant_linear.quant_linear_kernel, x=bf16, out=bf16, inputs=inputs, outputs=size, stride_x=size, COLS=size,
+            UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps,
+            num_stages=quant_linear.stages(block_m), **shared,
         )  # fmt: skip
     out["unpack 6"] = compiled(
-        packed.kernel, low=i32, high=i16, row_scale=f32, col_scale=f32, out=i16, rows=8192, cols=8192, row_words=1024,
+        packed.unpack_kernel, low=i32, high=i16, row_scale=f32, col_scale=f32, out=i16, rows=8192, cols=8192, row_words=1024,
         BITS=6, WORDS=64, BF16=True, BLOCK_R=packed.TILE_ROWS,
     )  # fmt: skip
     return out

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.kernels.dequant import dequant, dequant_reference, launch
+from pgolf.kernels.dequant import dequant, dequant_reference, launch_dequant
 from pgolf.packer.plane import Plane, Scale
 from tests.helpers import generator
 from tests.kernels.places import everywhere, needs_triton
@@ -30,7 +30,7 @@ def test_the_bits_of_torch(device, shape, turned):
         codes = torch.randint(-100, 100, (cols, rows) if turned else shape, generator=generator(1)).to(device, kind)
         codes = codes.T if turned else codes
         out = torch.full(shape, float("nan"), dtype=dtype, device=device)
-        launch(codes, some_row, some_col, out)
+        launch_dequant(codes, some_row, some_col, out)
         assert torch.equal(out, dequant_reference(codes, some_row, some_col, dtype))
 
 
@@ -42,8 +42,8 @@ def test_rounding_is_to_nearest_even(device):
     scale = bits.view(torch.float32).to(device)
     codes = torch.ones(1, len(bits), dtype=torch.int8, device=device)
     out = torch.empty(1, len(bits), dtype=torch.bfloat16, device=device)
-    assert torch.equal(launch(codes, None, scale, out)[0], scale.bfloat16())
-    nothing = launch(codes * 0, None, scale, out)[0]
+    assert torch.equal(launch_dequant(codes, None, scale, out)[0], scale.bfloat16())
+    nothing = launch_dequant(codes * 0, None, scale, out)[0]
     assert nothing[-1].isnan()
     assert (nothing[:-1] == 0).all()
 
@@ -61,4 +61,4 @@ def test_the_reference_is_the_reconstruction_rule():
 @needs_triton
 def test_no_codes_no_program():
     for shape in ((0, 4), (4, 0)):
-        assert launch(torch.zeros(shape, dtype=torch.int8), None, None, torch.empty(shape)).shape == shape
+        assert launch_dequant(torch.zeros(shape, dtype=torch.int8), None, None, torch.empty(shape)).shape == shape

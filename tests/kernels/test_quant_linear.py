@@ -77,9 +77,9 @@ def test_unpacked_weights_are_dequantized_codes(device, bits):
         codes, weight = case(bits, rows, cols, device, scales=scales)
         poison(device)
         for dtype in (torch.bfloat16, torch.float32):
-            assert torch.equal(packed.launch(weight, dtype), packed.dense_reference(weight, dtype))
+            assert torch.equal(packed.launch_unpack(weight, dtype), packed.dense_reference(weight, dtype))
         if not scales:
-            assert torch.equal(packed.launch(weight, torch.float32).cpu(), codes.float())
+            assert torch.equal(packed.launch_unpack(weight, torch.float32).cpu(), codes.float())
 
 
 @everywhere
@@ -91,22 +91,22 @@ def test_product_against_float64(device, bits):
         _, weight = case(bits, rows, cols, device, scales=scales)
         x = torch.randn(inputs, cols, generator=generator(bits)).to(device, dtype)
         poison(device)
-        y = quant_linear.launch(x, weight)
+        y = quant_linear.launch_quant_linear(x, weight)
         assert y.dtype == dtype
         assert error(y, x, weight) < TOLERANCE[dtype]
 
 
 @everywhere
 def test_rows_split_among_programs(device, monkeypatch):
-    monkeypatch.setattr(quant_linear, "plan", lambda *_: (16, 16, 2, 2))
+    monkeypatch.setattr(quant_linear, "launch_shape", lambda *_: (16, 16, 2, 2))
     _, weight = case(6, 20, 512, device)
     x = torch.randn(2, 512, generator=generator(0)).to(device)
-    assert error(quant_linear.launch(x, weight), x, weight) < TOLERANCE[torch.float32]
+    assert error(quant_linear.launch_quant_linear(x, weight), x, weight) < TOLERANCE[torch.float32]
 
 
 @given(st.integers(1, 64), st.integers(1, 20000), st.integers(1, 64), st.integers(1, 200))
-def test_plans_cover_everything(inputs, outputs, units, processors):
-    block_m, block_n, split, warps = quant_linear.plan(inputs, outputs, units, processors)
+def test_launch_shapes_cover_everything(inputs, outputs, units, processors):
+    block_m, block_n, split, warps = quant_linear.launch_shape(inputs, outputs, units, processors)
     assert units % split == 0
     assert block_m >= inputs
     assert block_n in {16, 32, 64}

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgolf.kernels.softcap_nll import head_nll, launch, softcap_nll, softcap_nll_reference
+from pgolf.kernels.softcap_nll import head_nll, launch_softcap_nll, softcap_nll, softcap_nll_reference
 from tests.helpers import generator
 from tests.kernels.places import everywhere, poison
 
@@ -28,7 +28,7 @@ def test_against_float64(device, rows, vocab, softcap):
     for dtype in (torch.float32, torch.float16):
         logits, targets = case(rows, vocab, dtype, device)
         poison(device)
-        nll = launch(logits, targets, softcap)
+        nll = launch_softcap_nll(logits, targets, softcap)
         assert nll.dtype == torch.float32
         torch.testing.assert_close(nll.double(), exact(logits, targets, softcap), atol=TOLERANCE, rtol=1e-6)
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_scored_is_nan(device):
     logits, _ = case(4, 40, torch.float32, device)
     logits[2, 7] = float("nan")
     logits[3, 7] = float("inf")
-    nll = launch(logits, torch.tensor([40, -1, 0, 0], device=device), None)
+    nll = launch_softcap_nll(logits, torch.tensor([40, -1, 0, 0], device=device), None)
     assert nll.isnan().all()
 
 
@@ -56,8 +56,10 @@ def test_rows_may_be_apart_and_extreme(device):
     logits, targets = case(3, 64, torch.float32, device)
     wide = torch.full((3, 100), float("nan"), device=device)
     wide[:, :64] = logits * 1e3
-    torch.testing.assert_close(launch(wide[:, :64], targets, None).double(), exact(logits * 1e3, targets, None))
-    assert launch(wide[:0, :64], targets[:0], None).shape == (0,)
+    torch.testing.assert_close(
+        launch_softcap_nll(wide[:, :64], targets, None).double(), exact(logits * 1e3, targets, None)
+    )
+    assert launch_softcap_nll(wide[:0, :64], targets[:0], None).shape == (0,)
 
 
 def test_a_head_in_chunks_is_a_head(monkeypatch):

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from pgolf.cli import main
 from pgolf.errors import CheckpointError
 from pgolf.models import checkpoint
-from pgolf.train.loop.save import load_state
+from pgolf.train.loop.save import read_state
 
 
 class Evil:
@@ -35,7 +35,7 @@ def test_pickles_with_code_are_refused_wherever_they_are_read(tmp_path, monkeypa
     with pytest.raises(CheckpointError, match=r"will not run|weights_only"):
         checkpoint.read("evil.pt")
     with pytest.raises(CheckpointError, match="damaged, or not the state"):
-        load_state(Path("evil.pt"), {})
+        read_state(Path("evil.pt"), {})
     for command in ("pack evil.pt --budget 9kB", "estimate evil.pt --budget 9kB", "calibrate evil.pt -o c --model m:m"):
         said = CliRunner().invoke(main, command.split())
         assert said.exit_code == 3

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.backends import rans_numba
 from pgolf.packer.coder import codec, tables
 from pgolf.packer.format import plain
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
@@ -26,10 +27,10 @@ def trellis_plane(rows, cols):
     return Plane(codes, None, None, 8, -3, Spread(rng.integers(8, 12, rows), rng.integers(-2, 3, cols)))
 
 
-def round_trip(planes):
-    packed = codec.encode(planes)
+def round_trip(planes, loops=rans_numba):
+    packed = codec.encode(planes, loops)
     codec.check_planes(packed.head["planes"])
-    return packed, codec.read(packed.head, packed.sections)
+    return packed, codec.read(packed.head, packed.sections, loops)
 
 
 def assert_same(before, after):
@@ -70,10 +71,9 @@ def test_one_plane_round_trip(name):
         assert (after.spread.rows == PLANES[name].spread.rows).all()
 
 
-@pytest.mark.parametrize("compiled", ["0", "1"])
-def test_all_planes_together(monkeypatch, compiled):
-    monkeypatch.setenv("PGOLF_COMPILED", compiled)
-    _, after = round_trip(list(PLANES.values()))
+@pytest.mark.parametrize("loops", [None, rans_numba])
+def test_all_planes_together(loops):
+    _, after = round_trip(list(PLANES.values()), loops)
     for old, new in zip(PLANES.values(), after, strict=True):
         assert_same(old, new)
 
@@ -120,10 +120,10 @@ def test_classes_follow_the_row_scale_for_nothing():
 
 def test_the_same_bytes_for_any_number_of_threads(monkeypatch):
     planes = [weights_like(300, 200), weights_like(100, 70, seed=2)]
-    first = codec.encode(planes)
+    first = codec.encode(planes, rans_numba)
     for count in (1, 3):
         monkeypatch.setattr("pgolf.common.threads.workers", lambda count=count: count)
-        assert codec.encode(planes) == first
+        assert codec.encode(planes, rans_numba) == first
 
 
 def _record(head):

@@ -31,16 +31,16 @@ def test_saving_literal():
 
 def test_a_matrix_shares_unless_its_own_tables_pay():
     mine, other = filled(1, 5), filled(1, 6)
-    assert families.choose([], []) == []
-    assert families.choose([mine, mine], [False, True]) == [0, 1]
-    assert families.choose([mine, mine, mine], [False] * 3) == [0, 0, 0]
-    assert families.choose([filled(1, 5, 3), filled(1, 6, 3)], [False] * 2) == [0, 0]
-    assert families.choose([mine, other], [False, True]) == [0, 1]
+    assert families.choose_families([], []) == []
+    assert families.choose_families([mine, mine], [False, True]) == [0, 1]
+    assert families.choose_families([mine, mine, mine], [False] * 3) == [0, 0, 0]
+    assert families.choose_families([filled(1, 5, 3), filled(1, 6, 3)], [False] * 2) == [0, 0]
+    assert families.choose_families([mine, other], [False, True]) == [0, 1]
 
 
 def test_private_families_are_even_for_scalar_codes_and_odd_for_trellises():
     mine, other, third = filled(1, 5), filled(1, 6), filled(1, 7)
-    chosen = families.choose([mine, other, third] * 2, [False] * 3 + [True] * 3)
+    chosen = families.choose_families([mine, other, third] * 2, [False] * 3 + [True] * 3)
     assert sorted(chosen) == [2, 3, 4, 5, 6, 7]
     assert all(family % 2 == trellis for family, trellis in zip(chosen, [False] * 3 + [True] * 3, strict=True))
 
@@ -48,21 +48,21 @@ def test_private_families_are_even_for_scalar_codes_and_odd_for_trellises():
 def test_the_largest_saving_gets_the_tables_while_there_is_room():
     """Besides all shared tables there is room for 135, and 34 slots may take 68."""
     few, more, most = filled(34, 5, 10_000), filled(34, 6, 20_000), filled(34, 7, 30_000)
-    assert families.choose([few, more, most], [False] * 3) == [
+    assert families.choose_families([few, more, most], [False] * 3) == [
         0,
         2,
         0,
     ]  # 10 000 · log2 6 < 30 000 · log2 2 < 20 000 · log2 3
     room = MAX_TABLES - SLOTS - SLOTS // 2
-    exactly = families.choose([filled(room // 2, 5, 50), filled(room // 2, 6, 50_000)], [False] * 2)
+    exactly = families.choose_families([filled(room // 2, 5, 50), filled(room // 2, 6, 50_000)], [False] * 2)
     assert sorted(exactly) == [0, 2]
-    assert families.choose([filled(room // 2 + 1, 5), filled(room // 2 + 1, 6)], [False] * 2) == [0, 0]
+    assert families.choose_families([filled(room // 2 + 1, 5), filled(room // 2 + 1, 6)], [False] * 2) == [0, 0]
 
 
 def test_families_end_where_the_format_ends(monkeypatch):
     monkeypatch.setattr(families, "MAX_FAMILIES", 4)
     matrices = [filled(1, symbol) for symbol in range(10, 16)]
-    assert sorted(families.choose(matrices, [False] * 3 + [True] * 3)) == [0, 0, 1, 1, 2, 3]
+    assert sorted(families.choose_families(matrices, [False] * 3 + [True] * 3)) == [0, 0, 1, 1, 2, 3]
 
 
 def test_any_choice_can_be_written():
@@ -70,7 +70,7 @@ def test_any_choice_can_be_written():
     rng = np.random.default_rng(0)
     matrices = [filled(int(rng.integers(1, SLOTS)), symbol, 10_000) for symbol in range(2, 30)]
     trellis = [bool(symbol % 2) for symbol in range(2, 30)]
-    chosen = families.choose(matrices, trellis)
+    chosen = families.choose_families(matrices, trellis)
     used = families.directory(matrices, chosen)
     assert used.sum() <= MAX_TABLES
     assert (families.parse(families.dump(used)) == used).all()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.packer.backends import compiled
+from pgolf.packer.backends import rans_numba, registry
 from pgolf.packer.backends.host import Host
 from pgolf.packer.coder import stream
 from pgolf.packer.coder.strips import from_strips, to_strips
@@ -18,10 +18,10 @@ def test_it_decodes_what_numpy_does():
     cases = [scalar(70, 30, 2.0), scalar(0, 5, 1.0), scalar(1500, 3, 300.0), walked(1100, 9, 8), scalar(5, 0, 1.0)]
     codes, layouts = zip(*cases, strict=True)
     codes[0][3, 3] = 100_000  # far off its class
-    coded = stream.encode(codes, layouts, "x", 200)
+    coded = stream.encode(codes, layouts, "x", 200, rans_numba)
     assert coded.sections["x.aside"]
     assert coded.sections["x.escapes"]
-    plain, fast = decoded(coded, layouts), decoded(coded, layouts, Host())
+    plain, fast = decoded(coded, layouts), decoded(coded, layouts, device=Host())
     for numpy, host, code in zip(plain, fast, codes, strict=True):
         assert numpy.dtype == host.dtype
         assert (host == code).all()
@@ -51,4 +51,5 @@ def test_checksums_agree_where_they_wrap_around():
 @pytest.mark.parametrize(("wanted", "kind"), [("0", type(None)), ("1", Host)])
 def test_it_can_be_switched_off(monkeypatch, wanted, kind):
     monkeypatch.setenv("PGOLF_COMPILED", wanted)
-    assert type(compiled.host()) is kind
+    assert type(registry.host()) is kind
+    assert registry.loops() is (rans_numba if wanted == "1" else None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.packer.backends.compiled import host
+from pgolf.packer.backends import registry
 from pgolf.packer.coder import codec
 from pgolf.quant import METHODS
 from pgolf.quant.settings import Settings
@@ -24,8 +24,8 @@ def digest(states: int, two_sided: bool) -> str:
     weight = weight * torch.logspace(-2, 1, 20)[:, None]
     settings = Settings(trellis=states, step=3.0, two_sided=two_sided)
     plane = METHODS["auto"].quantize(weight, correlated(curvature), settings)
-    packed = codec.encode([plane])
-    back = codec.read(packed.head, packed.sections, host())[0].codes
+    packed = codec.encode([plane], registry.loops())
+    back = codec.read(packed.head, packed.sections, registry.loops(), registry.host())[0].codes
     assert (back == plane.codes).all()
     return hashlib.sha256(np.ascontiguousarray(back, np.int32)).hexdigest()
 

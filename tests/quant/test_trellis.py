@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pgolf.packer.coder.trellis import PARITY_CHECKS, STRIP, next_states, on_path, transitions
 from pgolf.quant.rounding.feedback import gaussian_rates
-from pgolf.quant.rounding.viterbi import Rates, _bits, _round_one, _viterbi, _viterbi_fed, predecessors
+from pgolf.quant.rounding.viterbi import Column, Rates, _bits, _round_one, _viterbi, _viterbi_fed, predecessors
 
 FLAT = Rates(0, np.zeros((1, 8), np.float32), np.zeros(1, np.float32))
 
@@ -27,8 +27,13 @@ def column(u, lam=0.0, kind=0, frozen=None, rates=FLAT, states=8) -> np.ndarray:
     if not states:
         return np.array([int(_round_one(x, lam, kind, rates, 1.0)) for x in u])
     same = np.full(len(u), lam, np.float32), np.full(len(u), kind, np.int32)
-    _viterbi(u, *same, still, rates, predecessors(states), 0, 1, codes)
+    _viterbi(unfed(u, *same, still), rates, predecessors(states), 0, 1, codes)
     return codes
+
+
+def unfed(u, lam, kind, frozen) -> Column:
+    """A column that no earlier one has fed, whose decoded steps are the lattice's."""
+    return Column(u, u, np.ones(len(u), np.float32), lam, kind, frozen)
 
 
 def walk(codes: np.ndarray, states: int, frozen: np.ndarray | None = None, state: int = 0) -> int:
@@ -142,10 +147,11 @@ def test_frozen_entries_stay_even_and_the_path_can_be_continued(states: int) -> 
     u, frozen = (5 * generator.standard_normal(400)).astype(np.float32), generator.random(400) < 0.3
     lam, kind = np.full(400, 0.3, np.float32), np.full(400, 30, np.int32)
     rates, before, codes = gaussian_rates(states), predecessors(states), np.empty(400, np.int32)
-    state = _viterbi(u, lam, kind, frozen, rates, before, 0, 250, codes)
+    state = _viterbi(unfed(u, lam, kind, frozen), rates, before, 0, 250, codes)
     assert walk(codes[:250], states, frozen[:250]) == state
     part = slice(250, 400)
-    _viterbi(u[part], lam[part], kind[part], frozen[part], rates, before, state, 150, codes[part])
+    rest = unfed(u[part], lam[part], kind[part], frozen[part])
+    _viterbi(rest, rates, before, state, 150, codes[part])
     walk(codes, states, frozen)
     assert np.abs(codes - u).max() < 6
 
@@ -155,11 +161,11 @@ def test_without_feedback_between_rows_both_searches_agree(states: int) -> None:
     generator = np.random.default_rng(5)
     u, frozen = (4 * generator.standard_normal(90)).astype(np.float32), generator.random(90) < 0.2
     lam, kind = np.full(90, 0.36, np.float32), np.full(90, 32, np.int32)
-    shared = lam, kind, frozen, gaussian_rates(states), predecessors(states), 0, 60
+    column, search = unfed(u, lam, kind, frozen), (gaussian_rates(states), predecessors(states), 0, 60)
     plain, fed = np.empty(90, np.int32), np.empty(90, np.int32)
     ends = [
-        _viterbi(u, *shared, plain),
-        _viterbi_fed(u, u, np.ones(90, np.float32), np.zeros((90, 90), np.float32), *shared, fed),
+        _viterbi(column, *search, plain),
+        _viterbi_fed(column, np.zeros((90, 90), np.float32), *search, fed),
     ]
     np.testing.assert_array_equal(plain, fed)
     assert ends[0] == ends[1] == walk(plain[:60], states, frozen[:60])
@@ -168,13 +174,14 @@ def test_without_feedback_between_rows_both_searches_agree(states: int) -> None:
 def test_feedback_between_rows_lowers_the_cost_that_it_is_for() -> None:
     """Σ (eᵢ + ½·eᵢ₋₁)², whose feedback moves a target by half the error above."""
     u = (20 * np.random.default_rng(6).standard_normal(300)).astype(np.float32)
-    shared = np.zeros(300, np.float32), np.zeros(300, np.int32), np.zeros(300, bool), FLAT, predecessors(8), 0, 1
+    column = unfed(u, np.zeros(300, np.float32), np.zeros(300, np.int32), np.zeros(300, bool))
+    search = FLAT, predecessors(8), 0, 1
     push = np.zeros((300, 300), np.float32)
     for i in range(300):  # error fed to l: that of (I + ½S)⁻¹, one row of V over its diagonal
         push[i, i + 1 :] = -((-0.5) ** np.arange(1, 300 - i))
     plain, fed = np.empty(300, np.int32), np.empty(300, np.int32)
-    _viterbi(u, *shared, plain)
-    _viterbi_fed(u, u, np.ones(300, np.float32), push, *shared, fed)
+    _viterbi(column, *search, plain)
+    _viterbi_fed(column, push, *search, fed)
     walk(fed, 8)
 
     def cost(codes: np.ndarray) -> float:

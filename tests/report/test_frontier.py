@@ -9,35 +9,17 @@ import pytest
 
 from pgolf.report import frontier
 from pgolf.report.curves import apart, curves, log_ticks, round_ticks, show_bytes
-from pgolf.report.page import safe_json
+from pgolf.report.rendering import environment
 from pgolf.report.svg import frontier_svg
+from tests.report import facts
+from tests.report.facts import NASTY
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
-NASTY = "</script><b>&\"'"
-
-
-def point(series, size, rise, **more):
-    return {
-        "key": f"{series}-{size}", "series": series, "label": f"{size:,} B", "bytes": size, "bits_per_weight": 3.0,
-        "bpb": 1.5 + rise, "rise": rise, "pack_seconds": 1.0, **more,
-    }  # fmt: skip
 
 
 @pytest.fixture
 def results():
-    points = [
-        *(point("auto", size, rise) for size, rise in ((800_000, 0.02), (1_200_000, 0.004), (1_600_000, -0.0001))),
-        *(point("contest", size, rise) for size, rise in ((1_200_000, 0.02), (1_500_000, 0.008))),
-        point(NASTY, 1_000_000, 0.05, rise_spread=0.001),
-        {"key": "r", "series": "rtn", "label": "900 B", "refused": "does not fit"},
-    ]
-    row = {
-        "series": "auto", "baseline": "k=20", "baseline_bytes": 1_200_000, "baseline_bpb": 1.52, "baseline_rise": 0.02,
-        "bytes_at_equal_bpb": 800_000, "bytes_ratio": 2 / 3, "bytes_extrapolated": False, "bpb_at_equal_bytes": 1.504,
-        "rise_at_equal_bytes": 0.004, "rise_ratio": 0.2, "bpb_extrapolated": True,
-    }  # fmt: skip
-    before = {"bpb": 1.5, "tokens": 1000, "weights": 3_000_000}
-    return {"points": points, "before": before, "baseline": "contest", "pareto": ["auto-800000"], "comparison": [row]}
+    return facts.sweep()
 
 
 def test_all_three_are_drawn_the_same_twice(results, tmp_path):
@@ -81,7 +63,8 @@ def test_the_page_needs_nothing_from_elsewhere(results, tmp_path):
 
 
 def test_json_in_a_page_cannot_end_its_element():
-    assert safe_json({"a": "</script>&"}) == '{"a": "\\u003c/script\\u003e\\u0026"}'
+    shown = environment().from_string("{{ value|tojson }}").render(value={"a": "</script>&"})
+    assert shown == '{"a": "\\u003c/script\\u003e\\u0026"}'
 
 
 def test_ticks_are_round_and_names_stand_apart(results):

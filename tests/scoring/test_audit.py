@@ -20,7 +20,7 @@ from tests.helpers import Counting
 
 VOCAB, BOS = 13, 0
 TEXT = np.where(np.arange(400) % 50 == 0, BOS, np.random.default_rng(0).integers(1, VOCAB, 400)).astype(np.uint16)
-LEARN = ttt.Settings(rank=2, chunk=8, lr=0.1)
+LEARN = ttt.TTTSettings(rank=2, chunk=8, lr=0.1)
 READINGS = {
     "disjoint": Reading(16),
     "sliding": Reading(16, 4),
@@ -194,7 +194,7 @@ def test_a_wrong_byte_count_is_caught(tokenizer: Path):
     counts = stream_bytes(tokens, token_bytes(tokenizer))
 
     def check(counts: np.ndarray, total: int = len(tokens) - 1) -> audit.Check:
-        return audit.counted_bytes(tokens, counts, processor.bos_id(), tokenizer, total)
+        return audit.text_bytes(tokens, counts, processor.bos_id(), tokenizer, total)
 
     assert (check(counts).passed, check(counts).number) == (True, 0)
     inflated = counts + (np.arange(len(tokens)) == 3)
@@ -202,7 +202,7 @@ def test_a_wrong_byte_count_is_caught(tokenizer: Path):
     assert check(inflated, total=len(rows[0]) + 2).passed is False
     contest = stream_bytes(tokens, token_bytes(tokenizer), convention="contest")
     assert check(contest).passed is (int(contest.sum()) == int(counts.sum()))
-    assert audit.counted_bytes(tokens, counts, 1, None, 5).verdict == "SKIP"
+    assert audit.text_bytes(tokens, counts, 1, None, 5).verdict == "SKIP"
 
 
 def test_size():

@@ -33,10 +33,10 @@ def shaken():
 def test_static_losses_are_the_plain_ones(kind, stride):
     model = shaken() if kind == "ours" else toy_module(toy_state())
     logits = logits_of(model)
-    plain = bpb.score(logits, tokens(), seq_len=16, stride=stride)
+    plain = bpb.score_windows(logits, tokens(), seq_len=16, stride=stride)
     fast = StaticLosses(model, logits, seq_len=16, batch_size=4, compile=False)
     fast._compiled = fast._plain  # the static path, without a compiler
-    mine = bpb.score(logits, tokens(), seq_len=16, stride=stride, batch_size=4, losses=fast)
+    mine = bpb.score_windows(logits, tokens(), seq_len=16, stride=stride, batch_size=4, losses=fast)
     np.testing.assert_allclose(mine, plain, atol=2e-6)
     assert fast.compile_seconds > 0
 
@@ -46,8 +46,8 @@ def test_static_losses_are_the_plain_ones(kind, stride):
 def test_compiled_on_a_gpu():
     model = to_device(GPT(TINY), torch.device("cuda"))
     logits = logits_of(model)
-    plain = bpb.score(logits, tokens(), seq_len=16, device="cuda")
+    plain = bpb.score_windows(logits, tokens(), seq_len=16, device="cuda")
     fast = StaticLosses(model, logits, seq_len=16, batch_size=4)
-    mine = bpb.score(logits, tokens(), seq_len=16, batch_size=4, losses=fast, device="cuda")
+    mine = bpb.score_windows(logits, tokens(), seq_len=16, batch_size=4, losses=fast, device="cuda")
     np.testing.assert_allclose(mine, plain, atol=0.05)  # bfloat16 logits
     assert json.dumps(fast.compile_seconds)

@@ -18,7 +18,7 @@ from pgolf.scoring.windows import Window, segments
 from tests.helpers import SHARED, Counting, generator
 
 VOCAB, BOS = 13, 0
-LEARN = ttt.Settings(rank=2, chunk=8, lr=0.1)
+LEARN = ttt.TTTSettings(rank=2, chunk=8, lr=0.1)
 
 
 class Banked(nn.Module):
@@ -51,7 +51,7 @@ def stream(*lengths: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learned(model: nn.Module, tokens: np.ndarray, starts: np.ndarray, **changes) -> np.ndarray:
-    return ttt.score(model, tokens, starts, seq_len=16, settings=LEARN, **changes)
+    return ttt.score_and_learn(model, tokens, starts, seq_len=16, settings=LEARN, **changes)
 
 
 @pytest.mark.parametrize("model", [Banked(), Counting()])
@@ -88,7 +88,7 @@ def test_documents_know_nothing_of_each_other():
 
 def test_what_was_scored_is_learned_from():
     tokens, starts = stream(60, 60)
-    plain = ttt.score(Banked(), tokens, starts, seq_len=16, settings=ttt.Settings(2, 8, lr=1e-12))
+    plain = ttt.score_and_learn(Banked(), tokens, starts, seq_len=16, settings=ttt.TTTSettings(2, 8, lr=1e-12))
     nats = learned(Banked(), tokens, starts)
     assert (nats[:8] == plain[:8]).all()
     assert (nats[60:68] == plain[60:68]).all()
@@ -99,8 +99,8 @@ def test_without_learning_it_is_a_sliding_window():
     """Until the context is full, a chunk sees all of its document; then the windows are those of --stride."""
     tokens, starts = stream(30, 45)
     model = Banked()
-    nats = ttt.score(model, tokens, starts, seq_len=16, settings=ttt.Settings(2, 8, lr=1e-12))
-    slid = bpb.score(model.forward_logits, tokens, seq_len=16, stride=8, starts=starts)
+    nats = ttt.score_and_learn(model, tokens, starts, seq_len=16, settings=ttt.TTTSettings(2, 8, lr=1e-12))
+    slid = bpb.score_windows(model.forward_logits, tokens, seq_len=16, stride=8, starts=starts)
     np.testing.assert_allclose(nats, slid, atol=1e-5)
 
 
@@ -169,9 +169,9 @@ class Gradientless(Counting):
 def test_bad_input():
     tokens, starts = stream(30)
     with pytest.raises(UsageError, match="rank and a chunk of at least 1"):
-        ttt.Settings(rank=0)
+        ttt.TTTSettings(rank=0)
     with pytest.raises(UsageError, match="chunk of 8 tokens must fit the sequence length 4"):
-        ttt.score(Banked(), tokens, starts, seq_len=4, settings=LEARN)
+        ttt.score_and_learn(Banked(), tokens, starts, seq_len=4, settings=LEARN)
     with pytest.raises(ModelError, match="without gradients"):
         learned(Gradientless(), tokens, starts)
     with pytest.raises(ModelError, match="no matrix"):
@@ -192,6 +192,6 @@ def test_a_real_model_gains():
     model = usermodel.load(f"{golf / 'model.py'}:GPT", checkpoint.read(golf / "ckpt.pt").state_dict())
     tokens = read_shard(SHARED / "text_val_000000.bin")[:5700]
     starts = np.flatnonzero(tokens == 1)
-    plain = bpb.score(model.forward_logits, tokens, seq_len=512, stride=128, starts=starts)
-    nats = ttt.score(model, tokens, starts, seq_len=512)
+    plain = bpb.score_windows(model.forward_logits, tokens, seq_len=512, stride=128, starts=starts)
+    nats = ttt.score_and_learn(model, tokens, starts, seq_len=512)
     assert nats.mean() < plain.mean() - 0.002

@@ -20,15 +20,15 @@ def test_between_points_the_rise_is_a_power_of_the_bytes():
     assert comparison.rise_at(LINE, 1000 * math.sqrt(2)).value == pytest.approx(0.04)
     assert comparison.bytes_at(LINE, 0.01).value == pytest.approx(2000 * math.sqrt(2))
     assert not comparison.bytes_at(LINE, 0.01).extrapolated
-    assert comparison.rise_at(LINE, 2000) == comparison.Estimate(0.02, False)
+    assert comparison.rise_at(LINE, 2000) == comparison.CurveValue(0.02, False)
 
 
 def test_beyond_the_points_the_last_line_goes_on_a_little_and_says_so():
     beyond = comparison.rise_at(LINE, 4800)
     assert beyond.extrapolated
     assert beyond.value == pytest.approx(0.005 / 1.2**2)
-    assert comparison.bytes_at(LINE, 0.08 * 1.2**2) == comparison.Estimate(pytest.approx(1000 / 1.2), True)
-    assert comparison.bytes_at(LINE, 0.005 / 1.2**2) == comparison.Estimate(pytest.approx(4800), True)
+    assert comparison.bytes_at(LINE, 0.08 * 1.2**2) == comparison.CurveValue(pytest.approx(1000 / 1.2), True)
+    assert comparison.bytes_at(LINE, 0.005 / 1.2**2) == comparison.CurveValue(pytest.approx(4800), True)
     for size in (700, 5100):
         assert comparison.rise_at(LINE, size) is None
     for rise in (0.2, 0.001):

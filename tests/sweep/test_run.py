@@ -12,7 +12,6 @@ from pgolf.cli import main
 from pgolf.errors import DataError, UsageError
 from pgolf.sweep import run as sweeps
 from pgolf.sweep.executors import InProcess, executor
-from pgolf.sweep.folder import differences
 from pgolf.sweep.points import points_of
 from pgolf.sweep.setup import Setup
 from tests.helpers import sweep_inputs, without_times
@@ -126,10 +125,6 @@ def test_damaged_files_of_a_sweep_are_named(folder, name, change):
     if path.name != "sweep.json":
         path.unlink()
         assert measured(folder, "s", PLAN[:1])["points"][0]["bytes"] > 0
-
-
-def test_differences_are_named_by_their_place():
-    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == ["a.c", "d"]
 
 
 def test_a_budget_out_of_reach_is_a_result(folder):

@@ -110,7 +110,7 @@ def by_the_stub(path):
 def by_triton(path, monkeypatch):
     """Both kernels in Triton's interpreter: entropy decoding and dequantization."""
     monkeypatch.setattr(on_device, "rans_decode", rans_decode.decode_with_kernel)
-    monkeypatch.setattr(on_device, "dequant", lambda *parts, out: dequant.launch(*parts, out))
+    monkeypatch.setattr(on_device, "dequant", lambda *parts, out: dequant.launch_dequant(*parts, out))
     return on_device.load(path, "cpu")
 
 

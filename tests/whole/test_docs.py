@@ -152,11 +152,11 @@ def test_no_color_is_obeyed(trainer, monkeypatch):
 
     from rich.console import Console
 
-    from pgolf.report import tables
+    from pgolf.report import terminal
 
     monkeypatch.chdir(trainer)
     pgolf.pack(state(0), "plain.pgolf", method="rtn")
-    table = tables.inspect_table(pgolf.inspect("plain.pgolf"))
+    table = terminal.inspect_table(pgolf.inspect("plain.pgolf"))
     shown = {}
     for value in ("", "1"):
         monkeypatch.setenv("NO_COLOR", value)

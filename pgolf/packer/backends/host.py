@@ -1,7 +1,6 @@
 """The processor as a `stream.Device`: compiled loops for what numpy does to all codes in several passes.
 
-What will surprise you: nothing here decides a bit. Each method has its definition in numpy (stream, strips, artifact), which
-is what the decoder stub takes along; `compiled.host` gives this one where numba is there.
+Each method has its definition in numpy (stream, strips, artifact), which is what the decoder stub takes along.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads
 from pgolf.packer.coder import rans, stream
+from pgolf.packer.coder.layout import CodedLanes
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.tables import ESCAPED
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import Plane
@@ -30,14 +31,16 @@ TILE = 8  # columns at a time: so few runs are read and written at once that non
 class Host(stream.Device):
     """Codes are numpy arrays here too."""
 
-    def decode(self, *arguments: Any) -> Array:
-        return rans.decode(*arguments)
+    def decode(self, coded: CodedLanes, loops: Loops | None) -> Array:
+        return rans.decode(coded, loops)
 
     def escaped(self, part: Array) -> Array:
         return np.flatnonzero(part == ESCAPED)
 
-    def patched(self, *arguments: Any) -> Array:
-        return stream.patched(*arguments)
+    def patched(
+        self, part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
+    ) -> Array:
+        return stream.patched(part, wide, middles, widths, low, escaped, escapes)
 
     def from_strips(self, part: Array, shape: tuple[int, int]) -> Array:
         matrix = np.empty(shape, part.dtype)

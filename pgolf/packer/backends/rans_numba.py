@@ -1,39 +1,38 @@
-"""The packer's loops, compiled: same arguments, same bits. See rans.py and spread.py for what the code means.
+"""The coder's loops, compiled: `coder.loops.Loops` with the bits of the definitions in rans.py and classes.py.
 
-What will surprise you:
-* A lane's next symbol waits for its last one, so one lane at a time leaves the processor idle: the decoder takes
-  TOGETHER lanes in step, as numpy takes all of them.
-* A slot's symbol is found from the symbol of the 64 slots around it and a short walk: a table of all slots would not
-  stay in the cache.
-* Threads are plain threads, each with its share of the lanes (the loops hold no lock). Numba's own parallel loops are
-  not used: their OpenMP barriers spin, and on a shared machine cost fifty times what they save.
+Threads are plain threads, each with its share of the lanes (the loops hold no lock). Numba's own parallel loops are not
+used: their OpenMP barriers spin, and on a shared machine cost fifty times what they save.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads, workers
-from pgolf.packer.coder.layout import LOW, ON_TRELLIS, TABLE, contexts_by_strip
-from pgolf.packer.coder.strips import Sums, lane_bounds
+from pgolf.packer.coder.layout import LOW, ON_TRELLIS, TABLE, CodedLanes, contexts_by_strip
+from pgolf.packer.coder.strips import lane_bounds
 from pgolf.packer.coder.tables import PRECISION
 
 Array = NDArray[Any]
 
+# Lanes that are decoded in step: a lane's next symbol waits for its last one, so one alone leaves the processor idle.
 TOGETHER = 4
-COARSE = 6  # log2 of the slots that share an entry of the guide
+# log2 of the slots that share an entry of the guide. A slot's symbol is found from the symbol of the slots around it and a
+# short walk: a table of all slots would not stay in the cache.
+COARSE = 6
 SLOT_MASK = np.uint32((1 << PRECISION) - 1)
 SHARES = 4  # a worker; more than one, so that none waits long for another
 
 
-def encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: Array) -> tuple[Array, Array, Array]:
-    """See rans._encode."""
+def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> tuple[Array, Array, Array]:
+    """See rans.encode_lanes."""
     lanes = len(bounds) - 1
+    freq = freqs.astype(np.uint32)
+    cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     states, counts = np.empty(lanes, np.uint32), np.empty(lanes, np.int64)
     buffer = np.empty(len(symbols), np.uint16)  # a symbol emits one word at most; a lane fills its part from the end
 
@@ -73,42 +72,60 @@ def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, 
         counts[lane] = bounds[lane + 1] - at
 
 
-def decode(
-    states: Array,
-    first_word: Array,
-    words: Array,
-    sums: Sequence[Sums],
-    lookups: Sequence[Array],
-    starts: Array,
-    freqs: Array,
-    codes: Array,
-    after: Array,
-) -> tuple[Array, Array, Array]:
-    """See rans._decode."""
-    bounds = lane_bounds(starts, len(states))
-    out = np.empty(bounds[-1], np.int16)
-    final, ends = states.copy(), first_word.copy()
-    cum = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
-    entries = (freqs.astype(np.uint32) << 16 | cum).ravel()
-    guide = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel())[:: 1 << COARSE].copy()
-    first_strip = np.searchsorted(starts, bounds[:-1])
-    base, first_row, rows, lookup = contexts_by_strip(sums, lookups)
+class _Given(NamedTuple):
+    """What the lanes are decoded from. bounds: int64 [K + 1], symbols of each lane; first_strip: int64 [K].
 
-    def run(first: int, last: int) -> None:
-        _decode(
-            first, last, bounds, first_strip, starts, base, first_row, rows, lookup,
-            words, entries, guide, codes, after, out, final, ends,
-        )  # fmt: skip
+    starts, words, codes, transitions: of `CodedLanes`; base, first_row, rows, lookup: of `contexts_by_strip`.
+    entries: int64 [T · 256], frequency << 16 | first slot; guide: uint8, the symbol of every 2^COARSE-th slot.
+    """
 
-    on_threads(run, *_shares(len(bounds) - 1))
-    return out, final, ends
+    bounds: Array
+    first_strip: Array
+    starts: Array
+    base: Array
+    first_row: Array
+    rows: Array
+    lookup: Array
+    words: Array
+    entries: Array
+    guide: Array
+    codes: Array
+    transitions: Array
+
+
+class _Found(NamedTuple):
+    """What the lanes come to. codes: int16 [N]; states: uint32 [K], at first the start; ends: int64 [K], words read up to."""
+
+    codes: Array
+    states: Array
+    ends: Array
+
+
+def decode(coded: CodedLanes) -> tuple[Array, Array, Array]:
+    """See rans.decode_lanes."""
+    bounds = lane_bounds(coded.starts, len(coded.states))
+    cum = np.cumsum(coded.freqs, axis=1, dtype=np.uint32) - coded.freqs
+    slots = np.tile(np.arange(256, dtype=np.uint8), len(coded.freqs)).repeat(coded.freqs.ravel())
+    given = _Given(
+        bounds,
+        np.searchsorted(coded.starts, bounds[:-1]),
+        coded.starts,
+        *contexts_by_strip(coded),
+        coded.words,
+        (coded.freqs.astype(np.uint32) << 16 | cum).ravel(),
+        slots[:: 1 << COARSE].copy(),
+        coded.codes,
+        coded.transitions,
+    )
+    found = _Found(np.empty(bounds[-1], np.int16), coded.states.astype(np.uint32), coded.ends() - coded.counts)
+    on_threads(lambda first, last: _decode(first, last, given, found), *_shares(len(bounds) - 1))
+    return found
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(  # type: ignore[no-untyped-def]
-    first, last, bounds, first_strip, starts, base, first_row, rows, lookup,
-    words, entries, guide, codes, after, out, final, ends,
-):  # fmt: skip
+def _decode(first, last, given, found):  # type: ignore[no-untyped-def]
+    bounds, starts, words, entries = given.bounds, given.starts, given.words, given.entries
+    out, final, ends = found
     at, stop, edge = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
     strip, column, row = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
     node = np.zeros(TOGETHER, np.int64)
@@ -118,7 +135,7 @@ def _decode(  # type: ignore[no-untyped-def]
         steps = 0
         for j in range(size):
             at[j], stop[j] = bounds[group + j], bounds[group + j + 1]
-            edge[j], strip[j] = at[j], first_strip[group + j] - 1
+            edge[j], strip[j] = at[j], given.first_strip[group + j] - 1
             steps = max(steps, stop[j] - at[j])
         for _ in range(steps):
             for j in range(size):
@@ -128,13 +145,13 @@ def _decode(  # type: ignore[no-untyped-def]
                 if i == edge[j]:  # the next strip begins
                     strip[j] += 1
                     edge[j] = starts[strip[j] + 1]
-                    column[j], row[j], node[j] = base[strip[j]], first_row[strip[j]], 0
-                context = lookup[column[j] + rows[row[j]]]
+                    column[j], row[j], node[j] = given.base[strip[j]], given.first_row[strip[j]], 0
+                context = given.lookup[column[j] + given.rows[row[j]]]
                 parity = node[j] & 1 if context & ON_TRELLIS else 0
                 table = np.int64(context & TABLE) + parity
                 x = final[group + j]
                 slot = x & SLOT_MASK
-                symbol = np.int64(guide[(table << (PRECISION - COARSE)) + (slot >> np.uint32(COARSE))])
+                symbol = np.int64(given.guide[(table << (PRECISION - COARSE)) + (slot >> np.uint32(COARSE))])
                 entry = entries[(table << 8) + symbol]
                 while slot - (entry & np.uint32(0xFFFF)) >= entry >> np.uint32(16):
                     symbol += 1
@@ -144,15 +161,15 @@ def _decode(  # type: ignore[no-untyped-def]
                     x = x << np.uint32(16) | np.uint32(words[ends[group + j]] if ends[group + j] < past else 0)
                     ends[group + j] += 1
                 final[group + j] = x
-                out[i] = codes[(table << 8) + symbol]
+                out[i] = given.codes[(table << 8) + symbol]
                 if context & ON_TRELLIS:
-                    node[j] = after[node[j] << 3 | 2 | symbol & 1]
+                    node[j] = given.transitions[node[j] << 3 | 2 | symbol & 1]
                 at[j] = i + 1
                 row[j] += 1
 
 
 def count(slots: Array, symbols: Array, size: int) -> Array:
-    """See spread.count."""
+    """See classes.count."""
     counts = np.zeros((size, 256), np.int64)
     _count(slots, symbols, counts)
     return counts

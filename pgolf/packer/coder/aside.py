@@ -1,10 +1,4 @@
-"""Bits put aside: the middle bits of wide codes, stored as they are, because a wide Gaussian is flat on that scale.
-
-What will surprise you:
-* The `low` lowest bits stay with the code: one, or two where a trellis needs them while it decodes.
-* Each entry may put a different number of bits aside (24 at most). They follow each other without gaps, most significant
-  bit first, in the order of the codes; the last byte is filled with zero bits.
-"""
+"""Bits put aside: the middle bits of wide codes, stored as they are, because a wide Gaussian is flat on that scale."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ _PIECE = 1 << 16  # entries at a time, so that temporaries stay small
 
 
 def shorten(codes: Array, widths: Array, low: int) -> Array:
-    """`codes` [n] without the `widths` bits above their `low` lowest bits."""
+    """`codes` [n] without the `widths` bits above their `low` lowest bits: one, or two where a trellis needs them."""
     short: Array = codes >> widths + low << low | codes & (1 << low) - 1
     return short
 
@@ -38,7 +32,7 @@ def lengthen(short: Any, middles: Any, widths: Any, low: int) -> Any:
 
 
 def write(middles: Array, widths: Array) -> bytes:
-    """Fields of `widths` bits [n] as bytes."""
+    """Fields of `widths` bits [n], 0 to MAX_WIDTH each, as bytes: without gaps, most significant bit first, zeros at the end."""
     ends = np.cumsum(widths, dtype=np.int64)
     out = np.zeros((int(widths.sum(dtype=np.int64)) + 7) // 8 + 4, np.uint8)
     for at in range(0, len(widths), _PIECE):

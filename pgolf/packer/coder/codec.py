@@ -1,15 +1,10 @@
-"""Planes <-> bytes: the codes in one rANS stream, and what describes them (scales, spread classes) in another.
-
-What will surprise you:
-* A vector of scale or class indices is itself coded as a plane, one column wide, with one class. Nothing special.
-* The rows' spread classes are coded as they are or as their sum with the row scale's octaves, whichever varies less:
-  where a quantizer chose steps in proportion to the weights' spread, one says nearly everything about the other.
-"""
+"""Planes <-> bytes: the codes in one rANS stream, and what describes them (scales, spread classes) in another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +12,9 @@ from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads
 from pgolf.errors import ArtifactError
-from pgolf.packer.coder import spread, stream
+from pgolf.packer.coder import stream
+from pgolf.packer.coder.classes import choose_spread, index_bits
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.stream import Layout
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Plane, Scale, Spread
 
@@ -32,7 +29,7 @@ SIDE_LANE_BYTES = 600  # index vectors are few: short lanes cost nothing that co
 
 
 @dataclass(frozen=True)
-class Packed:
+class CodedPlanes:
     """sections: name -> bytes; head: JSON-able; plane_bits, side_bits: of each plane's codes and description;
     ideal_bits: see stream.Coded."""
 
@@ -61,9 +58,9 @@ class _Vector:
         return start if self.residual is None else [*start, self.spread_class, next(families)]
 
 
-def encode(planes: Sequence[Plane]) -> Packed:
+def encode(planes: Sequence[Plane], loops: Loops | None = None) -> CodedPlanes:
     """Code planes. Raises ValueError on codes that break the trellis rule (a quantizer's bug)."""
-    choices = on_threads(spread.choose, planes)
+    choices = on_threads(partial(choose_spread, loops=loops), planes)
     described = [_describe(plane, choice.spread) for plane, choice in zip(planes, choices, strict=True)]
     coded = [[v for v in mine if v is not None and v.residual is not None] for mine in described]
     vectors = [(v.residual, v.spread_class) for mine in coded for v in mine if v.residual is not None]
@@ -72,9 +69,10 @@ def encode(planes: Sequence[Plane]) -> Packed:
         [_vector_layout(len(residual), spread_class) for residual, spread_class in vectors],
         "side",
         SIDE_LANE_BYTES,
+        loops,
     )
     layouts = [Layout(c.spread, p.trellis, p.trellis_from) for p, c in zip(planes, choices, strict=True)]
-    main = stream.encode([plane.codes for plane in planes], layouts, "codes")
+    main = stream.encode([plane.codes for plane in planes], layouts, "codes", loops=loops)
     families = iter(side.families)
     records = [
         [*p.codes.shape, p.trellis, p.trellis_from, family, [v and v.described(families) for v in mine]]
@@ -82,7 +80,7 @@ def encode(planes: Sequence[Plane]) -> Packed:
     ]
     bits = iter(side.bits)
     side_bits = [float(sum(next(bits) for _ in mine)) for mine in coded]
-    return Packed(side.sections | main.sections, {"planes": records}, main.bits, side_bits, main.ideal_bits)
+    return CodedPlanes(side.sections | main.sections, {"planes": records}, main.bits, side_bits, main.ideal_bits)
 
 
 def _describe(plane: Plane, chosen: Spread) -> list[_Vector | None]:
@@ -104,6 +102,10 @@ def _vector(index: Array, kind: int) -> _Vector:
 
 
 def _class_vector(index: Array, scale: Scale | None) -> _Vector:
+    """Classes as they are or as their sum with the scale's octaves, whichever varies less.
+
+    Where a quantizer chose steps in proportion to the weights' spread, one says nearly everything about the other.
+    """
     plain = _vector(index, 0)
     if scale is None or scale.per_octave == HALF or plain.residual is None:
         return plain
@@ -111,7 +113,7 @@ def _class_vector(index: Array, scale: Scale | None) -> _Vector:
 
 
 def _index_bits(vector: _Vector) -> float:
-    return 0.0 if vector.residual is None else spread.index_bits(vector.residual)
+    return 0.0 if vector.residual is None else index_bits(vector.residual)
 
 
 def _octaves(scale: Scale) -> Array:
@@ -121,6 +123,7 @@ def _octaves(scale: Scale) -> Array:
 
 
 def _vector_layout(length: int, spread_class: int, family: int = 0) -> Layout:
+    """A vector of indices is coded as a plane too, one column wide, with one class."""
     return Layout(Spread(np.full(length, spread_class), np.zeros(1, np.int32)), 0, 0, family)
 
 
@@ -181,17 +184,19 @@ def section_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:
     return limits
 
 
-def read(head: dict[str, Any], sections: dict[str, bytes], device: stream.Device | None = None) -> list[Plane]:
+def read(
+    head: dict[str, Any], sections: dict[str, bytes], loops: Loops | None = None, device: stream.Device | None = None
+) -> list[Plane]:
     """The inverse of `encode`. Raises ArtifactError; checks sizes before it allocates.
 
     device: decodes the codes of the planes and holds them; None: numpy.
     """
     records = head["planes"]
     check_amounts(records, sections)
-    residuals = iter(stream.decode(sections, "side", [_vector_layout(n, *v[2:]) for n, v in _coded(records)]))
+    residuals = iter(stream.decode(sections, "side", [_vector_layout(n, *v[2:]) for n, v in _coded(records)], loops))
     described = [_described(record, residuals) for record in records]
     layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
-    codes = stream.decode(sections, "codes", layouts, device)
+    codes = stream.decode(sections, "codes", layouts, loops, device)
     return [
         Plane(matrix, row, col, record[2], record[3], spread)
         for matrix, record, (row, col, spread) in zip(codes, records, described, strict=True)

@@ -1,10 +1,9 @@
 """Which matrices share probability tables, and how the tables are numbered.
 
-What will surprise you:
-* A slot is 2 · class + parity. A family holds one table for each slot that its matrices use; families 0 (scalar) and 1
-  (trellis) are shared by all matrices, and one whose histograms are its own gets a private family, where that pays.
-* Odd families are for trellis matrices: their codes are 2 · value + parity, and both parities of a class have tables,
-  because the decoder adds the parity to the table's number.
+A slot is 2 · class + parity. A family holds one table for each slot that its matrices use; families 0 (scalar) and 1
+(trellis) are shared by all matrices, and one whose histograms are its own gets a private family, where that pays.
+Odd families are for trellis matrices: their codes are 2 · value + parity, and both parities of a class have tables,
+because the decoder adds the parity to the table's number.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
-from pgolf.packer.coder.spread import CLASSES, entropy_bits
+from pgolf.packer.coder.classes import CLASSES, entropy_bits
 from pgolf.packer.coder.tables import ESCAPED, ESCAPES, OFFSET
 
 Array = NDArray[Any]
@@ -29,7 +28,7 @@ SYMBOL_BITS = 10.0  # rough cost of one more symbol in one more table
 BITMAP_BYTES = SLOTS // 8
 
 
-def choose(counts: Sequence[Array], trellis: Sequence[bool]) -> list[int]:
+def choose_families(counts: Sequence[Array], trellis: Sequence[bool]) -> list[int]:
     """The family of each matrix from its counts [SLOTS, 256]: private where that saves more than its tables cost."""
     families = [SHARED_TRELLIS if t else SHARED_SCALAR for t in trellis]
     gains = []

@@ -1,8 +1,4 @@
-"""General codecs for everything that is not a code plane: the smallest of several wins, by size alone.
-
-What will surprise you: multi-byte numbers are shuffled (all first bytes, then all second bytes...) as one more
-candidate, because codecs find more in a run of exponents than in whole floats. Codec ids are part of the format.
-"""
+"""General codecs for everything that is not a code plane: the smallest of several wins, by size alone."""
 
 from __future__ import annotations
 
@@ -116,7 +112,10 @@ def unshuffled(raw: bytes, item: int) -> bytes:
 
 
 def compress(raw: bytes, item: int = 1, codecs: tuple[str, ...] = BEST) -> Compressed:
-    """The smallest stored form of `raw` among codecs, plain and (for item > 1) shuffled; first wins a tie."""
+    """The smallest stored form of `raw` among codecs, plain and (for item > 1) shuffled; first wins a tie.
+
+    item: bytes of a number; codecs find more in a run of exponents than in whole floats.
+    """
     forms = [(raw, 1)] + ([(shuffled(raw, item), item)] if item > 1 and len(raw) % item == 0 else [])
     tried = [
         Compressed(CODECS[c].encode(form), CODECS[c].number, step, len(raw)) for form, step in forms for c in codecs

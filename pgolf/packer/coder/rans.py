@@ -1,19 +1,14 @@
 """Interleaved rANS: symbols and contexts to 16-bit words, one independent stream a lane.
 
-What will surprise you:
-* Lanes share nothing but the tables. Each owns a run of whole strips, a 32-bit state and a run of words, so numpy steps
-  all lanes together, a compiled loop takes a few lanes at a time, and a GPU gives each lane a thread.
-* The encoder runs backwards. Every lane starts at LOW and must be back at LOW when the decoder has read its last
-  symbol and its last word: that is checked, and catches nearly any damage.
-* With a trellis the decoder keeps a code state beside the coder's: its lowest bit (parity) picks the second of two
-  tables, and the lowest bit of the symbol picks the branch (DESIGN.md §5).
+Lanes share nothing but the tables. Each owns a run of whole strips, a 32-bit state and a run of words, so numpy steps all
+lanes together, a compiled loop takes a few lanes at a time, and a GPU gives each lane a thread. The encoder runs
+backwards: every lane starts at LOW and must be back at LOW when the decoder has read its last symbol and its last word.
 
 Duda, "Asymmetric numeral systems", arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
-from pgolf.packer.backends.loops import loops
-from pgolf.packer.coder.layout import LOW, TABLE
-from pgolf.packer.coder.strips import Sums, lane_bounds
+from pgolf.packer.coder.layout import LOW, TABLE, CodedLanes
+from pgolf.packer.coder.loops import Loops
+from pgolf.packer.coder.strips import lane_bounds
 from pgolf.packer.coder.tables import PRECISION, TOTAL
 
 LAST = 1 << 9  # last symbol of a strip: the trellis state returns to 0 behind it
@@ -43,24 +38,23 @@ class Lanes:
     words: Array
 
 
-def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> Lanes:
+def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array, loops: Loops | None = None) -> Lanes:
     """Code symbols (uint8 [N]), each with its table's number (uint8 [N], parity included).
 
     bounds: int64 [K+1], lane l owns symbols bounds[l]:bounds[l+1]. freqs: int64 [T, 256], rows sum to 2^15.
     """
-    compiled = loops()
-    freq = freqs.astype(np.uint32)
-    cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
-    return Lanes(*(compiled.encode if compiled else _encode)(symbols, tables_of, bounds, freq, cum))
+    return Lanes(*(loops.encode if loops else encode_lanes)(symbols, tables_of, bounds, freqs))
 
 
-def _encode(symbols: Array, tables_of: Array, bounds: Array, freq: Array, cum: Array) -> tuple[Array, Array, Array]:
+def encode_lanes(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> tuple[Array, Array, Array]:
+    """(states, counts, words) of the lanes, all lanes going one symbol back at each step."""
     order, active = _schedule(bounds)
     steps = len(active)
     x = np.full(len(order), LOW, np.uint64)
     words = np.zeros((steps, len(order)), np.uint16)
     emitted = np.zeros((steps, len(order)), bool)
-    packed = (freq.astype(np.uint64) << 32 | cum).ravel()
+    freq = freqs.astype(np.uint64)
+    packed = (freq << 32 | np.cumsum(freq, axis=1) - freq).ravel()
     start = bounds[:-1][order]
     for t in range(steps - 1, -1, -1):
         k = active[t]
@@ -87,73 +81,49 @@ def _schedule(bounds: Array) -> tuple[Array, list[int]]:
     return order, [int(k) for k in running]
 
 
-def decode(
-    lanes: Array,
-    words: Array,
-    sums: Sequence[Sums],
-    lookups: Sequence[Array],
-    starts: Array,
-    freqs: Array,
-    codes: Array,
-    after: Array,
-) -> Array:
+def decode(coded: CodedLanes, loops: Loops | None = None) -> Array:
     """The inverse of `encode`, as codes: int16 [N], ESCAPED where the symbol was an escape.
 
-    lanes: uint32 [2, K], states and counts as in Lanes; words: uint16.
-    sums: of each matrix; lookups: the context (uint16: TABLE | ON_TRELLIS) that each of its sums stands for.
-    starts: int64 [S + 1], where strips begin. freqs: int64 [T, 256]; codes: int16 [T · 256], what the symbols mean.
-    after: trellis.transitions.
     Raises ArtifactError if a lane does not end where it must.
     """
-    states, counts = lanes
-    ends = np.cumsum(counts, dtype=np.int64)
-    check_lanes(states, ends, words)
-    found = _decode_lanes(states.astype(np.uint32), ends - counts, words, sums, lookups, starts, freqs, codes, after)
-    check_ends(*found[1:], ends)
-    return found[0]
+    check_lanes(coded)
+    codes, states, read = (loops.decode if loops else decode_lanes)(coded)
+    check_ends(coded, states, read)
+    return codes
 
 
-def _decode_lanes(*arguments: Any) -> tuple[Array, Array, Array]:
-    found: tuple[Array, Array, Array] = getattr(loops(), "decode", _decode)(*arguments)
-    return found
-
-
-def check_ends(states: Array, read: Array, ends: Array) -> None:
-    """Raises ArtifactError unless every lane came back to where its encoder started, and read all of its words."""
-    if (states != LOW).any() or (read != ends).any():
-        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
-
-
-def check_lanes(states: Array, ends: Array, words: Array) -> None:
+def check_lanes(coded: CodedLanes) -> None:
     """Raises ArtifactError unless the lanes share out all words and start in states that a coder can be in."""
-    if int(ends[-1] if ends.size else 0) != len(words):
+    if coded.counts.sum(dtype=np.int64) != len(coded.words):
         raise ArtifactError("coded words are missing or left over: the artifact is truncated or damaged")
-    if (states < LOW).any():
+    if (coded.states < LOW).any():
         raise ArtifactError("a coder state is out of range: the artifact is damaged")
 
 
-def _decode(
-    x: Array,
-    at_word: Array,
-    words: Array,
-    sums: Sequence[Sums],
-    lookups: Sequence[Array],
-    starts: Array,
-    freqs: Array,
-    codes: Array,
-    after: Array,
-) -> tuple[Array, Array, Array]:
+def check_ends(coded: CodedLanes, states: Array, read: Array) -> None:
+    """Raises ArtifactError unless every lane came back to where its encoder started, and read all of its words.
+
+    This catches nearly any damage.
+    """
+    if (states != LOW).any() or (read != coded.ends()).any():
+        raise ArtifactError("the entropy-coded data do not end where they must: the artifact is damaged")
+
+
+def decode_lanes(coded: CodedLanes) -> tuple[Array, Array, Array]:
     """(codes int16 [N], final states, words read up to): all lanes go one symbol further at each step.
 
-    A lane at its end goes on with a table of one symbol, which changes nothing.
+    A lane at its end goes on with a table of one symbol, which changes nothing. With a trellis each lane keeps a code
+    state (node) beside the coder's: its lowest bit (parity) picks the second of two tables, and the lowest bit of the
+    symbol picks the branch (docs/METHOD.md §3).
     """
-    idle = np.uint16(len(freqs))
-    number, entries = _slots(freqs)
-    bounds = lane_bounds(starts, len(x))[:, None]
+    x, at_word = coded.states.astype(np.uint32), coded.ends() - coded.counts
+    idle = np.uint16(len(coded.freqs))
+    number, entries = _slots(coded.freqs)
+    bounds = lane_bounds(coded.starts, len(x))[:, None]
     out = np.concatenate(
-        [*(lookup[s.where()] for s, lookup in zip(sums, lookups, strict=True)), [idle]], dtype=np.uint16
+        [*(lookup[s.where()] for s, lookup in zip(coded.sums, coded.lookups, strict=True)), [idle]], dtype=np.uint16
     )
-    out[starts[1:] - 1] |= LAST  # contexts: they give way to codes
+    out[coded.starts[1:] - 1] |= LAST  # contexts: they give way to codes
     node = 0 * at_word
     symbols = np.empty((CHUNK, len(x)), np.uint16)
     for step in range(0, int(np.diff(bounds[:, 0]).max(initial=0)), CHUNK):
@@ -163,19 +133,19 @@ def _decode(
         for slot, flags, symbol in zip((contexts & TABLE) << PRECISION, contexts >> FLAGS, symbols, strict=True):
             low = x & (TOTAL - 1)
             slot += low
-            if len(after) > ONE_STATE:
+            if len(coded.transitions) > ONE_STATE:
                 slot += (node & flags & 1) << PRECISION
             number.take(slot, out=symbol, mode="clip")
-            if len(after) > ONE_STATE:
-                node = after.take(node << 3 | flags << 1 | symbol & 1)
+            if len(coded.transitions) > ONE_STATE:
+                node = coded.transitions.take(node << 3 | flags << 1 | symbol & 1)
             entry = entries.take(symbol, mode="clip")
             x >>= PRECISION
             x *= entry >> 16
             x += low - (entry & 0xFFFF)
             need = np.flatnonzero(x < LOW)
-            x[need] = x[need] << 16 | words.take(at_word[need], mode="clip")
+            x[need] = x[need] << 16 | coded.words.take(at_word[need], mode="clip")
             at_word[need] += 1
-        out[at] = codes.take(symbols, mode="clip").view(np.uint16).T
+        out[at] = coded.codes.take(symbols, mode="clip").view(np.uint16).T
         out[-1] = idle
     return out[:-1].view(np.int16), x, at_word
 

@@ -1,15 +1,15 @@
 """A list of integer matrices <-> the byte sections of one rANS stream.
 
-What will surprise you:
-* Every code becomes a byte symbol: code + 128, or an escape that keeps its lowest bit (the code is then in a list), and
-  of wide classes only the lowest and the top bits (the bits between are put aside).
-* Everything is decided per value of rows[i] + cols[j] (strips.Sums): class, table, bits put aside, trellis or not.
+Every code becomes a byte symbol: code + 128, or an escape that keeps its lowest bit (the code is then in a list), and of
+wide classes only the lowest and the top bits (the bits between are put aside). Everything is decided per value of
+rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +17,18 @@ from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads
 from pgolf.errors import ArtifactError
-from pgolf.packer.coder import aside, families, rans, spread, tables
-from pgolf.packer.coder.layout import ON_TRELLIS
-from pgolf.packer.coder.strips import Sums, class_sums, from_strips, lane_bounds, strip_lengths, strip_starts, to_strips
+from pgolf.packer.coder import aside, classes, families, rans, tables
+from pgolf.packer.coder.layout import ON_TRELLIS, CodedLanes
+from pgolf.packer.coder.loops import Loops
+from pgolf.packer.coder.strips import (
+    ClassSums,
+    class_sums,
+    from_strips,
+    lane_bounds,
+    strip_lengths,
+    strip_starts,
+    to_strips,
+)
 from pgolf.packer.coder.trellis import PARITY_CHECKS, on_path, transitions
 from pgolf.packer.plane import Plane, Spread
 
@@ -72,12 +81,12 @@ class _Prepared:
     counts: Array
 
 
-def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array) -> _Prepared:
+def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array, loops: Loops | None) -> _Prepared:
     """Fills slots and symbols."""
     sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
-    classes, put_aside = spread.classes_of(sums.values, layout.trellis)
-    codes, where = to_strips(spread.narrowed(matrix)), sums.where()
-    (2 * classes).astype(np.uint8).take(where, out=slots, mode="clip")
+    class_of, put_aside = classes.classes_of(sums.values, layout.trellis)
+    codes, where = to_strips(classes.narrowed(matrix)), sums.where()
+    (2 * class_of).astype(np.uint8).take(where, out=slots, mode="clip")
     if trellis:
         on = (sums.values >= layout.trellis_from)[where]
         if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
@@ -87,8 +96,9 @@ def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array) -> _Pr
     middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
     if wide.size:
         codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
-    symbols[:] = spread.symbols(codes >> trellis)
-    return _Prepared(slots, symbols, wide, widths, middles, spread.count(slots, symbols, families.SLOTS))
+    symbols[:] = classes.symbols(codes >> trellis)
+    counts = (loops.count if loops else classes.count)(slots, symbols, families.SLOTS)
+    return _Prepared(slots, symbols, wide, widths, middles, counts)
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
@@ -99,7 +109,13 @@ def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
     return wide, put_aside[where[wide]].astype(np.int32)
 
 
-def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_bytes: int = LANE_BYTES) -> Coded:
+def encode(
+    codes: Sequence[Array],
+    layouts: Sequence[Layout],
+    name: str,
+    lane_bytes: int = LANE_BYTES,
+    loops: Loops | None = None,
+) -> Coded:
     """Code integer matrices under their layouts. name: prefix of the section names.
 
     Raises ValueError if trellis codes do not follow the trellis, or trellises differ: a bug of the quantizer.
@@ -108,9 +124,11 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
         raise ValueError("planes of one artifact have different trellises")
     ends = np.cumsum([matrix.size for matrix in codes], dtype=np.int64)
     slots, symbols = np.empty((2, ends[-1] if codes else 0), np.uint8)
-    prepared = on_threads(_prepare, codes, layouts, np.split(slots, ends)[:-1], np.split(symbols, ends)[:-1])
+    prepared = on_threads(
+        partial(_prepare, loops=loops), codes, layouts, np.split(slots, ends)[:-1], np.split(symbols, ends)[:-1]
+    )
     counts, trellis = [p.counts for p in prepared], [bool(layout.trellis) for layout in layouts]
-    chosen = families.choose(counts, trellis)
+    chosen = families.choose_families(counts, trellis)
     used = families.directory(counts, chosen)
     totals = families.totals(used, counts, chosen)
     entries = on_threads(tables.cheapest, totals, families.parities(used))
@@ -121,7 +139,7 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
     bounds = lane_bounds(
         strip_starts(layout.spread.shape for layout in layouts), _lane_count(sum(bits), len(symbols), lane_bytes)
     )
-    coded = rans.encode(symbols, slots, bounds, freqs)  # slots have become numbers of tables
+    coded = rans.encode(symbols, slots, bounds, freqs, loops)  # slots have become numbers of tables
     sections = {
         f"{name}.tables": families.dump(used) + tables.dump_tables(entries),
         f"{name}.lanes": np.concatenate([coded.states, coded.counts]).astype("<u4").tobytes(),
@@ -131,7 +149,7 @@ def encode(codes: Sequence[Array], layouts: Sequence[Layout], name: str, lane_by
         ),
         f"{name}.escapes": _joined(on_threads(_escapes, codes, done), "<i4").tobytes(),
     }
-    ideal = spread.entropy_bits(totals) + float(sum(p.widths.sum(dtype=np.int64) for p in done))
+    ideal = classes.entropy_bits(totals) + float(sum(p.widths.sum(dtype=np.int64) for p in done))
     return Coded({k: v for k, v in sections.items() if v}, chosen, bits, ideal)
 
 
@@ -172,11 +190,8 @@ def _lane_count(bits: float, symbols: int, lane_bytes: int) -> int:
 class Device(Protocol):
     """What decodes in numpy's stead and keeps the codes where it is, in arrays of its own kind."""
 
-    def decode(
-        self, lanes: Array, words: Array, sums: Sequence[Sums], lookups: Sequence[Array], starts: Array,
-        freqs: Array, codes: Array, after: Array,
-    ) -> Any:  # fmt: skip
-        """As `rans.decode`."""
+    def decode(self, coded: CodedLanes, loops: Loops | None) -> Any:
+        """As `rans.decode`; the loops are of no use but to a processor."""
 
     def escaped(self, part: Any) -> Array:
         """int64, ascending: which codes of a matrix are ESCAPED."""
@@ -193,7 +208,13 @@ class Device(Protocol):
         """As `artifact.checksum`."""
 
 
-def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout], device: Device | None = None) -> list[Any]:
+def decode(
+    sections: dict[str, bytes],
+    name: str,
+    layouts: Sequence[Layout],
+    loops: Loops | None = None,
+    device: Device | None = None,
+) -> list[Any]:
     """The inverse of `encode`: int16 matrices, int32 where a code needed more than a symbol. Raises ArtifactError.
 
     device: does the work and holds the matrices; None: numpy.
@@ -203,8 +224,10 @@ def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout], dev
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
     sums = [class_sums(y.spread) for y in layouts]
-    codes = (device.decode if device else rans.decode)(
-        np.frombuffer(lanes, "<u4").reshape(2, -1),
+    states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
+    coded = CodedLanes(
+        states,
+        counts,
         np.frombuffer(words, "<u2"),
         sums,
         [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
@@ -213,6 +236,7 @@ def decode(sections: dict[str, bytes], name: str, layouts: Sequence[Layout], dev
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
     )
+    codes = (device.decode if device else rans.decode)(coded, loops)
     return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
 
 
@@ -243,16 +267,16 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
         raise ArtifactError("a family of tables is of another kind than its matrix: the artifact is damaged")
 
 
-def _lookup(sums: Sums, layout: Layout, used: Array) -> Array:
+def _lookup(sums: ClassSums, layout: Layout, used: Array) -> Array:
     """uint16 [len(sums.values)]: the coder's context for each value of rows[i] + cols[j]."""
-    classes, _ = spread.classes_of(sums.values, layout.trellis)
-    check_tables(used[layout.family][2 * classes], sums)
-    tables_of = families.table_numbers(used)[layout.family][2 * classes]
+    class_of, _ = classes.classes_of(sums.values, layout.trellis)
+    check_tables(used[layout.family][2 * class_of], sums)
+    tables_of = families.table_numbers(used)[layout.family][2 * class_of]
     lookup: Array = tables_of | ON_TRELLIS * (sums.values >= layout.trellis_from) * (layout.trellis > 0)
     return lookup.astype(np.uint16)
 
 
-def check_tables(held: Array, sums: Sums) -> None:
+def check_tables(held: Array, sums: ClassSums) -> None:
     """Raises ArtifactError where an entry has no table. held: whether there is one for each of the sums."""
     if not held.all() and not held[np.add.outer(np.unique(sums.rows), np.unique(sums.cols))].all():
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
@@ -260,7 +284,7 @@ def check_tables(held: Array, sums: Sums) -> None:
 
 def _restored(
     codes: Any,
-    sums: Sequence[Sums],
+    sums: Sequence[ClassSums],
     layouts: Sequence[Layout],
     middles: bytes,
     escapes: Array,
@@ -272,7 +296,7 @@ def _restored(
     for s, layout in zip(sums, layouts, strict=True):
         rows, cols = layout.spread.shape
         part, codes = codes[: rows * cols], codes[rows * cols :]
-        _, put_aside = spread.classes_of(s.values, layout.trellis)
+        _, put_aside = classes.classes_of(s.values, layout.trellis)
         escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
         if put_aside.any() or escaped.size:
             widths = put_aside[s.where()]

@@ -1,10 +1,8 @@
 """The order of the symbols: matrices cut into strips, strips shared out among the coder's lanes.
 
-What will surprise you:
-* A strip is one column by at most STRIP rows, because trellis paths run down columns. Strips follow each other block of
-  rows by block of rows, column by column, matrix by matrix.
-* A lane owns a run of whole strips, so a trellis state never crosses lanes; lanes are even to within a strip, and one
-  may own nothing.
+A strip is one column by at most STRIP rows, because trellis paths run down columns. Strips follow each other block of
+rows by block of rows, column by column, matrix by matrix. A lane owns a run of whole strips, so a trellis state never
+crosses lanes.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ Shape = tuple[int, int]
 
 MAX_SUMS = (
     1 << 12
-)  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights can differ by
+)  # values of rows[i] + cols[j] from the lowest to the highest and 0: 1024 octaves, more than weights span
 
 
 def to_strips(matrix: Array) -> Array:
@@ -54,13 +52,16 @@ def strip_starts(shapes: Iterable[Shape]) -> Array:
 
 
 def lane_bounds(starts: Array, lanes: int) -> Array:
-    """int64 [lanes + 1]: lane l starts at the first strip that starts at or after l/lanes of all symbols."""
+    """int64 [lanes + 1]: lane l starts at the first strip that starts at or after l/lanes of all symbols.
+
+    Lanes are even to within a strip, and one may own nothing.
+    """
     bounds: Array = starts[np.searchsorted(starts, np.arange(lanes + 1) * starts[-1] // (lanes or 1))]
     return bounds
 
 
 @dataclass(frozen=True)
-class Sums:
+class ClassSums:
     """rows[i] + cols[j] of one matrix: every decision about an entry is looked up in a short table over these.
 
     values: int64, all that the sums may be, in a row; rows: uint16 [R], cols: uint16 [C]: sums are values[rows + cols].
@@ -76,11 +77,11 @@ class Sums:
         return np.concatenate(blocks, None)
 
 
-def class_sums(spread: Spread) -> Sums:
+def class_sums(spread: Spread) -> ClassSums:
     """Raises ArtifactError where the classes differ by more than any codes can."""
     row, col = spread.rows, spread.cols
     low_row, low_col = row.min(initial=0), col.min(initial=0)
     low, high = low_row + low_col, row.max(initial=0) + col.max(initial=0)
     if high - low >= MAX_SUMS:
         raise ArtifactError(f"spread classes of one matrix reach from {low} to {high}: the artifact is damaged")
-    return Sums(np.arange(low, high + 1), (row - low_row).astype(np.uint16), (col - low_col).astype(np.uint16))
+    return ClassSums(np.arange(low, high + 1), (row - low_row).astype(np.uint16), (col - low_col).astype(np.uint16))

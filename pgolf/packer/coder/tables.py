@@ -7,7 +7,7 @@ What will surprise you:
 * A table is either explicit (its frequencies are in the file) or parametric: three small integers from which every
   machine computes the same frequencies with integer arithmetic. Floating point never decides a decoded bit.
 * The parametric density is exp2(-(A·a + B·a²)) over the magnitude a = |2·value + parity|: Laplace, Gauss or between.
-  The same formula serves the even and the odd half of a trellis lattice (DESIGN.md §6).
+  The same formula serves the even and the odd half of a trellis lattice (docs/METHOD.md §4).
 """
 
 from __future__ import annotations

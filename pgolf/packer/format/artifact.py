@@ -1,10 +1,4 @@
-"""Named tensors <-> artifact: which are planes, which are kept byte for byte, which are another name of the same storage.
-
-What will surprise you:
-* numpy has no bfloat16 or float8, so a dtype is a name and an item size here; kept tensors are opaque bytes.
-* With a general coder (`coder="brotli"`, as the contest packs) codes are stored row-major at the narrowest integer
-  width and nothing is said of trellis or spread: reconstruction needs codes and scales only.
-"""
+"""Named tensors <-> artifact: which are planes, which are kept byte for byte, which are another name of the same storage."""
 
 from __future__ import annotations
 
@@ -21,16 +15,34 @@ import numpy as np
 from pgolf.common import files
 from pgolf.common.threads import on_threads
 from pgolf.errors import ArtifactError, PgolfError
-from pgolf.packer.backends.compiled import host
+from pgolf.packer.backends import registry
 from pgolf.packer.coder import codec, general
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.stream import Device
 from pgolf.packer.format import container, plain
 from pgolf.packer.plane import Plane
 
+# Bytes an item, by name: numpy lacks bfloat16 and float8, so kept tensors are opaque bytes here.
 DTYPE_SIZES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "complex64": 8, "complex128": 16,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "complex64": 8,
+    "complex128": 16,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
 }  # fmt: skip
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
@@ -66,12 +78,15 @@ class Encoded:
 
 
 def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, coder: str = "rans") -> Encoded:
-    """The artifact of `entries`, the same bytes for any order of them. coder: one of CODERS. meta: JSON-able."""
+    """The artifact of `entries`, the same bytes for any order of them. meta: JSON-able.
+
+    coder: one of CODERS; all but rans are general ones, which keep of a plane what its weights need (format/plain.py).
+    """
     names = sorted(entries)
     planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
     matrices = [plane for _, plane in planes]
     if coder == "rans":
-        packed = codec.encode(matrices)
+        packed = codec.encode(matrices, registry.loops())
         sections, head = packed.sections, packed.head
     else:
         sections, head = plain.encode(matrices)
@@ -164,7 +179,8 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     head, stored, content = container.parse(data)
     try:
         entries = {}
-        for (name, dtype, shape, kind, other, note), planes, raw in contents(head, stored, content, device or host()):
+        tensors = contents(head, stored, content, registry.loops(), device or registry.host())
+        for (name, dtype, shape, kind, other, note), planes, raw in tensors:
             kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
             rest = kept if kind else {"alias": other}
             check_scales(name, planes)
@@ -177,12 +193,16 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
 
 
 def contents(
-    head: dict[str, Any], stored: dict[str, container.Stored], content: int, device: Device | None = None
+    head: dict[str, Any],
+    stored: dict[str, container.Stored],
+    content: int,
+    loops: Loops | None = None,
+    device: Device | None = None,
 ) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
     """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked."""
     check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
     sections = container.unpack(stored, content)
-    planes = _planes(head, sections, device)
+    planes = _planes(head, sections, loops, device)
     if (device.checksum if device else checksum)(planes) != head["check"]:
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
     rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
@@ -193,8 +213,10 @@ def contents(
         yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
 
 
-def _planes(head: dict[str, Any], sections: dict[str, bytes], device: Device | None) -> list[Plane]:
-    return codec.read(head, sections, device) if head["coder"] == "rans" else plain.read(head, sections)
+def _planes(
+    head: dict[str, Any], sections: dict[str, bytes], loops: Loops | None, device: Device | None
+) -> list[Plane]:
+    return codec.read(head, sections, loops, device) if head["coder"] == "rans" else plain.read(head, sections)
 
 
 def check_head(head: dict[str, Any], declared: dict[str, int]) -> None:

@@ -6,12 +6,7 @@
     sections              stored one after another in the order of their names, nothing between them
     end (4 bytes)         CRC-32 of all bytes before it
 
-What will surprise you:
-* The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
-  because a hostile file has a good CRC.
-* Whatever ends with its own CRC-32 has the CRC-32 SOUND: one look at the whole file.
-* The CRC of the content is that of the raw header and sections: it holds the decompressors to account.
-* docs/FORMAT.md is the specification; its annotated dump is parsed by a test.
+docs/FORMAT.md is the specification; its annotated dump is parsed by a test.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ VERSION = 1
 _PREAMBLE = "<8sHBBIII"  # struct format
 PREAMBLE_SIZE = 24
 END_SIZE = 4
-SOUND = 0x2144DF1C
+SOUND = 0x2144DF1C  # the CRC-32 of whatever ends with its own CRC-32: one look at the whole file
 MAX_HEADER = 1 << 24
 MAX_SECTIONS = 64
 HEADER_CODECS = ("stored", "brotli")  # they decompress piece by piece: a lie about the size allocates nothing
@@ -72,7 +67,8 @@ Stored = tuple[bytes, int, int, int]  # a compressed section: arguments of gener
 def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
     """(header, compressed sections, CRC-32 of the raw sections).
 
-    Raises ArtifactError on anything but a whole artifact of this version.
+    The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
+    because a hostile file has a good CRC. Raises ArtifactError on anything but a whole artifact of this version.
     """
     check_start(data)
     if zlib.crc32(data) != SOUND:
@@ -93,7 +89,10 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
 
 
 def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
-    """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here."""
+    """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here.
+
+    content: their CRC-32, which holds the decompressors to account.
+    """
     sections = {name: general.decompress(*section) for name, section in stored.items()}
     if zlib.crc32(b"".join(sections.values())) != content:
         raise ArtifactError("the content does not match its checksum: the artifact is damaged")

@@ -1,7 +1,6 @@
 """Planes <-> bytes for a general coder, as the contest packs: codes row-major at the narrowest width, scales as they are.
 
-What will surprise you: nothing is said of trellis or spread, because reconstruction needs codes and scales only. A
-trellis plane comes back as a plane of plain codes.
+Reconstruction needs no more, so a trellis plane comes back as a plane of plain codes.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.coder.codec import MAX_CODES, MAX_SIDE, PER_OCTAVES, all_integers
-from pgolf.packer.coder.spread import narrowed
 from pgolf.packer.plane import HALF, Plane, Scale
 
 NO_SCALE = -1

@@ -2,7 +2,7 @@
 
 What will surprise you:
 * Steps are Δ_ij = c·U_jj·V_ii with H⁻¹ = UᵀU and G⁻¹ = VᵀV: every weight of every matrix then costs the same c²/24
-  nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, DESIGN.md §4).
+  nats per token, and the bits of tensors, rows and columns follow (reverse water-filling, docs/METHOD.md §2).
 * Errors are fed to later columns through U and to later rows through V (arXiv 2505.22988); a G that is only a diagonal
   still sets the steps of the rows.
 * Nothing is clipped: the codes of frequent embedding rows reach the thousands.
@@ -30,7 +30,7 @@ from torch import Tensor
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import damped, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
-from pgolf.quant.rounding.feedback import Lattice, round_matrix
+from pgolf.quant.rounding.feedback import RoundingRule, round_matrix
 from pgolf.quant.settings import Settings
 
 UNIT = 2.0**-12  # c at Settings.step = 1, in √(nats per token): about 3 bits a weight on a small language model
@@ -149,7 +149,7 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
     row_scale = Scale.nearest(rows * row_level, settings.scale_per_octave)
     col_scale = Scale.nearest(cols * col_level, settings.scale_per_octave)
     decoded_rows, decoded_cols = row_scale.values(), col_scale.values()
-    lattice = Lattice(
+    rule = RoundingRule(
         rows=(decoded_rows / row_level).astype(np.float32),
         cols=(decoded_cols / col_level).astype(np.float32),
         decoded_rows=decoded_rows,
@@ -159,14 +159,14 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         states=settings.trellis,
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
     )
-    codes = round_matrix(W, frame.U, frame.V, lattice)
+    codes = round_matrix(W, frame.U, frame.V, rule)
     back = frame.order.argsort().numpy()
     return Plane(
         np.ascontiguousarray(codes[back].T),
         row_scale=row_scale,
         col_scale=Scale(col_scale.index[back], col_scale.per_octave),
         trellis=settings.trellis,
-        trellis_from=lattice.trellis_from,
+        trellis_from=rule.trellis_from,
         spread=Spread(spread.rows, spread.cols[back]),
     )
 

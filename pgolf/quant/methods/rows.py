@@ -29,7 +29,7 @@ def decoded(scale: Scale, like: Tensor) -> Tensor:
     return torch.from_numpy(scale.values()).to(like.device)
 
 
-def round_clipped(ratio: Tensor, top: int) -> Tensor:
+def round_clipped(ratio: Tensor, top: float) -> Tensor:
     """`ratio` rounded to the nearest integer (ties to even) within ±top, still floating point."""
     return ratio.round().clamp_(-top, top)
 

@@ -1,18 +1,15 @@
 """Rounding a whole matrix: row block by row block, in each column block by column block, errors fed back both ways.
 
-What will surprise you:
-* Matrices are transposed here, [C, R]: the inner loops run along what is a column of the weight.
-* Feedback between rows needs whole rows to be final, the Viterbi path along the rows needs to look ahead. So a block of
-  rows is rounded together with `LOOKAHEAD` rows below it, whose codes are then thrown away.
-* Within a block every survivor of the Viterbi search carries its own feedback from row to row.
-* The feedback of a block's error E to the later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
+Feedback between rows needs whole rows to be final, the Viterbi path along the rows needs to look ahead. So a block of rows
+is rounded together with `LOOKAHEAD` rows below it, whose codes are then thrown away. Within a block every survivor of the
+Viterbi search carries its own feedback from row to row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,7 +22,7 @@ from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 
 if TYPE_CHECKING:
-    from pgolf.quant.rounding.viterbi import Rates
+    from pgolf.quant.rounding.viterbi import BlockRule, Rates
 
 ROW_BLOCK = 64  # rows between two feedbacks to the rows below
 LOOKAHEAD = 5  # rows of lookahead for each bit of the trellis state: by then, survivors have merged
@@ -33,7 +30,7 @@ COL_BLOCK = 64  # columns whose feedback is computed one by one; what they push 
 
 
 @dataclass(frozen=True)
-class Lattice:
+class RoundingRule:
     """What the codes stand for, and what they cost.
 
     rows, cols: float32 [R], [C], the encoder's lattice step is their product. decoded_rows, decoded_cols: the same for
@@ -50,43 +47,61 @@ class Lattice:
     states: int
     trellis_from: int
 
-    def of_rows(self, rows: slice) -> Lattice:
-        """The lattice of a range of rows."""
-        return Lattice(
-            self.rows[rows],
-            self.cols,
-            self.decoded_rows[rows],
-            self.decoded_cols,
-            self.lam[rows],
-            Spread(self.spread.rows[rows], self.spread.cols),
-            self.states,
-            self.trellis_from,
+    def of_rows(self, rows: slice) -> RoundingRule:
+        """The rule of a range of rows."""
+        return replace(
+            self,
+            rows=self.rows[rows],
+            decoded_rows=self.decoded_rows[rows],
+            lam=self.lam[rows],
+            spread=Spread(self.spread.rows[rows], self.spread.cols),
+        )
+
+    def of_block(self, cols: slice) -> BlockRule:
+        """The rule of a range of columns, as the compiled loops take it."""
+        from pgolf.quant.rounding.viterbi import BlockRule, predecessors
+
+        return BlockRule(
+            rows=self.rows,
+            cols=self.cols[cols],
+            decoded_rows=self.decoded_rows,
+            decoded_cols=self.decoded_cols[cols],
+            row_classes=self.spread.rows,
+            col_classes=self.spread.cols[cols],
+            lam=self.lam,
+            trellis_from=self.trellis_from,
+            rates=gaussian_rates(self.states),
+            before=predecessors(self.states) if self.states else np.empty((0, 2), np.int32),
         )
 
 
-def round_matrix(W: Tensor, U: Tensor, V: Tensor | None, lattice: Lattice) -> NDArray[np.int32]:
-    """int32 [C, R]: codes of W [C, R]; U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal)."""
+def round_matrix(W: Tensor, U: Tensor, V: Tensor | None, rule: RoundingRule) -> NDArray[np.int32]:
+    """int32 [C, R]: codes of W [C, R]; U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal).
+
+    Transposed, because the inner loops run along what is a column of the weight. The feedback of a block's error E to the
+    later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
+    """
     T, codes = W.clone(), np.empty(W.shape, np.int32)
     state = np.zeros(len(W), np.int32)
-    for start, commit, stop in row_blocks(W.shape[1], lattice.states, V is not None):
+    for start, commit, stop in row_blocks(W.shape[1], rule.states, V is not None):
         if start % STRIP == 0:
             state[:] = 0
-        part = lattice.of_rows(slice(start, stop))
+        part = rule.of_rows(slice(start, stop))
         push = np.empty((0, 0), np.float32) if V is None else row_push(V[start:stop, start:stop], part)
         block = T[:, start:stop].contiguous()
-        rounded = round_rows(block, U, push, part, state, commit - start)
+        rounded = round_row_block(block, U, push, part, state, commit - start)
         codes[:, start:commit] = rounded[:, : commit - start]
         if V is not None and commit < W.shape[1]:
-            scale = np.outer(lattice.decoded_cols, lattice.decoded_rows[start:commit])
+            scale = np.outer(rule.decoded_cols, rule.decoded_rows[start:commit])
             error = block[:, : commit - start] - torch.from_numpy(codes[:, start:commit] * scale)
             pushed = torch.linalg.solve_triangular(V[start:commit, start:commit], error, upper=True, left=False)
             T[:, commit:] -= pushed @ V[start:commit, commit:]
     return codes
 
 
-def row_push(V: Tensor, lattice: Lattice) -> NDArray[np.float32]:
+def row_push(V: Tensor, rule: RoundingRule) -> NDArray[np.float32]:
     """float32 [n, n]: lattice steps that an error of one step in row i moves the target of row l by: −V_il/V_ii."""
-    rows = torch.from_numpy(lattice.rows)
+    rows = torch.from_numpy(rule.rows)
     push = -V / V.diagonal()[:, None] * rows[:, None] / rows
     return push.triu(1).contiguous().numpy()
 
@@ -101,36 +116,19 @@ def row_blocks(rows: int, states: int, feedback: bool) -> Iterator[tuple[int, in
         yield start, commit, min(commit + ahead, strip_end)
 
 
-def round_rows(
-    base: Tensor, U: Tensor, push: NDArray[np.float32], lattice: Lattice, state: NDArray[np.int32], commit: int
+def round_row_block(
+    base: Tensor, U: Tensor, push: NDArray[np.float32], rule: RoundingRule, state: NDArray[np.int32], commit: int
 ) -> NDArray[np.int32]:
     """int32 [C, n]: codes of the targets [C, n] of some rows; `state` [C] becomes the state after `commit` rows."""
-    from pgolf.quant.rounding.viterbi import predecessors, round_block
+    from pgolf.quant.rounding.viterbi import Block, Rounded, round_columns
 
     T, codes = base.clone(), np.empty(base.shape, np.int32)
-    before = predecessors(lattice.states) if lattice.states else np.empty((0, 2), np.int32)
-    rates = gaussian_rates(lattice.states)
     for start in range(0, len(T), COL_BLOCK):
-        block = slice(start, min(start + COL_BLOCK, len(T)))
-        errors = np.empty((block.stop - start, T.shape[1]), np.float32)
-        round_block(
-            T[block].numpy(),
-            base[block].numpy(),
-            U[block, block].contiguous().numpy(),
-            push,
-            (lattice.rows, lattice.cols[block]),
-            (lattice.decoded_rows, lattice.decoded_cols[block]),
-            (lattice.spread.rows, lattice.spread.cols[block]),
-            lattice.lam,
-            lattice.trellis_from,
-            rates,
-            before,
-            state[block],
-            commit,
-            codes[block],
-            errors,
-        )
-        T[block.stop :] -= U[block, block.stop :].T @ torch.from_numpy(errors)
+        cols = slice(start, min(start + COL_BLOCK, len(T)))
+        errors = np.empty((cols.stop - start, T.shape[1]), np.float32)
+        block = Block(T[cols].numpy(), base[cols].numpy(), U[cols, cols].contiguous().numpy(), push)
+        round_columns(block, rule.of_block(cols), Rounded(codes[cols], errors, state[cols]), commit)
+        T[cols.stop :] -= U[cols, cols.stop :].T @ torch.from_numpy(errors)
     return codes
 
 

@@ -1,13 +1,9 @@
 """The inner loops: rate-aware rounding of columns, scalar or trellis-coded, with errors fed to the later columns.
 
-What will surprise you:
-* Arrays are transposed: a matrix column is a contiguous line of T [C, R], and the Viterbi path runs along it.
-* The cost of a code is weight·(u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class.
-  Without the second term low-rate entries lose more than the trellis gains (DESIGN.md §5).
-* A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the
-  lattice, code mod 4. Both predecessors of a state have the parity of its top bit.
-* Entries of spread class below `trellis_from` leave the state alone and take even codes.
-* The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
+The cost of a code is (u − k)² + λ·bits(k), in lattice units, with bits from the entry's spread class. Without the second
+term low-rate entries lose more than the trellis gains (docs/METHOD.md §3).
+A state fixes the parity of the code and branch b its next bit, so a branch leads to subset D_{parity + 2b} of the lattice,
+code mod 4. The state is 0 at the top of a column and again every STRIP rows; the caller sees to it that no block crosses that.
 """
 
 from __future__ import annotations
@@ -40,9 +36,71 @@ class Rates(NamedTuple):
     parabola: Floats
 
 
+class Block(NamedTuple):
+    """B columns, in order, of R rows, transposed: the Viterbi path runs along what is a contiguous line here.
+
+    targets: float32 [B, R], destroyed; bare: float32 [B, R], the same without feedback from earlier columns.
+    U: float32 [B, B], upper factor of H⁻¹. push: float32 [R, R], what an error of one row moves the targets of later
+    rows by, in lattice steps (empty: nothing).
+    """
+
+    targets: Floats
+    bare: Floats
+    U: Floats
+    push: Floats
+
+
+class BlockRule(NamedTuple):
+    """How the entries of a block are rounded.
+
+    rows, cols: float32 [R], [B], whose product is the step that the encoder rounds with; decoded_rows, decoded_cols: the
+    one that the decoder multiplies by. row_classes, col_classes: int32 [R], [B], spread classes. lam: float32 [R], λ in
+    squared lattice steps a bit. trellis_from: as in `Plane`. before: from `predecessors`, empty for scalar codes.
+    """
+
+    rows: Floats
+    cols: Floats
+    decoded_rows: Floats
+    decoded_cols: Floats
+    row_classes: Ints
+    col_classes: Ints
+    lam: Floats
+    trellis_from: int
+    rates: Rates
+    before: Ints
+
+
+class Rounded(NamedTuple):
+    """What the rounding of a block fills.
+
+    codes: int32 [B, R]; errors: float32 [B, R], each divided by U_jj. state: int32 [B], the trellis state of each column
+    above the first row; becomes the one after the rows that count.
+    """
+
+    codes: Ints
+    errors: Floats
+    state: Ints
+
+
+class Column(NamedTuple):
+    """One column of n entries, in lattice units.
+
+    target, bare: float32 [n], with and without the feedback of earlier columns; level: float32 [n], decoded step over
+    lattice step. lam: float32 [n]; kind: int32 [n], class number in `Rates`; frozen: bool [n], of a class
+    below `trellis_from`: leaves the state alone and takes an even code.
+    """
+
+    target: Floats
+    bare: Floats
+    level: Floats
+    lam: Floats
+    kind: Ints
+    frozen: NDArray[np.bool_]
+
+
 @cache
 def predecessors(states: int) -> Ints:
-    """int32 [states, 2]: the state before, by the branch that led here."""
+    """int32 [states, 2]: the state before, by the branch that led here; both have the parity of the state's top bit."""
     after = next_states(states)
     before = np.empty((states, 2), np.int32)
     for branch in range(2):
@@ -103,28 +161,28 @@ def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, co
 
 
 @njit(cache=True, nogil=True)
-def _viterbi(u, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+def _viterbi(column, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
     """Codes [n] of the path of least cost from `state` through all entries that are not frozen.
 
     Returns the state of that path after `commit` entries.
     """
-    n, states = len(u), len(before)
+    n, states = len(column.target), len(before)
     metric = np.full(states, FAR, np.float32)
     metric[state] = 0
     fresh, cost = np.empty(states, np.float32), np.empty(4, np.float32)
     choice, options = np.empty((n, states), np.uint8), np.empty((n, 4), np.float32)
     for i in range(n):
-        if frozen[i]:
-            codes[i] = int(_round_one(u[i], lam[i], kind[i], rates, 2.0))
+        if column.frozen[i]:
+            codes[i] = int(_round_one(column.target[i], column.lam[i], column.kind[i], rates, 2.0))
         else:
-            _candidates(u[i], lam[i], kind[i], rates, options[i], cost)
+            _candidates(column.target[i], column.lam[i], column.kind[i], rates, options[i], cost)
             _advance(metric, fresh, cost, before, choice[i])
     state = metric.argmin()
     committed = state
     for i in range(n - 1, -1, -1):
         if i + 1 == commit:
             committed = state
-        if not frozen[i]:
+        if not column.frozen[i]:
             branch = choice[i, state]
             odd = 1 if 2 * state >= states else 0
             codes[i] = int(options[i, odd + 2 * branch])
@@ -176,13 +234,12 @@ def _feed(source, error, push, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+def _viterbi_fed(column, push, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
     """`_viterbi` with every survivor feeding its own errors to the rows below.
 
-    u, base: float32 [n], targets with and without the feedback of earlier columns. level: float32 [n], decoded step
-    over lattice step. push: float32 [n, n], what a unit error of row i moves row l > i by. All in lattice units.
+    push: float32 [n, n], what a unit error of row i moves row l > i by, in lattice units.
     """
-    n, states = len(u), len(before)
+    n, states = len(column.target), len(before)
     metric, fresh = np.full(states, FAR, np.float32), np.empty(states, np.float32)
     metric[state] = 0
     fed, fed_next = np.zeros((states, n), np.float32), np.zeros((states, n), np.float32)
@@ -192,19 +249,19 @@ def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, 
     for i in range(n):
         for s in range(states):
             mine[s] = fed[s, i]
-        if frozen[i]:
-            _frozen(u[i], mine, lam[i], kind[i], rates, option, cost)
+        if column.frozen[i]:
+            _frozen(column.target[i], mine, column.lam[i], column.kind[i], rates, option, cost)
         else:
-            _branches(u[i], mine, lam[i], kind[i], rates, option, cost)
+            _branches(column.target[i], mine, column.lam[i], column.kind[i], rates, option, cost)
         for s in range(states):
             source, branch = s, 0
-            if not frozen[i]:
+            if not column.frozen[i]:
                 p0, p1 = before[s, 0], before[s, 1]
                 branch = 1 if metric[p1] + cost[1, p1] < metric[p0] + cost[0, p0] else 0
                 source = p1 if branch else p0
             came[i, s], chosen[i, s] = source, option[branch, source]
             fresh[s] = metric[source] + cost[branch, source]
-            error = base[i] + mine[source] - chosen[i, s] * level[i]
+            error = column.bare[i] + mine[source] - chosen[i, s] * column.level[i]
             _feed(fed[source, i + 1 :], error, push[i, i + 1 :], fed_next[s, i + 1 :])
         fed, fed_next = fed_next, fed
         low = fresh.min()
@@ -221,70 +278,66 @@ def _viterbi_fed(u, base, level, push, lam, kind, frozen, rates, before, state, 
 
 
 @njit(cache=True, nogil=True)
-def _round_fed(u, base, level, push, lam, kind, rates, codes):  # type: ignore[no-untyped-def]
+def _round_fed(column, push, rates, codes):  # type: ignore[no-untyped-def]
     """Scalar codes [n] down the rows of one column, each error fed to the rows below."""
-    n = len(u)
+    n = len(column.target)
     fed = np.zeros(n, np.float32)
     for i in range(n):
-        codes[i] = int(_round_one(u[i] + fed[i], lam[i], kind[i], rates, 1.0))
-        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+        codes[i] = int(_round_one(column.target[i] + fed[i], column.lam[i], column.kind[i], rates, 1.0))
+        error = column.bare[i] + fed[i] - np.float32(codes[i]) * column.level[i]
         _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
 
 
 @njit(cache=True, nogil=True)
-def _feed_down(base, level, push, codes, fed):  # type: ignore[no-untyped-def]
+def _feed_down(column, push, codes, fed):  # type: ignore[no-untyped-def]
     """What the codes [n] of a column, once final, feed to its rows: into `fed` [n]."""
     fed[:] = 0
-    for i in range(len(base)):
-        error = base[i] + fed[i] - np.float32(codes[i]) * level[i]
+    for i in range(len(codes)):
+        error = column.bare[i] + fed[i] - np.float32(codes[i]) * column.level[i]
         _feed(fed[i + 1 :], error, push[i, i + 1 :], fed[i + 1 :])
 
 
 @njit(cache=True, nogil=True)
-def round_block(  # type: ignore[no-untyped-def]
-    T, base, U, push, lattice, decoded, spread, lam, trellis_from, rates, before, state, commit, codes, errors
-):
-    """Round the B columns of one block, in order, feeding each error to the block's later columns.
+def round_columns(block, rule, rounded, commit):  # type: ignore[no-untyped-def]
+    """Round the columns of a `Block` by its `BlockRule`, feeding each error to the block's later columns.
 
-    T: float32 [B, R], targets, destroyed; base: float32 [B, R], the same without feedback from earlier columns.
-    U: float32 [B, B], upper factor of H⁻¹. push: float32 [R, R], what an error of one row moves the targets of later
-    rows by, in lattice steps (empty: nothing). lattice, decoded: pairs of float32 ([R], [B]): the step that the encoder
-    rounds with and the one that the decoder multiplies by, each row·column. spread: pair of int32 ([R], [B]). lam:
-    float32 [R], λ in squared lattice steps a bit. before: from `predecessors`, empty for scalar codes. state: int32 [B],
-    the trellis state of each column above the first row; becomes the one after `commit` rows. Fills codes: int32 [B, R]
-    and errors: float32 [B, R], each divided by U_jj.
+    rounded: what is filled, see `Rounded`; its state becomes the one after `commit` rows.
     """
-    rows = T.shape[1]
+    targets, push, rates, before = block.targets, block.push, rule.rates, rule.before
+    codes, errors, state = rounded
+    rows = targets.shape[1]
     u, bare, fed = np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.float32)
     kind, frozen = np.empty(rows, np.int32), np.empty(rows, np.bool_)
-    inverse, levels = np.float32(1) / lattice[0], decoded[0] / lattice[0]
+    inverse, levels = np.float32(1) / rule.rows, rule.decoded_rows / rule.rows
     widest = len(rates.parabola) - 1
-    for j in range(len(T)):
-        per_step, level = np.float32(1) / lattice[1][j], levels * (decoded[1][j] / lattice[1][j])
+    for j in range(len(targets)):
+        per_step, level = np.float32(1) / rule.cols[j], levels * (rule.decoded_cols[j] / rule.cols[j])
         for i in range(rows):
-            u[i] = min(max(T[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
-            bare[i] = min(max(base[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
-            width = spread[0][i] + spread[1][j]
-            frozen[i] = width < trellis_from
+            u[i] = min(max(targets[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            bare[i] = min(max(block.bare[j, i] * inverse[i] * per_step, -LARGEST), LARGEST)
+            width = rule.row_classes[i] + rule.col_classes[j]
+            frozen[i] = width < rule.trellis_from
             kind[i] = min(max(width - rates.first, 0), widest)
+        column = Column(u, bare, level, rule.lam, kind, frozen)
         if len(push) and len(before):
-            state[j] = _viterbi_fed(u, bare, level, push, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+            state[j] = _viterbi_fed(column, push, rates, before, state[j], commit, codes[j])
         elif len(push):
-            _round_fed(u, bare, level, push, lam, kind, rates, codes[j])
+            _round_fed(column, push, rates, codes[j])
         elif len(before):
-            state[j] = _viterbi(u, lam, kind, frozen, rates, before, state[j], commit, codes[j])
+            state[j] = _viterbi(column, rates, before, state[j], commit, codes[j])
         else:
             for i in range(rows):
-                codes[j, i] = int(_round_one(u[i], lam[i], kind[i], rates, 1.0))
+                codes[j, i] = int(_round_one(u[i], rule.lam[i], kind[i], rates, 1.0))
         if len(push):
-            _feed_down(bare, level, push, codes[j], fed)
-        per_u = np.float32(1) / U[j, j]
+            _feed_down(column, push, codes[j], fed)
+        per_u = np.float32(1) / block.U[j, j]
         for i in range(rows):
             code = np.float32(codes[j, i])
-            step = lattice[0][i] * lattice[1][j]
-            errors[j, i] = (T[j, i] + fed[i] * step - code * decoded[0][i] * decoded[1][j]) * per_u
-        for later in range(j + 1, len(T)):
-            pull = U[j, later]
+            step = rule.rows[i] * rule.cols[j]
+            decoded = code * rule.decoded_rows[i] * rule.decoded_cols[j]
+            errors[j, i] = (targets[j, i] + fed[i] * step - decoded) * per_u
+        for later in range(j + 1, len(targets)):
+            pull = block.U[j, later]
             if pull != 0:
                 for i in range(rows):
-                    T[later, i] -= pull * errors[j, i]
+                    targets[later, i] -= pull * errors[j, i]

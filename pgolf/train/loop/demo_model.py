@@ -1,9 +1,6 @@
 """The demo's data and model: text that Python itself carries, a tokenizer of it, and about a minute of training.
 
-What will surprise you:
-* There is no network and no data file: the text is the standard library's own source and the topics of `help()`.
-* Held-out text is whole files, never seen by the tokenizer either.
-* The same Python, seed and number of threads give the same checkpoint, bit for bit.
+No network and no data file: the text is the standard library's own source and the topics of `help()`.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgolf.data.corpus import encode, train_tokenizer
+from pgolf.data.corpus import document_tokens, train_tokenizer
 from pgolf.data.shards import WindowSampler, read_shard, write_shard
 from pgolf.errors import DataError
 from pgolf.train.loop.recipes import RECIPES, Recipe
@@ -82,7 +79,10 @@ def help_topics() -> list[tuple[str, str]]:
 
 
 def split_documents(max_files: int | None = None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(train, held out): lists of (name, text). DataError on a Python that ships without its source."""
+    """(train, held out): lists of (name, text), whole files; the tokenizer sees none that is held out.
+
+    DataError on a Python that ships without its source.
+    """
     files = [(name, text) for name, text in source_files() if text.strip()][:max_files]
     held_out = files[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
     if not held_out:
@@ -100,8 +100,8 @@ def prepare_demo(directory: str | Path, settings: DemoSettings = DEMO) -> DemoDa
     data = DemoData(directory / "train.bin", directory / "val.bin", directory / "tokenizer.model")
     train, held_out = split_documents(settings.max_files)
     train_tokenizer([text for _, text in train[::TOKENIZER_EVERY]], data.tokenizer, settings.model.vocab_size)
-    write_shard(data.train, encode([text for _, text in train], data.tokenizer))
-    write_shard(data.val, encode([text for _, text in held_out], data.tokenizer))
+    write_shard(data.train, document_tokens([text for _, text in train], data.tokenizer))
+    write_shard(data.val, document_tokens([text for _, text in held_out], data.tokenizer))
     return data
 
 
@@ -115,7 +115,8 @@ def train_demo(
 ) -> Path:
     """Train on `directory`/train.bin (see `prepare_demo`) and write `directory`/checkpoint.pt, whose path is returned.
 
-    The checkpoint is {"model": state dict, "config": {"arch", "gpt", "train", "seed", "tokenizer"}}, plain data only.
+    The checkpoint is {"model": state dict, "config": {"arch", "gpt", "train", "seed", "tokenizer"}}, plain data only: the
+    same Python, seed and number of threads give the same one, bit for bit.
     """
     directory = Path(directory)
     if steps is not None:

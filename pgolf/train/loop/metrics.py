@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pgolf.common.files import replacing
 from pgolf.errors import DataError
 from pgolf.report import write_text
 from pgolf.train.loop.trainer import StepInfo
 
-_FIELDS = {"step": {int}, "tokens": {int}, "loss": {int, float}}  # what is read again
+_FIELDS: dict[str, set[type]] = {"step": {int}, "tokens": {int}, "loss": {int, float}}  # what is read again
 
 
 class MetricsLog:
@@ -89,7 +90,7 @@ def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> 
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def columns(rows: list[dict[str, Any]], *names: str) -> list[np.ndarray]:
+def columns(rows: list[dict[str, Any]], *names: str) -> list[NDArray[np.float64]]:
     """float64 [rows] of each of the fields. DataError for figures that no float holds."""
     try:
         return [np.array([row[name] for row in rows], np.float64) for name in names]
@@ -97,9 +98,10 @@ def columns(rows: list[dict[str, Any]], *names: str) -> list[np.ndarray]:
         raise DataError("a figure in the log of training is beyond all bounds: delete the log") from None
 
 
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+def _smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """Mean of each value and up to `width` - 1 before it."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     first = np.maximum(np.arange(len(values)) + 1 - width, 0)
     last = np.arange(len(values)) + 1
-    return (sums[last] - sums[first]) / (last - first)
+    means: NDArray[np.float64] = (sums[last] - sums[first]) / (last - first)
+    return means

@@ -1,10 +1,4 @@
-"""Muon for matrices, AdamW for the rest, their learning-rate schedule and the average of the weights.
-
-What will surprise you:
-* torch.optim.Muon does not fit: it orthogonalises one matrix at a time, always in bfloat16, which is fifty times slower
-  than float32 on a CPU without bfloat16 units. Here matrices of one shape go together, in float32 off CUDA.
-* A 3-D parameter is a bank of matrices and is orthogonalised matrix by matrix.
-"""
+"""Muon for matrices, AdamW for the rest, their learning-rate schedule and the average of the weights."""
 
 from __future__ import annotations
 
@@ -46,14 +40,17 @@ def orthogonalize(G: Tensor, *, steps: int = 5) -> Tensor:
     for _ in range(steps):
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X
-    return (X.mT if tall else X).to(G.dtype)
+    found: Tensor = X.mT if tall else X
+    return found.to(G.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan 2024), with Nesterov momentum and decoupled weight decay.
 
-    params: matrices [R, C] or banks [n, R, C]. The update of a matrix has a spectral norm of about
-    lr · sqrt(max(1, R / C)).
+    params: matrices [R, C] or banks [n, R, C], which are orthogonalised matrix by matrix. The update of a matrix has a
+    spectral norm of about lr · sqrt(max(1, R / C)). torch.optim.Muon orthogonalises one matrix at a time, always in
+    bfloat16, which is fifty times slower than float32 on a CPU without bfloat16 units; here matrices of one shape go
+    together, in float32 off CUDA.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # nothing here evaluates twice
         """One update; matrices of equal shape are orthogonalised in one batch."""
         for group in self.param_groups:
             by_shape: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
@@ -76,16 +73,17 @@ class Muon(torch.optim.Optimizer):
         rows, cols = params[0].shape[-2:]
         lr = group["lr"] * max(1.0, rows / cols) ** 0.5
         directions = [self._nesterov(param, group["momentum"]).reshape(-1, rows, cols) for param in params]
-        updates = orthogonalize(torch.cat(directions)).split([len(direction) for direction in directions])
+        updates = torch.split(orthogonalize(torch.cat(directions)), list(map(len, directions)))
         for param, update in zip(params, updates, strict=True):
             param.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update.view_as(param), alpha=-lr)
 
     def _nesterov(self, param: Tensor, momentum: float) -> Tensor:
-        state = self.state[param]
+        state, gradient = self.state[param], param.grad
+        assert gradient is not None  # `step` takes no others
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param)
-        average = state["momentum"].lerp_(param.grad, 1.0 - momentum)
-        return param.grad.lerp(average, momentum)
+        average = state["momentum"].lerp_(gradient, 1.0 - momentum)
+        return gradient.lerp(average, momentum)
 
 
 def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.optim.Optimizer]:

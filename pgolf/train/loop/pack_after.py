@@ -1,8 +1,4 @@
-"""From a trained model to an artifact: curvature measured on training text, and the pack that `--pack` asks for.
-
-What will surprise you: calibration windows come from the sampler's own shards under another seed, so they are no batch
-that training just saw; QAT measures fewer of them, because it does so while the clock runs.
-"""
+"""From a trained model to an artifact: curvature measured on training text, and the pack that `--pack` asks for."""
 
 from __future__ import annotations
 
@@ -19,13 +15,13 @@ from pgolf.quant.curvature.store import Curvature
 from pgolf.report import Report, write_json
 from pgolf.train.model import rebuild
 
-QAT_TOKENS = 8192  # of a calibration in the middle of training
+QAT_TOKENS = 8192  # of a calibration in the middle of training, while the clock runs
 PACK_TOKENS = 32768
-OTHER_SEED = 1 << 20  # added to the run's seed
+OTHER_SEED = 1 << 20  # added to the run's seed: calibration windows are then no batch that training just saw
 
 
 def training_curvature(model: nn.Module, sampler: WindowSampler, *, tokens: int, seed: int) -> Curvature:
-    """The curvature of `model` over about `tokens` tokens of the sampler's text."""
+    """The curvature of `model` over about `tokens` tokens of the sampler's own shards."""
     windows = WindowSampler(
         sampler.shards, sampler.seq_len, max(1, tokens // sampler.seq_len), seed + OTHER_SEED, sampler.bos
     )

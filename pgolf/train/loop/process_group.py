@@ -1,10 +1,4 @@
-"""Data parallelism in its plainest form: every rank holds the whole model and gradients are averaged once an update.
-
-What will surprise you:
-* DistributedDataParallel does not fit: it wants to own the model, and a hook on every parameter gets in the way of
-  torch.compile and of accumulation. One all-reduce of all gradients laid end to end is as exact.
-* Without `torchrun` nothing of torch.distributed is touched.
-"""
+"""Data parallelism in its plainest form: every rank holds the whole model and gradients are averaged once an update."""
 
 from __future__ import annotations
 
@@ -25,13 +19,17 @@ class Ranks:
     world: int = 1
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one dtype by their mean over the ranks; they must be alike on all of them."""
+        """Replace tensors of one dtype by their mean over the ranks; they must be alike on all of them.
+
+        One all-reduce of all gradients laid end to end is as exact as DistributedDataParallel, which wants to own the
+        model and whose hook on every parameter gets in the way of torch.compile and of accumulation.
+        """
         if self.world == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.world
-        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
     def agree(self, value: float, device: torch.device) -> float:
@@ -45,7 +43,10 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """This process's ranks and its own device: a group of processes under `torchrun`, else one alone."""
+    """This process's ranks and its own device: a group of processes under `torchrun`, else one alone.
+
+    Without `torchrun` nothing of torch.distributed is touched.
+    """
     if "RANK" not in os.environ:
         yield Ranks(), device
         return

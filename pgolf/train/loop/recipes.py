@@ -1,21 +1,12 @@
-"""What `pgolf train` does for each preset: the model, its batches, its optimizers.
-
-What will surprise you:
-* `batch_size` counts the windows of one update, over all ranks and accumulation steps together.
-* `golf` reads its text a dozen times or more, so its weight decay is the strong one that repeated data wants: with
-  Muon's step of 0.02 the weights forget in about one epoch (arXiv 2509.14786 tunes it the same way).
-"""
+"""What `pgolf train` does for each preset: the model, its batches, its optimizers."""
 
 from __future__ import annotations
 
-import difflib
-import math
-import types
-import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from pgolf.common import grammar
 from pgolf.errors import UsageError
 from pgolf.train.loop.optim import OptimSettings
 from pgolf.train.loop.trainer import TrainSettings
@@ -25,7 +16,7 @@ from pgolf.train.model.rebuild import ARCH
 
 @dataclass(frozen=True)
 class Recipe:
-    """seq_len: inputs of a window; batch_size: windows of one optimizer step."""
+    """seq_len: inputs of a window; batch_size: windows of one optimizer step, over all ranks and passes together."""
 
     model: GPTConfig
     train: TrainSettings
@@ -71,6 +62,8 @@ RECIPES = {
         batch_size=12,
         seq_len=256,
     ),
+    # It reads its text a dozen times or more, so its weight decay is the strong one that repeated data wants: with Muon's
+    # step of 0.02 the weights forget in about one epoch (arXiv 2509.14786 tunes it the same way).
     "golf": Recipe(
         model=PRESETS["golf"],
         train=TrainSettings(
@@ -98,60 +91,24 @@ def override(recipe: Recipe, items: Iterable[str]) -> Recipe:
 
     UsageError for a name that is unknown or stands in two places, and for a value that its field cannot hold.
     """
-    texts = {}
+    said: dict[str, grammar.Value] = {}
     for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"--set {item!r}: write name=value")
-        texts[_find(recipe, name.strip())] = value.strip()
-    changed: Recipe = _replaced(recipe, texts)
+        found = grammar.read(grammar.words_of(item), grammar.kinds(Recipe), option=f"--set {item!r}")
+        for name, value in found.items():
+            if isinstance(value, (int, float)) and value < 0:
+                raise UsageError(f"--set {item!r}: {name} is {value}: it must be 0 or more")
+        said |= found
+    changed: Recipe = _replaced(recipe, said)
     return changed
 
 
-def _find(recipe: Recipe, name: str) -> str:
-    """The one dotted name that `name` is, or is the end of."""
-    known = list(_names(recipe))
-    matches = [full for full in known if full == name or full.endswith("." + name)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UsageError(f"--set {name}: did you mean {' or '.join(matches)}?")
-    near = difflib.get_close_matches(name, [full.rpartition(".")[2] for full in known], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    raise UsageError(f"--set {name}: no such setting; {hint}")
-
-
-def _names(value: Any, prefix: str = "") -> Iterable[str]:
-    for field in fields(value):
-        inner = getattr(value, field.name)
-        if is_dataclass(inner):
-            yield from _names(inner, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
-
-
-def _replaced(value: Any, texts: dict[str, str], prefix: str = "") -> Any:
-    """`value` with the fields whose dotted names are in `texts` read from there, all at once: shapes must fit together."""
+def _replaced(value: Any, said: Mapping[str, grammar.Value], prefix: str = "") -> Any:
+    """`value` with the fields whose dotted names are in `said`, all at once: shapes must fit together."""
     new = {}
     for field in fields(value):
         name, inner = prefix + field.name, getattr(value, field.name)
         if is_dataclass(inner):
-            new[field.name] = _replaced(inner, texts, name + ".")
-        elif name in texts:
-            new[field.name] = _parsed(type(value), field.name, texts[name])
+            new[field.name] = _replaced(inner, said, name + ".")
+        elif name in said:
+            new[field.name] = said[name]
     return replace(value, **new)
-
-
-def _parsed(owner: type, name: str, text: str) -> Any:
-    hint = typing.get_type_hints(owner)[name]
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if text.lower() == "none" and type(None) in kinds:
-        return None
-    kind = int if int in kinds else float
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise UsageError(f"--set {name}={text}: {name} is {'a whole' if kind is int else 'a'} number, 0 or more")
-    return number

@@ -1,8 +1,7 @@
 """Files that training writes and reads back: whole or not at all, by way of a temporary sibling.
 
-What will surprise you:
-* There are two. checkpoint.pt holds averaged weights and their configuration, for packing; state.pt holds what a resumed
-  run needs: live weights, optimizers, average, step and settings.
+checkpoint.pt holds averaged weights and their configuration, for packing; state.pt holds what a resumed run needs: live
+weights, optimizers, average, step and settings.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pgolf.common.nested import differences
 from pgolf.errors import CheckpointError, UsageError
 from pgolf.models.checkpoint import torch_load, torch_save
 
@@ -34,44 +34,33 @@ def save_state(path: Path, trainer: dict[str, Any], settings: dict[str, Any]) ->
 
 
 def resume(trainer: Trainer, path: Path, settings: dict[str, Any]) -> None:
-    """Make the trainer go on where the run that saved `path` stopped. Raises as `load_state`; the trainer is lost then."""
-    state = load_state(path, settings)
+    """Make the trainer go on where the run that saved `path` stopped. Raises as `read_state`; the trainer is lost then."""
+    state = read_state(path, settings)
     try:
         trainer.load_state_dict(state)
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
         raise _damaged(path) from None
 
 
-def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The Trainer's state dict, on the CPU. UsageError for none, or one of other settings; CheckpointError if damaged."""
     if not path.is_file():
         raise UsageError(f"nothing to resume: there is no {path}")
     try:
         saved = torch_load(path)
-        there, trainer = saved["settings"], saved["trainer"]
-        found = differences(there, settings)
+        trainer: dict[str, Any] = saved["trainer"]
+        found = differences(saved["settings"], settings)
         finite = math.isfinite(trainer["seconds"]) and type(trainer["step"]) is int and trainer["step"] >= 0
     except (CheckpointError, RuntimeError, LookupError, ValueError, TypeError, AttributeError):
         raise _damaged(path) from None
     if not finite:
         raise _damaged(path)
     if found:
+        shown = [f"{name} is {a} there, {b} here" for name, (a, b) in found.items()][:SHOWN]
         more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
-        raise UsageError(f"{path} is of a run with other settings: {'; '.join(found[:SHOWN])}{more}")
+        raise UsageError(f"{path} is of a run with other settings: {'; '.join(shown)}{more}")
     return trainer
 
 
 def _damaged(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} is damaged, or not the state of a training run")
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested dicts, a phrase each, by dotted name."""
-    found = []
-    for name in sorted({*there, *here}):
-        a, b = there.get(name), here.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name} is {a} there, {b} here")
-    return found

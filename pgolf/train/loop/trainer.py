@@ -1,20 +1,4 @@
-"""The training loop: batches in, averaged weights out.
-
-What will surprise you:
-* A run ends after `steps` updates or `minutes`, whichever comes first, and the learning rate follows whichever share is
-  larger. Without `minutes`, two runs with the same seed on one machine give the same weights, bit for bit (at the same
-  number of threads).
-* The clock counts `step` alone: neither compiling, which a pass whose gradients are thrown away does beforehand, nor
-  what a progress callback does between steps.
-* After `Trainer.run` the model holds the moving average of its weights, which is what gets packed.
-* Parts of a batch go round the ranks: two ranks see what one rank sees in two accumulation steps, in another order of
-  summation.
-* With QAT (see qat.py) forward and backward run on quantized weights once it has started; the optimizers and the average
-  see the trained ones only. Its average needs no restart: it forgets the phase before within its own short memory.
-* A model with a looped layer (`GPTConfig.loop`) trains without the loop up to `loop_start`. Both forms are compiled before
-  the clock starts.
-* On CUDA the next batch is fetched while the current one computes; losses are read once an update, before it happens.
-"""
+"""The training loop: batches in, averaged weights out."""
 
 from __future__ import annotations
 
@@ -40,7 +24,10 @@ MISCOMPILED = "torch.compile of torch 2.6 gets gradients of embeddings wrong on 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """steps: optimizer steps; minutes: of training; at least one of them. warmup, warmdown: shares of the run;
+    """steps: optimizer steps; minutes: of training; at least one of them, and what comes first ends the run.
+
+    Without minutes, two runs with the same seed on one machine give the same weights, bit for bit (at the same number of
+    threads). warmup, warmdown: shares of the run;
     grad_clip: bound of the gradient's norm; ema_decay: of the averaged weights, a step; accumulate: passes that share
     one update; each sees its part of the batch; loop_start: share of the run after which a model's loop is on.
     """
@@ -64,7 +51,7 @@ class TrainSettings:
             raise UsageError(f"loop_start {self.loop_start:g} is a share of the run, from 0 to below 1")
 
     def progress(self, steps: int, seconds: float) -> float:
-        """Share of the run that is over after `steps` updates and `seconds`, 0..1."""
+        """Share of the run that is over after `steps` updates and `seconds`, 0..1: the larger of the two shares."""
         by_step = steps / self.steps if self.steps else 0.0
         by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(by_step, by_time))
@@ -94,7 +81,11 @@ class Trainer:
     """One training run: `model(ids, targets)` returns the mean loss, `sampler.batch(step)` its windows.
 
     The model's device decides where it trains. compile: use torch.compile; where that fails the run goes on without,
-    and `notes` says why. qat: hooks of this model; they are told of the progress before each update.
+    and `notes` says why. ranks: parts of a batch go round them, so two ranks see what one sees in two accumulation
+    passes, in another order of summation. qat: hooks of this model; they are told of the progress before each update.
+    Once QAT has started, forward and backward run on quantized weights; the optimizers and the average see the trained
+    ones only, and the average needs no restart: it forgets the phase before within its own short memory.
+    seconds: the clock; it counts `step` alone, neither compiling nor what a progress callback does between steps.
     """
 
     def __init__(
@@ -116,7 +107,7 @@ class Trainer:
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
         self.device = next(model.parameters()).device
-        self._has_loop = isinstance(model, GPT) and model.config.loop > 0
+        self._looped = model if isinstance(model, GPT) and model.config.loop > 0 else None
         self.optimizers = build_optimizers(model, settings.optim)
         self.average = WeightAverage(model, settings.ema_decay)
         self._loss: Callable[[Tensor, Tensor], Tensor] = model
@@ -162,15 +153,15 @@ class Trainer:
 
     def _dry_runs(self) -> None:
         """A pass of each form that the model has from here to the end: without its loop, and with it."""
-        for progress in sorted({self.progress, 1.0}) if self._has_loop else [self.progress]:
+        for progress in sorted({self.progress, self.progress if self._looped is None else 1.0}):
             self._follow(progress)
             self._accumulate_gradients(self._batch(self.step_count))
         self._follow(self.progress)
 
     def _follow(self, progress: float) -> None:
         """Switch the model's loop on or off, as this share of the run has it; torch.compile guards the attribute."""
-        if self._has_loop:
-            self.model.looped = progress >= self.settings.loop_start
+        if self._looped is not None:
+            self._looped.looped = progress >= self.settings.loop_start
 
     def step(self) -> StepInfo:
         """One update of the weights and their average. PgolfError if the loss or its gradient is not finite."""
@@ -181,7 +172,7 @@ class Trainer:
         self.ranks.mean_([p.grad for p in self.model.parameters() if p.grad is not None] + [loss_tensor])
         norm_tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self._prefetch(self.step_count + 1)
-        loss, norm = torch.stack([loss_tensor, norm_tensor]).tolist()
+        loss, norm = torch.stack([loss_tensor, norm_tensor]).tolist()  # the one wait for the device in an update
         self._check_finite(loss, norm)
         scale = self._update()
         self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
@@ -224,7 +215,7 @@ class Trainer:
         if not weight:
             return 0.0
         rate = self.qat.rate()
-        (weight * rate).backward()
+        torch.autograd.backward(weight * rate)
         return rate.item()
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
@@ -233,7 +224,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in parts:
             loss = self._loss(part[:, :-1], part[:, 1:]) / len(parts)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
         return total
 
@@ -269,7 +260,7 @@ class Trainer:
         return self._fetched[1]
 
     def _prefetch(self, step: int) -> None:
-        """Start the copy of a later step's windows; on a CPU there is nothing to overlap with."""
+        """Start the copy of a later step's windows while this one computes; on a CPU there is nothing to overlap with."""
         if self.device.type == "cuda":
             self._batch(step)
 

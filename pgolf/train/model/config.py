@@ -1,7 +1,7 @@
 """The shapes of our own model and its options, each switched by one number; a checkpoint carries them all.
 
-What will surprise you: an option's default is off, so that a configuration without it rebuilds the model that it was
-written for. docs/MODELS.md tells what each is worth.
+An option's default is off, so that a configuration without it rebuilds the model that it was written for.
+docs/MODELS.md tells what each is worth.
 """
 
 from __future__ import annotations

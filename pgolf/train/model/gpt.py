@@ -1,15 +1,5 @@
 """One compact GPT, as the contest's winners build it: the model that `pgolf demo` and `pgolf train` train.
 
-What will surprise you:
-* Weights stay float32; every layer casts its weight to the dtype of its input (`compute_dtype`), which the optimizer
-  and torch.compile both like.
-* Nothing reads or moves the global random state: the weights come from a generator of their own, seeded by `seed`.
-* The embedding is tied to the output head, and every residual branch starts at zero.
-* U-Net: the first half of the blocks push their input on a stack, the second half pop and add it, each with its own
-  learned weights; of an odd number the middle block does neither.
-* Options (see `GPTConfig`) are parts that stand beside this and do not exist when they are off: a model without them
-  has the parameters, and draws the first weights, that it always had.
-
 Sources: GQA arXiv 2305.13245, qk-norm arXiv 2302.05442, RoPE arXiv 2104.09864, squared ReLU arXiv 2109.08668, logit
 softcap arXiv 2408.00118, U-Net skips KellerJordan/modded-nanogpt; the combination openai/parameter-golf.
 """
@@ -108,7 +98,7 @@ class Attention(nn.Module):
         return self.proj(y.flatten(2)), v
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention, then MLP, each on the normalised residual and scaled per channel; `skip` weighs a U-Net skip."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -146,10 +136,11 @@ class Block(nn.Module):
         own = self.again if again else None
         scale = self.mlp_scale if own is None else own.mlp_scale
         mlp = self.mlp if own is None or own.mlp is None else own.mlp
-        return scale.to(x.dtype) * mlp(rms_norm(x))
+        y: Tensor = mlp(rms_norm(x))
+        return scale.to(x.dtype) * y
 
 
-class LaneBlock(Block):
+class LaneBlock(TransformerBlock):
     """Attention on the first of two residual lanes, which the skip joins, and the MLP on the second, side by side."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -164,10 +155,17 @@ class LaneBlock(Block):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer; `seed` decides its first weights, `compute_dtype` the dtype of its activations.
+    """A decoder-only transformer whose embedding is also its head, and whose residual branches start at zero.
 
+    U-Net: the first half of the blocks push their input on a stack, the second half pop and add it, each with its own
+    learned weights; of an odd number the middle block does neither. Options (see `GPTConfig`) are parts beside this that
+    do not exist when they are off: a model without them has the parameters, and draws the first weights, that it always
+    had. seed: decides the first weights, by a generator of their own. compute_dtype: of the activations; weights stay
+    float32, and every layer casts its own, which the optimizer and torch.compile both like.
     looped: whether the loop of a configuration that has one is on; the trainer switches it on late.
     """
+
+    frequency: Tensor
 
     def __init__(self, config: GPTConfig, *, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -181,9 +179,8 @@ class GPT(nn.Module):
             )
         self.smear = SmearGate(config.dim, config.bos_id) if config.smear else None
         self.first_lane = config.layers - config.lanes
-        self.blocks = nn.ModuleList(
-            (LaneBlock if layer >= self.first_lane else Block)(config, layer) for layer in range(config.layers)
-        )
+        kinds = [TransformerBlock] * self.first_lane + [LaneBlock] * config.lanes
+        self.blocks = nn.ModuleList(kind(config, layer) for layer, kind in enumerate(kinds))
         self.merge = Merge() if config.lanes else None
         half = config.rope_dims // 2
         frequency = config.rope_base ** -(torch.arange(half) / half)

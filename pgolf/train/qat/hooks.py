@@ -11,10 +11,10 @@ What will surprise you:
   values are applied to them, which is the straight-through estimator. An optimizer that is not a torch.optim.Optimizer
   needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one.
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
-* Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
-  (benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back
-  (tests/train/test_training_qat.py).
-* Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
+
+Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
+(benchmarks/results/qat.json); for two-bit grids without feedback it wins most of the loss back
+(tests/train/test_run_folder_qat.py).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgolf.errors import UsageError
 from pgolf.fitting import plan
-from pgolf.fitting.trial import describe
 from pgolf.models.logits import original
+from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
-from pgolf.train.qat.lattice import Lattice, row_lattice, water_filled, with_spread
+from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
 from pgolf.train.qat.settings import QATReport, QATSettings
@@ -57,6 +57,7 @@ class _Held:
 class QAT:
     """Hooks of one model; see the module's docstring.
 
+    Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
     grid, options: as in QATSettings. k: SDClip's clip, as in the grid's "k=12.85". curvature: what method `auto` and its
     lattices need: a Curvature, or a function that measures one on the model as it then is.
     Raises UsageError if no tensor would be touched, for patterns that match none, and for settings that make no sense.
@@ -85,7 +86,9 @@ class QAT:
         self._held: list[_Held] = []
         self._handles = [
             register_optimizer_step_pre_hook(_before_optimizer(weakref.ref(self))),
-            self.model.register_state_dict_post_hook(_show_trained(weakref.ref(self))),
+            self.model.register_state_dict_post_hook(  # type: ignore[no-untyped-call] # torch gives it no types
+                _show_trained(weakref.ref(self))
+            ),
         ]
 
     @property
@@ -220,7 +223,7 @@ class QAT:
         assert curvature is not None
         known = {name: found for name in settings if (found := curvature.matrices(name)) is not None}
         weights = {name: _matrices(self._params[name]) for name in settings}
-        return water_filled(weights, known, settings, self.settings.bits)
+        return auto_lattices(weights, known, settings, self.settings.bits)
 
     def _check_untouched(self) -> None:
         """UsageError if somebody wrote to the parameters while they held quantized values."""
@@ -235,12 +238,13 @@ class QAT:
 
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
-    rules = [f"*={settings.grid}"] * bool(settings.grid) + list(settings.rules)
     try:
+        grid = [plan.parse_rule(f"*={settings.grid}")] if settings.grid else []
+        method = str(grid[0].fields.get("method", "sdclip")) if grid else "sdclip"
         return plan.make(
             {name: param.detach() for name, param in params.items()},
             method="sdclip",
-            rules=[plan.parse_rule(rule) for rule in rules],
+            rules=[*grid, *(plan.parse_rule(rule, method) for rule in settings.rules)],
             base=Settings(),
         )
     except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar

@@ -1,12 +1,8 @@
-"""Where the codes of a parameter may lie, asked of the quantizers themselves: what QAT rounds to, or makes noise of.
+"""Lattices of the quantizers themselves: what QAT rounds to, or makes noise of.
 
-What will surprise you:
-* Nothing here computes a step size. Row scales come from running the quantizer of the settings; the steps of `auto` from
-  its own water-filling. So weights that lie on a lattice are what packing them gives, to the bit.
-* A lattice of `auto` stands for what its trellis does to a weight: its steps are those of plain rounding with the same
-  squared error. `spill` says how feedback then carries errors to other entries: with H⁻¹ = UᵀU and G⁻¹ = VᵀV the error
-  of `auto` is c·VᵀZU for white Z, which is the noise of the lattice times unit triangular matrices from both sides.
-* All tensors are [n, R, C], n matrices of R rows; a plain matrix has n = 1.
+Nothing here computes a step size: row scales come from running the quantizer of the settings, the steps of `auto` from
+its own water-filling. So weights that lie on a lattice are what packing them gives, to the bit. All tensors are
+[n, R, C], n matrices of R rows; a plain matrix has n = 1.
 """
 
 from __future__ import annotations
@@ -19,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.packer.coder.spread import estimate
-from pgolf.packer.plane import SPREAD_STEPS
+from pgolf.errors import UsageError
+from pgolf.packer.coder.classes import estimate_spread
+from pgolf.packer.plane import SPREAD_STEPS, Scale
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import auto
@@ -71,49 +68,60 @@ class Lattice:
 
 
 def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
-    """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row."""
-    quantize = METHODS[settings.method].quantize
-    scales = []
-    for matrix in weight:
-        scale = quantize(matrix, None, settings).row_scale
-        assert scale is not None
-        scales.append(decoded(scale, matrix))
-    return Lattice(torch.stack(scales)[:, :, None], top=settings.top)
+    """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row, or column, or both.
+
+    Raises UsageError for a method whose codes lie on a trellis.
+    """
+    method = METHODS[settings.method]
+    planes = [method.quantize(matrix, None, settings) for matrix in weight]
+    if any(plane.trellis for plane in planes):
+        raise UsageError(f"QAT has no lattice for method {settings.method}: which of its codes may follow which varies")
+    rows = torch.stack([_factors(p.row_scale, m[:, :1]) for p, m in zip(planes, weight, strict=True)])
+    cols = torch.stack([_factors(p.col_scale, m[:1].T) for p, m in zip(planes, weight, strict=True)])
+    top = settings.top if "bits" in method.reads else math.inf
+    return Lattice(rows, cols.mT if any(p.col_scale for p in planes) else None, top=top)
 
 
-def water_filled(
+def _factors(scale: Scale | None, like: Tensor) -> Tensor:
+    """float32 [n, 1]: the values of a scale of n = len(like), 1 where there is none."""
+    return torch.ones_like(like) if scale is None else decoded(scale, like)[:, None]
+
+
+def auto_lattices(
     weights: Mapping[str, Tensor], curvatures: Curvatures, settings: Mapping[str, Settings], bits: float
 ) -> dict[str, Lattice]:
     """The lattices of `auto` for float32 weights [n, R, C] at the water level where codes take `bits` bits a weight.
 
+    A lattice stands for what its trellis does to a weight: its steps are those of plain rounding with the same squared
+    error. With H⁻¹ = UᵀU and G⁻¹ = VᵀV the error of `auto` is c·VᵀZU for white Z: the noise of the lattice times unit
+    triangular matrices from both sides, which are its `spill`.
     A matrix without curvature gets what `auto` gives it then: an equal relative error.
     """
-    prepared = {
-        name: [auto.prepare(m, c, settings[name]) for m, c in _pairs(weight, curvatures.get(name))]
-        for name, weight in weights.items()
-    }
+    parameters = [_prepared(weight, curvatures.get(name), settings[name]) for name, weight in weights.items()]
     total = sum(weight.numel() for weight in weights.values())
-
-    def size(step: float) -> float:
-        return sum(
-            auto.expected_bits(m.cpu(), p, replace(settings[name], step=step * settings[name].step))
-            for name, weight in weights.items()
-            for m, p in zip(weight, prepared[name], strict=True)
-        )
-
-    step = _level(size, bits * total)
-    return {
-        name: _stacked(
-            [_frame_lattice(m, p, settings[name], step) for m, p in zip(weight, prepared[name], strict=True)]
-        )
-        for name, weight in weights.items()
-    }
+    step = _level(lambda step: sum(parameter.expected_bits(step) for parameter in parameters), bits * total)
+    return {name: parameter.lattice(step) for name, parameter in zip(weights, parameters, strict=True)}
 
 
-def _pairs(
-    weight: Tensor, curvatures: Sequence[MatrixCurvature | None] | None
-) -> list[tuple[Tensor, MatrixCurvature | None]]:
-    return list(zip(weight.cpu(), curvatures or [None] * len(weight), strict=True))
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter's n matrices [R, C], each with what `auto` prepared of it, ready for any step."""
+
+    settings: Settings
+    matrices: list[tuple[Tensor, auto.Prepared]]
+
+    def expected_bits(self, step: float) -> float:
+        settings = replace(self.settings, step=step * self.settings.step)
+        return sum(auto.expected_bits(matrix.cpu(), prepared, settings) for matrix, prepared in self.matrices)
+
+    def lattice(self, step: float) -> Lattice:
+        return _stacked([_frame_lattice(matrix, made, self.settings, step) for matrix, made in self.matrices])
+
+
+def _prepared(weight: Tensor, curvatures: Sequence[MatrixCurvature | None] | None, settings: Settings) -> _Parameter:
+    known = zip(weight.cpu(), curvatures or [None] * len(weight), strict=True)
+    prepared = [auto.prepare(matrix, curvature, settings) for matrix, curvature in known]
+    return _Parameter(settings, list(zip(weight, prepared, strict=True)))
 
 
 def _level(size: Callable[[float], float], wanted: float) -> float:
@@ -150,7 +158,7 @@ def _stacked(lattices: Sequence[Lattice]) -> Lattice:
 def with_spread(lattice: Lattice, weight: Tensor) -> Lattice:
     """`lattice` with the spread of the codes of weight [n, R, C], as the packer's coder estimates it."""
     squares = lattice.codes(weight).square().cpu().numpy()
-    found = [estimate(square) for square in squares]
+    found = [estimate_spread(square) for square in squares]
     rows = _tensor(np.stack([spread.rows for spread in found]), weight)
     cols = _tensor(np.stack([spread.cols for spread in found]), weight)
     return replace(lattice, spread=(rows[:, :, None], cols[:, None, :]))

@@ -1,11 +1,4 @@
-"""What QAT puts in the place of a weight: three stand-ins for what packing will do to it.
-
-What will surprise you:
-* Each returns the value that the model sees and, where the gradient must be scaled on its way back, by how much.
-* `ste` passes gradients on as they are, clipped codes included: a weight beyond the clip may come back.
-* `noise` is uniform over a lattice cell, but never wider than the codes themselves: rows that the packer will round to
-  zero lose all they have, not more.
-"""
+"""What QAT puts in the place of a weight: three stand-ins for what packing will do to it."""
 
 from __future__ import annotations
 
@@ -30,11 +23,14 @@ class Moment:
     generator: torch.Generator
 
 
-Rounded = tuple[Tensor, Tensor | None]  # what the model sees [n, R, C]; factor of the gradient, None: 1
+Rounded = tuple[Tensor, Tensor | None]  # what the model sees [n, R, C]; factor of the gradient on its way back, None: 1
 
 
 def straight_through(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
-    """The nearest lattice points; gradients as if nothing had been rounded (arXiv 1308.3432)."""
+    """The nearest lattice points; gradients as if nothing had been rounded (arXiv 1308.3432).
+
+    Those of clipped codes too: a weight beyond the clip may come back.
+    """
     del moment
     return lattice.weights(round_clipped(lattice.codes(weight), lattice.top)), None
 
@@ -53,7 +49,8 @@ def soft(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
 def noise(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
     """Noise like the quantizer's errors, uniform where they arise and spread as its feedback spreads them; clips too.
 
-    Needs the lattice's spread.
+    Uniform over a lattice cell, but never wider than the codes themselves: rows that the packer will round to zero lose
+    all they have, not more. Needs the lattice's spread.
     """
     uniform = torch.rand(weight.shape, generator=moment.generator, device=weight.device) - 0.5
     width = torch.clamp(math.sqrt(12) * lattice.sigma(), max=1.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pgolf.common import grammar
 from pgolf.errors import UsageError
+from pgolf.fitting import plan
 from pgolf.train.qat.rounding import ROUNDINGS
-
-NUMBERS = ("start", "bits", "recalibrate", "rate")
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,10 @@ class QATReport:
 
 
 def parse_options(text: str) -> QATSettings:
-    """'int6,k=12.85,start=0.85,rounding=noise' -> QATSettings: its numbers and words by name, the rest is the grid."""
-    options: dict[str, Any] = {}
-    grid: list[str] = []
-    for word in (w.strip() for w in text.split(",")):
-        name, _, value = word.partition("=")
-        if name == "rounding":
-            options[name] = value
-        elif name in NUMBERS:
-            try:
-                options[name] = float(value)
-            except ValueError:
-                raise UsageError(f"--qat {text!r}: {name} is a number, not {value!r}") from None
-        else:
-            grid.append(word)
+    """'int6,k=12.85,start=0.85,rounding=noise' -> QATSettings: its own names are read here, the rest is the grid."""
+    words, option = grammar.words_of(text), f"--qat {text!r}"
+    mine = {name: kind for name, kind in grammar.kinds(QATSettings).items() if name != "grid"}
+    plan.read_settings(words, None, option=option, more=mine)  # what nobody understands, before there is a model
+    grid = [word for word in words if word.partition("=")[0].strip() not in mine]
+    options: dict[str, Any] = grammar.read((w for w in words if w not in grid), mine, option=option)
     return QATSettings(grid=",".join(grid), **options)

@@ -1,8 +1,5 @@
 """BigramHash: a table of features of hashed token pairs, so that the first layer knows its token and the one before.
 
-What will surprise you: the last bucket stands for "no pair". The first token of a window or document gets it, so nothing
-crosses a document's start. Rows start at zero: a pair that training never saw adds nothing.
-
 Source: openai/parameter-golf #65, #135; Fibonacci hashing, Knuth, The Art of Computer Programming 3, 6.4.
 """
 
@@ -18,7 +15,10 @@ WORD = 0xFFFFFFFF
 
 
 class BigramHash(nn.Module):
-    """A table of `buckets` rows of `width`, lifted to the model's width and weighed per channel."""
+    """A table of `buckets` rows of `width`, lifted to the model's width and weighed per channel.
+
+    Rows start at zero: a pair that training never saw adds nothing.
+    """
 
     def __init__(self, vocab_size: int, buckets: int, width: int, dim: int, bos_id: int | None) -> None:
         super().__init__()
@@ -29,10 +29,15 @@ class BigramHash(nn.Module):
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """ids int64 [B, T] -> what the embedding gains: [B, T, dim] of `dtype`."""
-        return self.scale.to(dtype) * self.lift(self.emb(self.buckets(ids)).to(dtype))
+        features: Tensor = self.lift(self.emb(self.buckets(ids)).to(dtype))
+        return self.scale.to(dtype) * features
 
     def buckets(self, ids: Tensor) -> Tensor:
-        """ids [B, T] -> the row of each token's pair with the token before: int64 [B, T]."""
+        """ids [B, T] -> the row of each token's pair with the token before: int64 [B, T].
+
+        The last row stands for no pair. The first token of a window or document gets it, so nothing crosses a document's
+        start.
+        """
         null = self.emb.num_embeddings - 1
         pair = ids[:, :-1] * self.vocab_size + ids[:, 1:]
         found = ((pair * GOLDEN) & WORD) * null >> 32

@@ -20,4 +20,5 @@ class HeadGate(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """y [B, T, heads, d], the layer's input x [B, T, dim] -> [B, T, heads, d]."""
-        return y * (2.0 * self.read(x[..., : self.channels]).sigmoid()).unsqueeze(-1)
+        gates: Tensor = 2.0 * self.read(x[..., : self.channels]).sigmoid()
+        return y * gates.unsqueeze(-1)

@@ -1,7 +1,6 @@
 """Parallel residual lanes: attention reads one residual stream, the MLP another, and both write to both.
 
-What will surprise you: both read before either writes, so a block's two branches are independent of each other; all
-weights start at 1 (the mean of the lanes at the end at ½), where the lanes are equal and the block is a parallel one.
+Both read before either writes, so a block's two branches are independent of each other.
 
 Source: KellerJordan/modded-nanogpt #230, openai/parameter-golf #1204, #1529; parallel blocks, arXiv 2204.02311.
 """
@@ -13,7 +12,10 @@ from torch import Tensor, nn
 
 
 class Routes(nn.Module):
-    """How much each lane keeps of itself and takes of the two branches' outputs."""
+    """How much each lane keeps of itself and takes of the two branches' outputs.
+
+    All weights start at 1, where the lanes are equal and the block is a parallel one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Routes(nn.Module):
 
 
 class Merge(nn.Module):
-    """The weighted sum of the lanes [2, B, T, dim], which the model goes on with."""
+    """The weighted sum of the lanes [2, B, T, dim], which the model goes on with; it starts as their mean."""
 
     def __init__(self) -> None:
         super().__init__()

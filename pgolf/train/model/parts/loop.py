@@ -1,8 +1,5 @@
 """Mini depth recurrence: some middle layers run twice from a certain share of training on, nearly for free in bytes.
 
-What will surprise you: the order of the passes is 1 2 3 1 2 3, not 1 1 2 2 3 3, and the second round neither pushes nor
-pops U-Net skips. `GPT.looped` says whether the loop is on; the trainer sets it by its progress.
-
 Source: openai/parameter-golf #686 (second passes with scales of their own), #1204 (late start, partly untied MLPs).
 """
 
@@ -27,7 +24,10 @@ class SecondPass(nn.Module):
 
 
 def route(layers: int, looped: range) -> Iterator[tuple[int, bool]]:
-    """(layer, whether it is the second pass) in the order of execution; an empty `looped` runs each layer once."""
+    """(layer, whether it is the second pass) in the order of execution; an empty `looped` runs each layer once.
+
+    The looped layers run as 1 2 3 1 2 3, not 1 1 2 2 3 3, and the second round neither pushes nor pops U-Net skips.
+    """
     for layer in range(layers):
         yield layer, False
         if looped and layer == looped[-1]:

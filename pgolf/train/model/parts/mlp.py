@@ -17,4 +17,5 @@ class MLP(nn.Module):
         self.proj = Linear(mult * dim, dim, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.leaky_relu(self.fc(x), 0.5).square())
+        y: Tensor = self.proj(F.leaky_relu(self.fc(x), 0.5).square())
+        return y

@@ -1,8 +1,5 @@
 """Residual mix: every block's input is a learned mix of the residual stream and the embedding.
 
-What will surprise you: it starts as a schedule over depth, a sigmoid: early blocks read mostly the embedding, late ones
-mostly the stream.
-
 Source: openai/parameter-golf #59, #60.
 """
 
@@ -17,7 +14,10 @@ STEEPNESS = 3.0
 
 
 class ResidualMix(nn.Module):
-    """stream·x + start·x0, per channel; depth: 0 of the first block, 1 of the last."""
+    """stream·x + start·x0, per channel; depth: 0 of the first block, 1 of the last.
+
+    It starts as a schedule over depth, a sigmoid: early blocks read mostly the embedding, late ones mostly the stream.
+    """
 
     def __init__(self, dim: int, depth: float) -> None:
         super().__init__()

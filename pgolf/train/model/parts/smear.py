@@ -1,8 +1,5 @@
 """SmearGate: a learned gate a channel lets in the embedding of the token before.
 
-What will surprise you: a document's first token lets nothing in. Without that the last token of one document reaches the
-next, the leak that openai/parameter-golf #1797 was audited for and #1851 closed.
-
 Source: openai/parameter-golf #65, #102, #135.
 """
 
@@ -15,7 +12,11 @@ CLOSED = -2.0  # the gates start at sigmoid(-2) = 0.12
 
 
 class SmearGate(nn.Module):
-    """x_t becomes (1 - g)·x_t + g·x_(t-1) with a gate g in (0, 1) for each channel."""
+    """x_t becomes (1 - g)·x_t + g·x_(t-1) with a gate g in (0, 1) for each channel.
+
+    A document's first token lets nothing in. Else the last token of one document reaches the next, the leak that
+    openai/parameter-golf #1797 was audited for and #1851 closed.
+    """
 
     def __init__(self, dim: int, bos_id: int | None) -> None:
         super().__init__()

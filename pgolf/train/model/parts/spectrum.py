@@ -13,4 +13,5 @@ def power_law(W: Tensor, exponent: float) -> Tensor:
     """W with its singular vectors and Frobenius norm, and singular values in proportion to k^-exponent, k = 1, 2, ..."""
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     law = torch.arange(1, len(S) + 1, dtype=S.dtype, device=S.device) ** -exponent
-    return (U * (law * S.norm() / law.norm())) @ V
+    shaped: Tensor = (U * (law * S.norm() / law.norm())) @ V
+    return shaped

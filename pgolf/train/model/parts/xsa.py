@@ -5,6 +5,7 @@ Source: arXiv 2603.09078; on the last layers alone and grouped by key-value head
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +15,7 @@ def without_own_value(y: Tensor, v: Tensor) -> Tensor:
 
     The heads of a group are seen through a view, so that no value is repeated in memory.
     """
-    grouped = y.unflatten(2, (v.size(2), -1))
+    grouped = torch.unflatten(y, 2, (v.size(2), -1))
     own = F.normalize(v, dim=-1).unsqueeze(3)
-    return (grouped - (grouped * own).sum(-1, keepdim=True) * own).flatten(2, 3)
+    rest: Tensor = grouped - (grouped * own).sum(-1, keepdim=True) * own
+    return rest.flatten(2, 3)

@@ -1,12 +1,10 @@
-"""`pgolf train`: a preset, a folder of shards, and a run that can be stopped and continued.
+"""The folder of a run: `pgolf train` begins it with a preset and shards, stops, goes on and ends there.
 
-What will surprise you:
-* The folder `out` is the run: state.pt (what a resumed run needs), checkpoint.pt (averaged weights, ready to pack, as of
-  the last save), train.jsonl, loss.png and train.json. A folder that holds a run is continued or refused, never
-  overwritten.
-* Ctrl-C waits for the step's end, saves, then raises KeyboardInterrupt. A second one does not wait.
-* With `pack` the folder also gets model.pgolf and its report, model.json, whose BPB train.json tells.
-* `torchrun` needs no option: every rank calls `train`, rank 0 alone writes.
+state.pt                       what a resumed run needs
+checkpoint.pt                  averaged weights, ready to pack, as of the last save
+train.jsonl, loss.png          the log and its picture
+train.json                     the report
+model.pgolf, model.json        with `pack`: the artifact and its report; its BPB is in train.json
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from pgolf.train.qat.settings import QATSettings, parse_options
 SAVE_SECONDS = 120.0  # of training between two saves
 SCORED_TOKENS = 65536  # held-out targets that the closing BPB is taken over
 
-Progress = Callable[[StepInfo], None]
+AfterStep = Callable[[StepInfo], None]
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,12 @@ def train(
     device: str | None = None,
     qat: QATSettings | str | None = None,
     pack: str | None = None,
-    progress: Progress | None = None,
+    progress: AfterStep | None = None,
 ) -> TrainReport:
     """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
 
+    A folder that holds a run is continued or refused, never overwritten. Ctrl-C waits for the step's end, saves, then
+    raises KeyboardInterrupt; a second one does not wait. Under `torchrun` every rank calls this, rank 0 alone writes.
     data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
     settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. qat: settings, or as
     `parse_options` reads them. pack: a byte budget to pack the result to, by the best method. progress: called after
@@ -154,7 +154,7 @@ class _Run:
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def train(self, files: DataFiles, resume: bool, pack: str | None, progress: Progress | None) -> TrainReport:
+    def train(self, files: DataFiles, resume: bool, pack: str | None, progress: AfterStep | None) -> TrainReport:
         """Train to the end, save, score, plot, pack."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
@@ -201,7 +201,7 @@ class _Run:
         }
 
     def _train_and_save(
-        self, trainer: Trainer, config: dict[str, Any], interrupted: threading.Event, progress: Progress | None
+        self, trainer: Trainer, config: dict[str, Any], interrupted: threading.Event, progress: AfterStep | None
     ) -> None:
         log, saved = MetricsLog(self.log, keep=trainer.step_count), trainer.seconds
 

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from pgolf.sweep import showcase
+from pgolf.sweep import demo_story
 
 
 @pytest.mark.slow
 def test_the_quick_demo_tells_the_whole_story_twice_alike(tmp_path):
-    results = [showcase.run(tmp_path / name, quick=True, progress=lambda *_: None) for name in ("a", "b")]
+    results = [demo_story.run(tmp_path / name, quick=True, progress=lambda *_: None) for name in ("a", "b")]
     for name in ("contest.pgolf", "pgolf-0.pgolf"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == results[0]

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pgolf.errors import ArtifactError
-from pgolf.packer.coder import aside, spread
+from pgolf.packer.backends import rans_numba
+from pgolf.packer.coder import aside, classes
 from pgolf.packer.coder.strips import (
     MAX_SUMS,
     class_sums,
@@ -28,11 +29,11 @@ def gauss(rows, cols, sigma=2.0, row_spread=0.0, col_spread=0.0, seed=0):
 
 def test_classes_literal():
     sums = np.array([-100, -22, -1, 0, 17, 18, 21, 22, 200])
-    classes, widths = spread.classes_of(sums, trellis=0)
-    assert classes.tolist() == [0, 0, 21, 22, 39, 36, 39, 36, 39]
+    found, widths = classes.classes_of(sums, trellis=0)
+    assert found.tolist() == [0, 0, 21, 22, 39, 36, 39, 36, 39]
     assert widths.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 24]
-    narrower, _ = spread.classes_of(sums + SPREAD_STEPS, trellis=8)
-    assert narrower.tolist() == classes.tolist()
+    narrower, _ = classes.classes_of(sums + SPREAD_STEPS, trellis=8)
+    assert narrower.tolist() == found.tolist()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_classes_literal():
     [(0, np.int16), (2**15 - 1, np.int16), (-(2**15), np.int16), (2**15, np.int32), (-(2**15) - 1, np.int32)],
 )
 def test_codes_are_narrowed_where_they_fit(code, dtype):
-    found = spread.narrowed(np.array([[0, code, 1]], np.int32))
+    found = classes.narrowed(np.array([[0, code, 1]], np.int32))
     assert found.dtype == dtype
     assert found[0, 1] == code
 
@@ -49,7 +50,7 @@ def test_codes_are_narrowed_where_they_fit(code, dtype):
 @example([-127, -126, 127, 128])
 def test_symbols_hold_the_value_or_its_parity(values):
     codes = np.array(values, np.int64)
-    for value, symbol in zip(values, spread.symbols(codes).tolist(), strict=True):
+    for value, symbol in zip(values, classes.symbols(codes).tolist(), strict=True):
         fits = ESCAPES - OFFSET <= value < OFFSET
         assert symbol == (value + OFFSET if fits else value & 1)
 
@@ -147,7 +148,7 @@ def test_sums_beyond_any_codes_are_refused(sign):
 @pytest.mark.parametrize(("sigma", "row_spread"), [(4.0, 0.7), (40.0, 2.0)])
 def test_estimate_finds_row_and_column_spreads(sigma, row_spread):
     codes, r, c = gauss(400, 300, sigma, row_spread, 0.5)
-    found = spread.estimate(np.square(codes, dtype=np.float32))
+    found = classes.estimate_spread(np.square(codes, dtype=np.float32))
     true = SPREAD_STEPS * (np.log2(sigma * r)[:, None] + np.log2(c))
     error = found.rows[:, None] + found.cols - true
     assert np.sqrt(np.mean(error**2)) < 0.6  # rounding both to whole classes alone makes 0.41
@@ -159,41 +160,40 @@ def test_estimate_finds_row_and_column_spreads(sigma, row_spread):
 )
 def test_the_cheapest_mode_is_chosen(sigma, kind, mode):
     codes, r, c = gauss(300, 300, sigma, *kind)
-    found = spread.choose(Plane(codes))
+    found = classes.choose_spread(Plane(codes))
     assert found.mode == mode
     error = found.spread.rows[:, None] + found.spread.cols - SPREAD_STEPS * (np.log2(sigma * r)[:, None] + np.log2(c))
     assert np.abs(error).mean() < 0.7
 
 
 def test_entropy_literal():
-    assert spread.entropy_bits(np.array([[2, 2, 0, 0], [0, 0, 0, 7], [1, 1, 1, 1]])) == 4 + 0 + 8
+    assert classes.entropy_bits(np.array([[2, 2, 0, 0], [0, 0, 0, 7], [1, 1, 1, 1]])) == 4 + 0 + 8
 
 
 def test_tables_must_pay():
     """Rows whose spreads differ by a seventh: classes of their own would save less than their tables take."""
-    found = spread.choose(Plane(gauss(64, 64, 3.0, 0.2, 0.0)[0]))
+    found = classes.choose_spread(Plane(gauss(64, 64, 3.0, 0.2, 0.0)[0]))
     assert found.mode == "one"
 
 
 def test_a_known_spread_is_used():
     codes, r, c = gauss(300, 300, 2.0, 0.6, 0.6)
     known = Spread(*(np.rint(SPREAD_STEPS * np.log2(x)).astype(np.int32) for x in (2.0 * r, c)))
-    assert spread.choose(Plane(codes, spread=known)).spread is known
+    assert classes.choose_spread(Plane(codes, spread=known)).spread is known
 
 
 def test_a_trellis_needs_its_spread():
     with pytest.raises(ValueError, match="spread"):
-        spread.choose(Plane(np.zeros((2, 2), np.int32), trellis=8))
+        classes.choose_spread(Plane(np.zeros((2, 2), np.int32), trellis=8))
 
 
-@pytest.mark.parametrize("compiled", ["0", "1"])
-def test_count(monkeypatch, compiled):
-    monkeypatch.setenv("PGOLF_COMPILED", compiled)
-    counts = spread.count(np.array([0, 3, 3], np.uint8), np.array([255, 7, 7], np.uint8), 4)
+@pytest.mark.parametrize("loops", [classes, rans_numba])
+def test_count(loops):
+    counts = loops.count(np.array([0, 3, 3], np.uint8), np.array([255, 7, 7], np.uint8), 4)
     assert counts.shape == (4, 256)
     assert (counts.sum(), counts[0, 255], counts[3, 7]) == (3, 1, 2)
 
 
 def test_index_bits():
-    assert spread.index_bits(np.array([5, 5, 5])) == 0
-    assert spread.index_bits(np.array([0, 1] * 50)) == pytest.approx(116)
+    assert classes.index_bits(np.array([5, 5, 5])) == 0
+    assert classes.index_bits(np.array([0, 1] * 50)) == pytest.approx(116)

@@ -1,11 +1,7 @@
-"""Which probability table codes which entry: spread classes by row and column, and the symbol that a code becomes.
+"""Classes of entries: which table codes an entry, the symbol that its code becomes, and the cheapest classes for a plane.
 
-What will surprise you:
-* A class is four times log2 of the codes' standard deviation, and the class of an entry is simply rows[i] + cols[j],
-  clipped. So classes of all planes mean the same thing and planes share tables.
-* Wide classes keep their lowest bit and their top bits in the symbol and put the bits between them aside, raw: a
-  Gaussian is flat on that scale, and the trellis needs the lowest bit while decoding.
-* Everything that depends on the sum rows[i] + cols[j] is looked up in a short table over the possible sums.
+A class is four times log2 of the codes' standard deviation, and the class of an entry is simply rows[i] + cols[j],
+clipped. So classes of all planes mean the same thing and planes share tables.
 """
 
 from __future__ import annotations
@@ -16,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.packer.backends.loops import loops
 from pgolf.packer.coder import aside
+from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.tables import ESCAPES, OFFSET
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Spread
 
@@ -35,6 +31,8 @@ SAMPLE = 1 << 17  # entries that a choice between modes looks at
 def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
     """Table class (0..CLASSES-1) and bits put aside (int8) for values (int64) of rows[i] + cols[j].
 
+    Wide classes keep their lowest bit and their top bits in the symbol and put the bits between them aside, raw: a
+    Gaussian is flat on that scale, and the trellis needs the lowest bit while decoding.
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
     classes = sums - SPREAD_STEPS if trellis else sums
@@ -61,15 +59,11 @@ def symbols(values: Array) -> Array:
 
 def count(slots: Array, symbols: Array, size: int) -> Array:
     """int64 [size, 256]: how often each symbol stands in each slot (both uint8 [N])."""
-    compiled = loops()
-    if compiled:
-        counts: Array = compiled.count(slots, symbols, size)
-        return counts
     pairs = np.bincount(slots.astype(np.uint16) << 8 | symbols, minlength=size * 256)
     return pairs.reshape(size, 256)
 
 
-def estimate(square: Array) -> Spread:
+def estimate_spread(square: Array) -> Spread:
     """Spread classes that fit the squared codes [R, C]: rows and columns in turn, then rounded.
 
     einsum, not matmul: a BLAS result may depend on its number of threads.
@@ -97,7 +91,7 @@ class Choice:
     spread: Spread
 
 
-def choose(plane: Plane) -> Choice:
+def choose_spread(plane: Plane, loops: Loops | None = None) -> Choice:
     """Row, column, both or no classes, by the entropy of the classes' histograms plus the indices' own cost."""
     codes = narrowed(plane.codes)
     if plane.trellis:  # the quantizer's own classes decide which entries are on the trellis
@@ -114,13 +108,13 @@ def choose(plane: Plane) -> Choice:
         Choice("one", Spread(no_rows + overall, no_cols)),
         Choice("rows", Spread(_quarter_octaves(np.maximum(row, FLOOR)), no_cols)),
         Choice("cols", Spread(no_rows, _quarter_octaves(np.maximum(col, FLOOR)))),
-        Choice("both", plane.spread or estimate(square)),
+        Choice("both", plane.spread or estimate_spread(square)),
     ]
     keep = slice(None, None, max(1, codes.size // SAMPLE))
-    return min(candidates, key=lambda c: _cost(codes, c.spread, keep))
+    return min(candidates, key=lambda c: _cost(codes, c.spread, keep, loops))
 
 
-def _cost(codes: Array, spread: Spread, keep: slice) -> float:
+def _cost(codes: Array, spread: Spread, keep: slice, loops: Loops | None) -> float:
     """Bits of coding a plane under a spread, from the rows in `keep`."""
     sampled = codes[keep].ravel()
     sums = (spread.rows[keep, None] + spread.cols[None, :]).ravel()
@@ -129,7 +123,7 @@ def _cost(codes: Array, spread: Spread, keep: slice) -> float:
     where = sums - lowest
     put_aside = widths[where].astype(np.int32) if widths.any() else None
     values = sampled if put_aside is None else aside.shorten(sampled.astype(np.int32), put_aside, 1)
-    counts = count(classes.astype(np.uint8)[where], symbols(values), CLASSES)
+    counts = (loops.count if loops else count)(classes.astype(np.uint8)[where], symbols(values), CLASSES)
     bits = entropy_bits(counts) + (float(put_aside.sum(dtype=np.int64)) if put_aside is not None else 0.0)
     tables = TABLE_BITS * int(counts.any(1).sum())
     return bits * codes.size / sampled.size + tables + index_bits(spread.rows) + index_bits(spread.cols)

@@ -1,21 +1,93 @@
-"""Tables for the terminal, each drawn from JSON: what a command found is what `--json` prints."""
+"""Tables and closing lines for the terminal, each drawn from JSON: what a command found is what `--json` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pgolf.common.sizes import show_size
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-COMPACT = {"box": None, "header_style": "bold", "pad_edge": False}
+
+def _compact() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
+def pack_table(report: Mapping[str, Any]) -> Table:
+    """The table of `pgolf pack`, from Report.to_json()."""
+    table = _compact()
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape")
+    table.add_column("method", overflow="fold")
+    for name in ("bits/weight", "bytes", "error", "loss rise"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report["rows"]:
+        why = f" ({row['kept']})" if row["kept"] else ""
+        table.add_row(
+            row["name"],
+            "×".join(map(str, row["shape"])) or "scalar",
+            row["method"] + why,
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['num_bytes']:,.0f}",
+            "" if row["error"] is None else f"{row['error']:.4f}",
+            "" if row["loss_rise"] is None else f"{row['loss_rise']:.2e}",
+        )
+    return table
+
+
+def pack_summary(report: Mapping[str, Any]) -> list[str]:
+    """The closing lines of `pgolf pack`."""
+    lines = [f"note: {note}" for note in report["notes"]]
+    lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
+    if report["loss_rise"] is not None:
+        lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")
+    lines.append(f"artifact           {show_size(report['artifact_bytes'])}")
+    for name, num_bytes in report["code_bytes"].items():
+        lines.append(f"code               {show_size(num_bytes)}  {name}")
+    if report["budget"] is not None:
+        share = 100 * report["headroom"] / report["budget"]
+        lines.append(
+            f"budget             {show_size(report['budget'])}, used {show_size(report['total_bytes'])}, "
+            f"headroom {show_size(report['headroom'])} ({share:.2f}%)"
+        )
+    lines.append(f"time               {report['seconds']:.1f} s")
+    return lines
+
+
+def estimate_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `pgolf estimate` says, from Estimate.to_json()."""
+    bar = f" ± {show_size(facts['error_bytes'])}" if facts["error_bytes"] else " (packed whole: exact)"
+    lines = [f"note: {note}" for note in facts["notes"]]
+    lines.append(f"artifact           {show_size(facts['num_bytes'])}{bar}")
+    lines += [f"code               {show_size(size)}  {name}" for name, size in facts["code_bytes"].items()]
+    if facts["budget"] is not None:
+        lines.append(f"budget             {show_size(facts['budget'])}, foreseen {show_size(facts['total_bytes'])}")
+    lines.append(f"quantized weights  {facts['bits_per_weight']:.3f} bits each, {facts['sampled']:.0%} of them tried")
+    lines.append(f"relative error     {facts['relative_error']:.4f}")
+    if facts["loss_rise"] is not None:
+        lines.append(f"predicted rise     {facts['loss_rise']:.5f} nats per token")
+    lines.append(f"time               {facts['seconds']:.1f} s")
+    return lines
+
+
+def submission_table(facts: Mapping[str, Any]) -> Table:
+    """The table of `pgolf export`, from Count.to_json()."""
+    table = _compact()
+    table.add_column("file", overflow="fold")
+    table.add_column("raw bytes", justify="right", no_wrap=True)
+    table.add_column("counted", justify="right", no_wrap=True)
+    for file in facts["files"]:
+        table.add_row(file["name"], f"{file['raw_bytes']:,}", f"{file['counted_bytes']:,}")
+    return table
 
 
 def inspect_table(facts: Mapping[str, Any]) -> Table:
     """Every tensor of an artifact, with a picture of its codes around zero."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     for name in ("tensor", "shape", "dtype", "how"):
         table.add_column(name, overflow="fold")
     for name in ("bytes", "bits/weight", "curvature", "codes"):
@@ -49,9 +121,7 @@ def sparkline(counts: Sequence[int]) -> str:
 
 def layers_table(facts: Mapping[str, Any]) -> Table:
     """Where the bytes go: a bar for each layer."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     table.add_column("layer", overflow="fold")
     for name in ("weights", "bytes", "share", "bits/weight", "curvature"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -76,9 +146,7 @@ def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
 
 def diff_table(facts: Mapping[str, Any]) -> Table:
     """The table of `pgolf diff`."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     table.add_column("tensor", overflow="fold")
     for name in ("how in A", "how in B"):
         table.add_column(name, overflow="fold")
@@ -104,9 +172,7 @@ def diff_summary(facts: Mapping[str, Any]) -> str:
 
 def demo_table(result: Mapping[str, Any]) -> Table:
     """The table of `pgolf demo`: what each artifact weighs and what quantization cost."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     table.add_column("artifact")
     for name in ("bytes", "bits/weight", "BPB", "rise", "pack s", "load s"):
         table.add_column(name, justify="right")
@@ -160,9 +226,7 @@ def _estimate(value: float | None, ratio: float | None, extrapolated: bool, styl
 
 def cells_table(cells: tuple[list[str], list[list[str]]]) -> Table:
     """Cells as a table for the terminal: two columns of names, the rest figures."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     heads, rows = cells
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i >= 2)
@@ -187,9 +251,7 @@ def sweep_summary(results: Mapping[str, Any]) -> list[str]:
 
 def seeds_table(results: Mapping[str, Any]) -> Table:
     """The table of `pgolf sweep --seeds`: means and spreads, and whether the gain is proven."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     table.add_column("method", overflow="fold")
     table.add_column(f"against {results['baseline']}")
     for name in ("gain, nats/token", "spread", "p (gain > 0.005)", "passes"):
@@ -203,9 +265,7 @@ def seeds_table(results: Mapping[str, Any]) -> Table:
 
 def progress_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What a running sweep shows: a line for each series, a dot for each point, its latest figures."""
-    from rich.table import Table
-
-    table = Table(**COMPACT)
+    table = _compact()
     table.add_column("method", overflow="fold")
     table.add_column("points")
     table.add_column("latest", no_wrap=True)

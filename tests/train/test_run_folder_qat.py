@@ -19,11 +19,11 @@ from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import packing
 from pgolf.loading import dense
 from pgolf.train.loop.metrics import read_metrics
+from pgolf.train.loop.run_folder import train
 from pgolf.train.loop.trainer import Trainer, TrainSettings
-from pgolf.train.loop.training import train
 from pgolf.train.model.gpt import GPT, GPTConfig
 from pgolf.train.qat.hooks import QAT
-from tests.train.test_training import SMALL, folder, same, stop_at, weights
+from tests.train.test_run_folder import SMALL, folder, same, stop_at, weights
 
 __all__ = ["folder"]  # the fixture
 

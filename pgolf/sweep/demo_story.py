@@ -6,7 +6,6 @@ Every figure of its table and plot is measured in this run and kept in results.j
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
+from pgolf.common.progress import Progress
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
 from pgolf.fitting.trial import one_thread
@@ -27,8 +27,6 @@ from pgolf.report.plots import frontier_png
 from pgolf.scoring import bpb
 from pgolf.train.loop.demo_model import DEMO, TINY_DEMO, prepare_demo, train_demo
 from pgolf.train.model import rebuild
-
-Progress = Callable[[str, int, int], None]
 
 BITS = (2.0, 2.6, 3.3)  # budgets of the curve, in bits a weight
 QUICK_BITS = (2.6,)

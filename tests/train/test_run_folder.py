@@ -17,12 +17,11 @@ import torch
 from pgolf.data.shards import write_shard
 from pgolf.errors import CheckpointError, DataError, PgolfError, UsageError
 from pgolf.train.loop import memory
-from pgolf.train.loop import training as run_module
+from pgolf.train.loop import run_folder as run_module
 from pgolf.train.loop.metrics import MetricsLog, plot_loss, read_metrics
 from pgolf.train.loop.recipes import RECIPES, override
-from pgolf.train.loop.save import differences
+from pgolf.train.loop.run_folder import train
 from pgolf.train.loop.trainer import StepInfo, Trainer, TrainSettings
-from pgolf.train.loop.training import train
 from pgolf.train.model.gpt import untrained
 
 SMALL = ["vocab_size=64", "dim=32", "heads=2", "kv_heads=1", "rope_dims=8", "seq_len=16", "batch_size=4", "steps=6"]
@@ -116,12 +115,6 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(folder: Path, 
     (tmp_path / "run" / "state.pt").write_bytes(b"PK broken")
     with pytest.raises(CheckpointError, match="damaged"):
         train("tiny", tmp_path / "run", data=folder, overrides=SMALL, resume=True)
-
-
-def test_differences_go_into_nested_settings():
-    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == [
-        *("a.c is 2 there, 4 here", "d is 3 there, None here", "e is None there, 5 here"),
-    ]
 
 
 def test_a_nan_keeps_the_last_good_checkpoint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

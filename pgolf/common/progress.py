@@ -1,0 +1,15 @@
+"""How work tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""(what is done, steps done, of how many): for work of several parts."""
+
+Advance = Callable[[int, int], None]
+"""(steps done, of how many): for work of one part."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""

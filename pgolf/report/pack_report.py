@@ -1,0 +1,79 @@
+"""What one pack did, and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of a report. error: ‖W − Ŵ‖/‖W‖; loss_rise: predicted nats per token; kept: why it is not quantized."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    method: str
+    kept: str
+    weights: int
+    num_bytes: float
+    error: float | None = None
+    loss_rise: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.num_bytes / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched."""
+
+    rows: list[TensorRow]
+    data: bytes = field(repr=False)
+    code_bytes: dict[str, int] = field(default_factory=dict)
+    budget: int | None = None
+    step: float | None = None
+    coder: str = "rans"
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Length of the artifact."""
+        return len(self.data)
+
+    @property
+    def total_bytes(self) -> int:
+        """Artifact and code as the budget counts them."""
+        return self.artifact_bytes + sum(self.code_bytes.values())
+
+    @property
+    def headroom(self) -> int | None:
+        """Bytes of the budget left over."""
+        return None if self.budget is None else self.budget - self.total_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight over the quantized tensors, their scales and tables included."""
+        chosen = [row for row in self.rows if row.error is not None]
+        return 8 * sum(row.num_bytes for row in chosen) / max(sum(row.weights for row in chosen), 1)
+
+    @property
+    def loss_rise(self) -> float | None:
+        """Predicted rise of the loss, nats per token, over the tensors whose curvature is known."""
+        known = [row.loss_rise for row in self.rows if row.loss_rise is not None]
+        return sum(known) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the artifact itself, derived figures included."""
+        rows = [asdict(row) | {"bits_per_weight": row.bits_per_weight} for row in self.rows]
+        derived = {
+            "artifact_bytes": self.artifact_bytes,
+            "total_bytes": self.total_bytes,
+            "headroom": self.headroom,
+            "bits_per_weight": self.bits_per_weight,
+            "loss_rise": self.loss_rise,
+        }
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
+        return plain | derived | {"rows": rows}

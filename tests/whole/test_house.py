@@ -1,0 +1,115 @@
+"""The walls of the house: imports go down, none runs in a circle, and the lint notices when one does not."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "pgolf"
+FACES = {"__init__.py", "__main__.py", "cli.py", "errors.py"}  # what may stand beside the rooms
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of pgolf that a file imports anywhere in it: at its top, in a function, or for the type checker alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found & MODULES.keys()
+
+
+def circle_through(graph: dict[str, set[str]]) -> list[str]:
+    """A list of modules each of which imports the next, and the last the first; [] where there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if circle := visit(other, [*trail, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in graph if (circle := visit(name, []))), [])
+
+
+def test_no_import_runs_in_a_circle():
+    graph = {name: imports_of(path) - {name, "pgolf"} for name, path in MODULES.items()}
+    assert circle_through(graph) == []
+
+
+def test_circles_are_found():
+    assert circle_through({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle_through({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_lies_loose():
+    assert {path.name for path in PACKAGE.glob("*.py")} == FACES
+
+
+def test_every_room_says_what_it_is():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_bytes())), path
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    place = tmp_path_factory.mktemp("house")
+    shutil.copytree(PACKAGE, place / "pgolf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", place)
+    return place
+
+
+def linted(place: Path) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "--no-cache"]
+    return subprocess.run(
+        command, cwd=place, capture_output=True, text=True, env={"PYTHONPATH": str(place)}, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("quant/settings.py", "from pgolf.fitting import search", "An import goes down"),
+        ("loading/dense.py", "def late():\n    from pgolf.scoring import bpb", "An import goes down"),
+        ("packer/plane.py", "import torch", "without torch"),
+        ("report/__init__.py", "def late():\n    import torch", "without torch"),
+        ("sweep/points.py", "from pgolf.commands import shared", "An import goes down"),
+        ("loose.py", "", "An import goes down"),
+    ],
+)
+def test_a_wrong_import_fails_the_lint(copy, file, line, contract):
+    path = copy / "pgolf" / file
+    before = path.read_text() if path.exists() else None
+    path.write_text(f"{before or ''}\n\n{line}\n")
+    try:
+        broken = linted(copy)
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+    assert broken.returncode != 0
+    lines = (broken.stdout + broken.stderr).splitlines()
+    assert any(contract in row and ("BROKEN" in row or "pgolf.loose" in row) for row in lines), lines
+
+
+def test_the_house_as_it_stands_passes_the_lint(copy):
+    passed = linted(copy)
+    assert passed.returncode == 0, passed.stdout + passed.stderr
