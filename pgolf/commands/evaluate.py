@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import is_artifact, model_with
+from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
 from pgolf.commands.shared import json_option, model_options, print_lines, progress_bars, refuse_unwritable
 from pgolf.common.progress import Progress
 from pgolf.data import tokenizers
@@ -49,7 +49,10 @@ DEFAULT_BOS = 1  # of the contest's shards
     "--bos", metavar="ID", type=click.IntRange(0), help="Token that starts a document [the tokenizer's, or 1]."
 )
 @click.option(
-    "--seq-len", metavar="N", type=click.IntRange(1), default=1024, show_default=True, help="Longest context."
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Longest context [default: what the model takes, up to 1024].",
 )
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--documents", is_flag=True, help="Contexts begin anew with every document.")
@@ -122,6 +125,7 @@ class _Text:
     bos: int
     total: int
     counted_by: str
+    unknown: float = 0.0  # share of what is scored that the tokenizer has no piece for
 
     @property
     def scored(self) -> NDArray[np.integer]:
@@ -143,9 +147,12 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
     from pgolf.scoring import bpb, documents, results
     from pgolf.scoring.static import to_device
 
-    device, reading = need(options["device"]), _reading(options)
-    starts = shards.document_starts(text.scored, text.bos, required=reading.within_documents)
+    device = need(options["device"])
+    _reading(options)  # what excludes each other is said before a model is built
     model = to_device(model_with(source, options["model"]), device)
+    options = options | {"seq_len": options["seq_len"] or usable_context(model, options["logits"])}
+    reading = _reading(options)
+    starts = shards.document_starts(text.scored, text.bos, required=reading.within_documents)
     losses = _fast_losses(model, reading, options) if device.type == "cuda" else None
     scorer = _scorer(model, reading, text.bos, options, losses)
     began = time.perf_counter()
@@ -155,8 +162,16 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
     how = ", ".join(filter(None, (options["scorer"], str(reading), text.counted_by)))
     score = bpb.result_of(nats, text.byte_counts, seconds)
     by_document = documents.per_document(nats, text.byte_counts, starts)
-    result = results.Result(str(source), how, score, by_document, reading.note(nats, starts), compiling)
+    result = results.Result(str(source), how, score, by_document, _note(reading, nats, starts, text), compiling)
     return result, _audit(source, model, scorer, nats, text, reading, options, progress) if options["audit"] else []
+
+
+def _note(reading: Reading, nats: NDArray[np.floating], starts: NDArray[np.integer], text: _Text) -> str | None:
+    """What a user should know of a score: a context longer than the model can use, text that is lost."""
+    lost = (
+        f"{text.unknown:.2%} of the scored tokens are <unk>, whose text nobody knows: bits per byte flatter the model"
+    )
+    return "; ".join(filter(None, (reading.note(nats, starts), lost if text.unknown else None))) or None
 
 
 def _text(options: dict[str, Any]) -> _Text:
@@ -177,7 +192,9 @@ def _text(options: dict[str, Any]) -> _Text:
         bos = tokenizers.load_tokenizer(tokenizer).bos_id()
     known = bos is not None and bos >= 0  # SentencePiece says -1 for none
     total = bpb.num_targets(tokens, counts, options["max_tokens"])
-    return _Text(tokens, counts, bos if known else DEFAULT_BOS, total, f"bytes of {found.name}" if found else "")
+    unknown = tokenizers.unknown_share(tokens[1 : total + 1], tokenizer) if tokenizer else 0.0
+    how = f"bytes of {found.name}" if found else ""
+    return _Text(tokens, counts, bos if known else DEFAULT_BOS, total, how, unknown)
 
 
 def _reading(options: dict[str, Any]) -> Reading:
@@ -188,7 +205,7 @@ def _reading(options: dict[str, Any]) -> Reading:
     if given and not options["ttt"]:
         raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
     learning = ttt.TTTSettings(**given) if options["ttt"] else None
-    return Reading(options["seq_len"], options["stride"], options["documents"], learning)
+    return Reading(options["seq_len"] or CONTEXT, options["stride"], options["documents"], learning)
 
 
 def _fast_losses(model: nn.Module, reading: Reading, options: dict[str, Any]) -> StaticLosses | None:

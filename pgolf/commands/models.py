@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgolf.common.progress import Progress
-from pgolf.errors import ArtifactError, ModelError
+from pgolf.errors import ArtifactError, DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pgolf.data.shards import Tokens
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
 
-CONTEXT = 1024  # tokens of a calibration sequence unless --seq-len says otherwise
+CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the longest that the model takes
+FEWEST_TOKENS = 16  # of a shard to calibrate on
+PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
 
 def model_with(source: Path, spec: str | None) -> nn.Module:
@@ -55,12 +58,12 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
 
 
 def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options: dict[str, Any]) -> Curvature:
-    """The curvature of a checkpoint's model over the text that --calib names."""
+    """The curvature of a checkpoint's model over the text that --calib names; its notes say how that was cut."""
     from pgolf.quant.curvature.collect import calibrate
 
     model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
-    batches = _calibration_tokens(model, calib, progress, options)
-    return calibrate(
+    batches, notes = _calibration_tokens(model, calib, progress, options)
+    curvature = calibrate(
         model,
         batches,
         tokens=options["tokens"],
@@ -68,18 +71,74 @@ def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options:
         logits=options["logits"],
         progress=lambda done, total: progress("calibrate", done, total),
     )
+    curvature.notes += notes
+    return curvature
 
 
-def _calibration_tokens(model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]) -> Tensor:
-    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random."""
+def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) -> int:
+    """The longest context up to `wanted` tokens that a model takes."""
+    from pgolf.models.lengths import usable_length
+    from pgolf.models.logits import logits_of, original, undisturbed
+
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        return usable_length(logits_of(model, logits), wanted)
+
+
+def _calibration_tokens(
+    model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]
+) -> tuple[Tensor, list[str]]:
+    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
+    context = options.get("seq_len") or CONTEXT
+    if calib in {"self", "random"}:
+        ids = _invented_tokens(model, calib, min(context, max(options["tokens"], 2)), progress, options)
+        return ids, _shortened(ids.shape[1], context - context % 2, options)
+    return _shard_tokens(model, calib, context, options)
+
+
+def _shard_tokens(model: nn.Module, calib: str, context: int, options: dict[str, Any]) -> tuple[Tensor, list[str]]:
     from pgolf.data.shards import WindowSampler, read_shard
 
-    num_tokens, context = options["tokens"], options.get("seq_len") or CONTEXT
-    if calib in {"self", "random"}:
-        return _invented_tokens(model, calib, min(context, max(num_tokens, 2)), progress, options)
     tokens = read_shard(calib)
-    length = min(context, len(tokens) - 1)
-    return WindowSampler([tokens], length, max(1, num_tokens // length), options["seed"]).batch(0)[:, :-1]
+    if len(tokens) < FEWEST_TOKENS:
+        raise DataError(f"{calib} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
+    room = min(context, len(tokens) - 1)
+    length = usable_context(model, options["logits"], room)
+    notes = _shortened(length, room, options)
+    if not options.get("seq_len") and (harmless := _harmless_context(model, tokens, length, options["logits"])):
+        notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
+        length = harmless
+    wanted, there = max(1, options["tokens"] // length), len(tokens) // length
+    if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
+        count = min(wanted, there)
+        return _int64(tokens[: count * length]).view(count, length), notes
+    return WindowSampler([tokens], length, wanted, options["seed"]).batch(0)[:, :-1], notes
+
+
+def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
+    """A shorter context beyond which the loss rises, as a model's does beyond the lengths that it was trained on."""
+    from pgolf.models.logits import logits_of, original, undisturbed
+    from pgolf.scoring.bpb import score_windows
+    from pgolf.scoring.contexts import harmless_length
+
+    some = tokens[: PROBED_WINDOWS * length + 1]
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        nats = score_windows(logits_of(model, logits), some, seq_len=length)
+    return harmless_length(nats, [(0, len(nats))], length)
+
+
+def _shortened(length: int, wanted: int, options: dict[str, Any]) -> list[str]:
+    if length >= wanted - 1 or length >= options["tokens"] - 1:
+        return []
+    return [f"calibrated in sequences of {length} tokens, the most up to {wanted} that the model takes"]
+
+
+def _int64(tokens: Tokens) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(tokens).astype(np.int64))
 
 
 def _invented_tokens(model: nn.Module, calib: str, context: int, progress: Progress, options: dict[str, Any]) -> Tensor:

@@ -33,6 +33,12 @@ model_options = _options(
         "--logits", metavar="ATTR", help="Method that returns logits [default: forward_logits, logits, call]."
     ),
 )
+seq_len_option = click.option(
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(2),
+    help="Longest sequence of calibration text [default: what the model takes, up to 1024].",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.live import live_table
-from pgolf.commands.models import calibrate_model
+from pgolf.commands.models import build, calibrate_model, usable_context
 from pgolf.commands.shared import json_option, model_options, print_lines, print_table, progress_bars
 from pgolf.errors import UsageError
 
@@ -57,7 +57,12 @@ MOST_JOBS = 4  # by default: each process holds the model, its curvature and sev
 )
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @click.option("--count", type=click.Choice(["exact", "contest"]), default="exact", show_default=True, help="Byte rule.")
-@click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
+@click.option(
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(2),
+    help="Longest context, and sequence of calibration text [default: what the model takes, up to 1024].",
+)
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1), help="Score at most so many.")
 @click.option("--device", metavar="D", default="cpu", show_default=True, help="Where models are scored: cpu, cuda.")
@@ -100,7 +105,7 @@ def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> di
     source = checkpoint.read(ckpt)
     baseline = None if options["baseline"] == "none" else options["baseline"]
     points, series = _points(source, options, baseline)
-    setup, calibration = _setup(ckpt, options)
+    setup, calibration = _setup(ckpt, options | {"seq_len": options["seq_len"] or _context(source, options)})
     folder.parent.mkdir(parents=True, exist_ok=True)
     with live_table() as watch:
         return run.sweep(
@@ -145,6 +150,11 @@ def _number(text: str) -> float:
     if not 0 < bits <= 32:
         raise UsageError(f"--bits {text!r} is not a number of bits a weight between 0 and 32")
     return bits
+
+
+def _context(source: Checkpoint, options: dict[str, Any]) -> int:
+    model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
+    return usable_context(model, options["logits"])
 
 
 def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:

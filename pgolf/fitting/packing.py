@@ -27,6 +27,7 @@ from pgolf.packer.format import artifact
 from pgolf.quant.curvature import unreached
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
+from pgolf.quant.slices import matrix_shape
 from pgolf.report import Report, TensorRow
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[st
 def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
     """The shapes of all matrices, and the names of those that no token came to."""
     bare = unwrapped(source.tensors)
-    shapes = {name: plan.matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
+    shapes = {name: matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
     names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
     return {name: shape for name, shape in shapes.items() if shape is not None}, names
 
@@ -148,7 +149,7 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
     bare = unwrapped(source.tensors)
     for name, tensor in source.tensors.items():
         mine = curvature.matrices(name) or curvature.matrices(bare[name])
-        shape = plan.matrix_shape(tuple(tensor.shape))
+        shape = matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue
         if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):

@@ -33,6 +33,7 @@ from pgolf.quant import METHODS, Settings, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.slices import matrix_shape
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Job:
 
     def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
         tensor = self.source.tensors[name]
-        shape = plan.matrix_shape(tuple(tensor.shape))
+        shape = matrix_shape(tuple(tensor.shape))
         assert shape is not None
         known = self.curvatures.get(name, [None] * shape[0])
         return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
@@ -177,7 +178,7 @@ class Job:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
         if entry.planes is None or not self.source.tensors[name].is_floating_point():
             return None, None
-        shape = plan.matrix_shape(entry.shape)
+        shape = matrix_shape(entry.shape)
         assert shape is not None
         original = self.source.tensors[name].to(torch.float32).reshape(shape)
         errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]

@@ -35,6 +35,7 @@ from pgolf.models.logits import original
 from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
+from pgolf.quant.slices import matrix_shape
 from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
@@ -252,7 +253,7 @@ def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, 
 
 
 def _shape(param: Tensor) -> tuple[int, int, int]:
-    shape = plan.matrix_shape(tuple(param.shape))
+    shape = matrix_shape(tuple(param.shape))
     assert shape is not None
     return shape
 
