@@ -79,7 +79,10 @@ class Logits:
 
     def __call__(self, ids: Tensor) -> Tensor:
         self._check(ids)
+        ids = ids.contiguous()  # trainers take `targets.view(-1)` for granted
         form = self._form or self.learn(ids)
+        if form.rows:
+            refuse_beyond(int(ids.max()), form.rows)
         try:
             found = _run(form, ids)
         except PgolfError:
@@ -102,7 +105,9 @@ class Logits:
 
     def learn(self, ids: Tensor) -> Form:
         """Find out how the model is to be called with ids of this length."""
-        sample = ids[:1] if ids.shape[1] > 1 else ids[:1].repeat(1, 2)  # of one position, the last one is all
+        sample = (
+            ids[:1].contiguous() if ids.shape[1] > 1 else ids[:1].repeat(1, 2)
+        )  # of one position, the last one is all
         failures: list[Exception] = []
         for way in [self._form.way] if self._form else self._ways:
             try:
@@ -125,8 +130,6 @@ class Logits:
             raise CurvatureError(f"a batch must be int64 token ids [B, T], not {ids.dtype} {list(ids.shape)}")
         if (low := int(ids.min())) < 0:
             raise CurvatureError(f"token {low} lies outside the model's vocabulary: wrong tokenizer or shard?")
-        if self._form and self._form.rows:
-            refuse_beyond(int(ids.max()), self._form.rows)
 
 
 def _learned(way: Way, ids: Tensor, known: Form | None) -> Form:
