@@ -70,7 +70,7 @@ fuzz: .venv/.installed
 .venv-lowest/.installed: PINS = -c constraints-lowest.txt
 .venv-%/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[test,dask]'
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PINS) -e '.[test]'
 	touch $@
 
 clean:

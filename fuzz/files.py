@@ -180,13 +180,13 @@ def read_curvature(path: Path) -> Any:
     """What a pack asks of a curvature file."""
     import torch
 
-    from pgolf.fitting import packing
+    from pgolf.fitting import inputs
     from pgolf.models import checkpoint
     from pgolf.quant.curvature.store import Curvature
 
     found = Curvature.load(path)
     source = checkpoint.from_mapping({"0.weight": torch.ones(16, 8), "1.weight": torch.ones(16, 8)})
-    known = packing.known_curvatures(source, found)
+    known = inputs.known_curvatures(source, found)
     return [sorted(known), found.transposed]
 
 

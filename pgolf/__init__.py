@@ -6,8 +6,11 @@
 Names are loaded when they are first used: importing pgolf imports neither torch nor anything else heavy.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from pgolf.common import moved
 
 if TYPE_CHECKING:
     from pgolf.fitting.estimate import Estimate, estimate
@@ -31,6 +34,8 @@ _HOMES = {
     "calibrate": "quant.curvature.collect", "Curvature": "quant.curvature.store", "Report": "report",
     "estimate": "fitting.estimate", "Estimate": "fitting.estimate",
 }  # fmt: skip
+
+sys.meta_path.insert(0, moved.Finder())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, turn errors into one line and an exit code.
 
-Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact); 4 does not fit, or fails the audit; 130 interrupted.
+Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact), or an extra is missing; 4 does not fit, or fails
+the audit; 130 interrupted.
 Data go to stdout, messages and bars to stderr. torch is imported inside the commands, so that --help is quick.
 A new command is one file in `pgolf/commands/` and one line here.
 """

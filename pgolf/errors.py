@@ -10,6 +10,7 @@
     ├── DeviceError           3   no CUDA device, or no triton, where one was asked for
     ├── MemoryLimitError      3   a tensor needs more memory than there is
     ├── PluginError           3   a part that another package offers cannot be loaded, or breaks its promise
+    ├── MissingExtraError     3   a package that comes with an extra of pgolf is not installed
     ├── BudgetError           4   cannot be made to fit
     └── AuditError            4   the audit found that a score is not honest
 
@@ -71,6 +72,10 @@ class MemoryLimitError(PgolfError):
 
 class PluginError(PgolfError):
     """What another package offers by an entry point cannot be loaded, or does not do what it must."""
+
+
+class MissingExtraError(PgolfError, ModuleNotFoundError):
+    """A package that only some of pgolf needs is not installed; says which extra brings it."""
 
 
 class BudgetError(PgolfError):

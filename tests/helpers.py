@@ -1,5 +1,6 @@
 """What several test files share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ class Counting(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         position = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]
         return self.table[ids].cumsum(1) / position.sqrt()
+
+
+def losses_that_note_devices(seen: list[str]) -> Callable[[Tensor, int], Tensor]:
+    """`losses` for `bpb.score_windows`: zeros on the CPU, for nothing can be computed on `meta`, which stands for a GPU."""
+
+    def losses(ids: Tensor, skip: int) -> Tensor:
+        seen.append(ids.device.type)
+        return torch.zeros(ids.size(0), ids.size(1) - 1 - skip)
+
+    return losses
 
 
 def sweep_inputs(folder: Path) -> None:

@@ -5,6 +5,7 @@
 What will surprise you:
 * The fresh environment borrows the libraries of the one that runs this, by a path file: no second torch is fetched. That
   path is read after its own packages, so `pgolf` is the wheel's, and the checkout is nowhere on the path.
+* A second one has links to what the wheel requires without extras, and to what that requires, one by one: nothing else is there.
 * The tests that run are copies in a folder without pgolf/, those of what ships data or starts programs.
 """
 
@@ -18,8 +19,16 @@ import sysconfig
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from email import message_from_bytes
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.helpers import sweep_inputs
+from tests.light import GOLDEN, REFUSED, WORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("commands/test_cli", "packer/test_golden", "packer/test_boundary", "code/test_stub")
@@ -36,6 +45,7 @@ def main(folder: Path) -> None:
     python = installed(wheel, folder / "venv")
     check_program(python, folder)
     check_tests(python, folder / "outside")
+    check_light(light(wheel, folder / "venv-light"), folder / "light")
     print(f"{wheel.name}: {wheel.stat().st_size} bytes, whole and working")
 
 
@@ -64,7 +74,39 @@ def check_contents(wheel: Path) -> None:
 
 
 def installed(wheel: Path, place: Path) -> Path:
-    """The interpreter of a fresh environment with the wheel in it."""
+    """The interpreter of a fresh environment with the wheel in it, and all libraries of this one."""
+    python, packages = bare(wheel, place)
+    libraries = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    (packages / "borrowed.pth").write_text("\n".join(libraries) + "\n")
+    return python
+
+
+def light(wheel: Path, place: Path) -> Path:
+    """The interpreter of a fresh environment with the wheel in it, and only what it requires without extras."""
+    python, packages = bare(wheel, place)
+    for found in required(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]):
+        for name in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+            link = packages / name
+            if not link.exists():
+                link.symlink_to(Path(str(found.locate_file(name))).resolve())
+    return python
+
+
+def required(requirements: Iterable[str]) -> Iterable[Distribution]:
+    """The installed packages that meet `requirements`, and all that those require."""
+    found: dict[str, Distribution] = {}
+    todo = [Requirement(text) for text in requirements]
+    while todo:
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
+        if name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            found[name] = distribution(name)
+            todo += [Requirement(text) for text in found[name].requires or []]
+    return found.values()
+
+
+def bare(wheel: Path, place: Path) -> tuple[Path, Path]:
+    """The interpreter of a fresh environment with the wheel and nothing else in it, and the folder of its packages."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     python = place / "bin" / "python"
     target = subprocess.run(
@@ -75,9 +117,30 @@ def installed(wheel: Path, place: Path) -> Path:
     ).stdout.strip()
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", wheel], check=True, env=OUTSIDE)
-    libraries = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    (Path(target) / "borrowed.pth").write_text("\n".join(libraries) + "\n")
-    return python
+    return python, Path(target)
+
+
+def check_light(python: Path, folder: Path) -> None:
+    """Without extras every golden artifact gives the same tensors, and a command that needs an extra says which."""
+    folder.mkdir()
+    sweep_inputs(folder)
+    (folder / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "light.py", folder / "tests")
+    digests = ["-m", "tests.light", "--digest", *map(str, sorted(GOLDEN.glob("*.pgolf")))]
+    here, there = run(sys.executable, digests, ROOT), run(python, digests, folder)
+    assert here.stdout, here.stderr
+    assert there.stdout == here.stdout, there.stderr
+    for words in (*WORKS, *REFUSED):
+        done = run(python.with_name("pgolf"), words, folder)
+        said = f"not installed here: pip install 'pgolf[{REFUSED[words]}]'\n" if words in REFUSED else ""
+        assert done.returncode == (3 if words in REFUSED else 0), (words, done.stderr)
+        assert done.stderr.endswith(said), (words, done.stderr)
+        assert done.stderr.count("\n") == (words in REFUSED), (words, done.stderr)
+
+
+def run(program: str | Path, words: Iterable[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a program said and how it ended, run in `folder`."""
+    return subprocess.run([program, *words], cwd=folder, check=False, capture_output=True, text=True, env=OUTSIDE)
 
 
 def check_program(python: Path, folder: Path) -> None:

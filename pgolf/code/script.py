@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import brotli
 
+from pgolf.common import extras
 from pgolf.errors import DataError
 
 _BROTLI_MODES = (brotli.MODE_GENERIC, brotli.MODE_TEXT, brotli.MODE_FONT)
@@ -21,6 +22,7 @@ _ESCAPED = {0: b"\\0", 13: b"\\r", 39: b"\\'", 92: b"\\\\"}
 
 def self_extracting(source: bytes, name: str = "script") -> bytes:
     """A Python file that runs `source`, minified and compressed by the codec that makes it smallest."""
+    extras.need("python_minifier")
     import python_minifier
 
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pgolf.commands.models import calibrate_model
 from pgolf.commands.shared import (
+    CalibrationOptions,
+    ModelOptions,
     force_option,
+    gathered,
     json_option,
     model_options,
     print_lines,
@@ -32,7 +34,10 @@ from pgolf.commands.shared import (
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @json_option
 @force_option
-def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
+@gathered(user=ModelOptions, calibration=CalibrationOptions)
+def calibrate(
+    ckpt: Path, out: Path, force: bool, as_json: bool, user: ModelOptions, calibration: CalibrationOptions
+) -> None:
     """Measure what each weight's error costs, for `pack --curvature`.
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
@@ -41,7 +46,7 @@ def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any)
 
     refuse_overwrite(out, force)
     with progress_bars() as progress:
-        curvature = calibrate_model(checkpoint.read(ckpt), options["calib"], progress, options)
+        curvature = calibrate_model(checkpoint.read(ckpt), user, calibration, progress)
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

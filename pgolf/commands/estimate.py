@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,7 +19,15 @@ from pgolf.errors import BudgetError
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
 @json_option
-def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: Any) -> None:
+def estimate(
+    ckpt: Path,
+    budget: str | None,
+    curvature_file: Path | None,
+    method: str | None,
+    rules: tuple[str, ...],
+    code: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Foresee in seconds what pack would give: bytes, and what they cost. Exit code 4 if it would not fit.
 
     Example: pgolf estimate ckpt.pt --budget 16MB --code train.py
@@ -31,7 +38,9 @@ def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: 
     from pgolf.quant.curvature.store import Curvature
 
     curvature = Curvature.load(curvature_file) if curvature_file else None
-    found = forecast.estimate(checkpoint.read(ckpt), curvature=curvature, **options)
+    found = forecast.estimate(
+        checkpoint.read(ckpt), budget=budget, curvature=curvature, method=method, rules=rules, code=code
+    )
     print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:
         raise BudgetError(f"would not fit: about {found.total_bytes:,} B of at most {found.budget:,} B")

@@ -3,37 +3,63 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import zip_longest
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
-from pgolf.commands.shared import json_option, model_options, print_lines, progress_bars, refuse_unwritable
+from pgolf.commands.shared import (
+    ModelOptions,
+    TextOptions,
+    gathered,
+    json_option,
+    model_options,
+    print_lines,
+    progress_bars,
+    refuse_unwritable,
+)
 from pgolf.common.progress import Progress
-from pgolf.data import tokenizers
-from pgolf.errors import AuditError, ModelError, UsageError
+from pgolf.errors import AuditError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
-
     from pgolf.scoring.audit import Check
+    from pgolf.scoring.evaluation import Text
     from pgolf.scoring.paired import Interval
     from pgolf.scoring.reading import Reading
     from pgolf.scoring.results import Result
-    from pgolf.scoring.static import StaticLosses
 
-    Scorer = Callable[..., NDArray[np.floating]]  # (tokens [N], progress=) -> nats [N - 1]
 
-CUDA_BATCH = 32  # windows: enough of them to keep an H100 busy with a model of 36M parameters
-DEFAULT_BOS = 1  # of the contest's shards
+@dataclass(frozen=True)
+class LearningOptions:
+    """--ttt, and its settings where the user gave any."""
+
+    ttt: bool
+    ttt_rank: int | None
+    ttt_chunk: int | None
+    ttt_lr: float | None
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """--audit, and what it holds an artifact against: the scripts --code count against the cap --budget."""
+
+    audit: bool
+    budget: str
+    code: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What every model is scored by."""
+
+    text: Text
+    reading: Reading
+    scorer: str | None
+    user: ModelOptions
+    options: TextOptions
 
 
 @click.command("eval")
@@ -78,7 +104,20 @@ DEFAULT_BOS = 1  # of the contest's shards
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the cap (repeatable).")
 @click.option("-o", "--out", metavar="R.json", type=click.Path(path_type=Path), help="Save the result, by document.")
 @json_option
-def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
+@gathered(user=ModelOptions, options=TextOptions, learning=LearningOptions, audit=AuditOptions)
+def evaluate(
+    sources: tuple[Path, ...],
+    data: Path | None,
+    bos: int | None,
+    documents: bool,
+    scorer: str | None,
+    out: Path | None,
+    as_json: bool,
+    user: ModelOptions,
+    options: TextOptions,
+    learning: LearningOptions,
+    audit: AuditOptions,
+) -> None:
     """Score a checkpoint or an artifact in bits per byte, or compare two.
 
     A and B are checkpoints, artifacts or results saved with -o. The plus-minus after a score is its standard error over
@@ -87,191 +126,104 @@ def evaluate(sources: tuple[Path, ...], **options: Any) -> None:
     Example: pgolf eval model.pgolf --model train.py:GPT --data val.bin --tokenizer t.model
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.kernels.device import need
-    from pgolf.scoring import paired as compare
+    from pgolf.scoring import paired
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
-    need(options["device"])
-    refuse_unwritable(options["out"])
-    text = None if all(map(is_result, sources)) else _text(options)
+    extras.need("scipy", *(["sentencepiece"] if options.tokenizer else []))
+    need(options.device)
+    refuse_unwritable(out)
+    judge = None
+    if not all(map(is_result, sources)):
+        judge = _Judge(_read(data, bos, options), _reading(documents, learning, options), scorer, user, options)
     with progress_bars() as progress:
-        scored = [
-            _saved(source, options) if is_result(source) else _scored(source, text, options, progress)
+        found = [
+            _scored(source, judge, audit, progress) if judge and not is_result(source) else _saved(source, audit)
             for source in sources
         ]
-    results, checks = [result for result, _ in scored], [check for _, some in scored for check in some]
-    change = compare.difference(results[0].documents, results[1].documents) if len(results) == 2 else None
-    if options["out"]:
-        report.write_json(options["out"], _facts([result.to_json() for result in results], change, checks))
-    if options["as_json"]:
-        click.echo(json.dumps(_facts([result.summary() for result in results], change, checks)))
-    else:
-        for note in filter(None, (result.note for result in results)):
-            click.echo(f"note: {note}", err=True)
-        print_lines(_lines(results, change, checks))
+    results, checks = [result for result, _ in found], [check for _, some in found for check in some]
+    change = paired.difference(results[0].documents, results[1].documents) if len(results) == 2 else None
+    if out:
+        report.write_json(out, _facts([result.to_json() for result in results], change, checks))
+    _show(_facts([result.summary() for result in results], change, checks), as_json)
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The shard: tokens and byte_counts [N], the start token of documents, how many targets are scored, and where the
-    counts come from, if that was not asked for."""
+def _read(data: Path | None, bos: int | None, options: TextOptions) -> Text:
+    from pgolf.scoring import evaluation
 
-    tokens: NDArray[np.integer]
-    byte_counts: NDArray[np.integer]
-    bos: int
-    total: int
-    counted_by: str
-    unknown: float = 0.0  # share of what is scored that the tokenizer has no piece for
-
-    @property
-    def scored(self) -> NDArray[np.integer]:
-        return self.tokens[: self.total + 1]
+    if data is None:
+        raise UsageError("eval needs --data VAL.bin, a token shard to score")
+    return evaluation.read_text(
+        data,
+        tokenizer=options.tokenizer,
+        sidecar_file=options.sidecar,
+        convention=options.count,
+        bos=bos,
+        max_tokens=options.max_tokens,
+    )
 
 
-def _saved(path: Path, options: dict[str, Any]) -> tuple[Result, list[Check]]:
+def _reading(documents: bool, learning: LearningOptions, options: TextOptions) -> Reading:
+    from pgolf.scoring import ttt
+    from pgolf.scoring.reading import Reading
+
+    fields = {name.removeprefix("ttt_"): value for name, value in asdict(learning).items() if name != "ttt"}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if given and not learning.ttt:
+        raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
+    return Reading(
+        options.seq_len or CONTEXT, options.stride, documents, ttt.TTTSettings(**given) if learning.ttt else None
+    )
+
+
+def _saved(path: Path, audit: AuditOptions) -> tuple[Result, list[Check]]:
     from pgolf.scoring import results
 
-    if options["audit"]:
+    if audit.audit:
         raise UsageError(f"--audit needs the model, not its saved result {path}")
     return results.read(path), []
 
 
-def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progress) -> tuple[Result, list[Check]]:
+def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress) -> tuple[Result, list[Check]]:
     """The score of a model and, if asked for, its audit."""
-    from pgolf.data import shards
+    from pgolf.common.sizes import parse_size
     from pgolf.kernels.device import need
-    from pgolf.scoring import bpb, documents, results
+    from pgolf.scoring import evaluation
     from pgolf.scoring.static import to_device
 
-    device = need(options["device"])
-    _reading(options)  # what excludes each other is said before a model is built
-    model = to_device(model_with(source, options["model"]), device)
-    options = options | {"seq_len": options["seq_len"] or usable_context(model, options["logits"])}
-    reading = _reading(options)
-    starts = shards.document_starts(text.scored, text.bos, required=reading.within_documents)
-    losses = _fast_losses(model, reading, options) if device.type == "cuda" else None
-    scorer = _scorer(model, reading, text.bos, options, losses)
-    began = time.perf_counter()
-    nats = scorer(text.scored, progress=lambda done, total: progress(f"score {source.name}", done, total))
-    compiling = losses.compile_seconds if losses else 0.0
-    seconds = time.perf_counter() - began - compiling
-    how = ", ".join(filter(None, (options["scorer"], str(reading), text.counted_by)))
-    score = bpb.result_of(nats, text.byte_counts, seconds)
-    by_document = documents.per_document(nats, text.byte_counts, starts)
-    result = results.Result(str(source), how, score, by_document, _note(reading, nats, starts, text), compiling)
-    return result, _audit(source, model, scorer, nats, text, reading, options, progress) if options["audit"] else []
-
-
-def _note(reading: Reading, nats: NDArray[np.floating], starts: NDArray[np.integer], text: _Text) -> str | None:
-    """What a user should know of a score: a context longer than the model can use, text that is lost."""
-    lost = (
-        f"{text.unknown:.2%} of the scored tokens are <unk>, whose text nobody knows: bits per byte flatter the model"
+    judge.text.starts(judge.reading)  # an error now, not after the model was built
+    model = to_device(model_with(source, judge.user.model), need(judge.options.device))
+    reading = judge.reading
+    if judge.options.seq_len is None and judge.scorer is None:
+        reading = replace(reading, seq_len=usable_context(model, judge.user.logits))
+    scored = evaluation.score(
+        model,
+        judge.text,
+        reading,
+        source=str(source),
+        logits=judge.user.logits,
+        own_scorer=judge.scorer,
+        progress=lambda done, total: progress(f"score {source.name}", done, total),
     )
-    return "; ".join(filter(None, (reading.note(nats, starts), lost if text.unknown else None))) or None
-
-
-def _text(options: dict[str, Any]) -> _Text:
-    from pgolf.data import shards
-    from pgolf.data import sidecar as sidecars
-    from pgolf.scoring import bpb
-
-    if not options["data"]:
-        raise UsageError("eval needs --data VAL.bin, a token shard to score")
-    tokens = shards.read_shard(options["data"])
-    tokenizer, sidecar = options["tokenizer"], options["sidecar"]
-    counts = sidecars.byte_counts(
-        options["data"], tokens, tokenizer=tokenizer, sidecar=sidecar, convention=options["count"]
+    if not audit.audit:
+        return scored.result, []
+    return scored.result, evaluation.audited(
+        scored,
+        model,
+        judge.text,
+        reading,
+        logits=judge.user.logits,
+        tokenizer=judge.options.tokenizer,
+        artifact_bytes=source.stat().st_size if is_artifact(source) else None,
+        code=audit.code,
+        cap=parse_size(audit.budget),
+        progress=lambda done, total: progress("audit", done, total),
     )
-    found = None if sidecar else sidecars.beside(options["data"])
-    bos = options["bos"]
-    if bos is None and tokenizer:
-        bos = tokenizers.load_tokenizer(tokenizer).bos_id()
-    known = bos is not None and bos >= 0  # SentencePiece says -1 for none
-    total = bpb.num_targets(tokens, counts, options["max_tokens"])
-    unknown = tokenizers.unknown_share(tokens[1 : total + 1], tokenizer) if tokenizer else 0.0
-    how = f"bytes of {found.name}" if found else ""
-    return _Text(tokens, counts, bos if known else DEFAULT_BOS, total, how, unknown)
-
-
-def _reading(options: dict[str, Any]) -> Reading:
-    from pgolf.scoring import ttt
-    from pgolf.scoring.reading import Reading
-
-    given = {name: options[f"ttt_{name}"] for name in ("rank", "chunk", "lr") if options[f"ttt_{name}"] is not None}
-    if given and not options["ttt"]:
-        raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
-    learning = ttt.TTTSettings(**given) if options["ttt"] else None
-    return Reading(options["seq_len"] or CONTEXT, options["stride"], options["documents"], learning)
-
-
-def _fast_losses(model: nn.Module, reading: Reading, options: dict[str, Any]) -> StaticLosses | None:
-    """For windows; test-time training and a scorer of the user's go their own ways."""
-    from pgolf.models.logits import logits_of
-    from pgolf.scoring.static import StaticLosses
-
-    if reading.ttt or options["scorer"]:
-        return None
-    logits_fn = logits_of(model, options["logits"])
-    return StaticLosses(model, logits_fn, seq_len=reading.seq_len, batch_size=CUDA_BATCH)
-
-
-def _scorer(
-    model: nn.Module, reading: Reading, bos: int, options: dict[str, Any], losses: StaticLosses | None = None
-) -> Scorer:
-    """The one function that makes the figure and that the audit examines."""
-    from pgolf.models import usermodel
-
-    if not options["scorer"]:
-        fast = {"losses": losses, "batch_size": losses.batch_size} if losses else {}
-        return partial(reading.score, model, bos=bos, logits=options["logits"], **fast)
-    own = usermodel.function(options["scorer"], "--scorer")(model)
-
-    def score(tokens: NDArray[np.integer], progress: object = None) -> NDArray[np.floating]:
-        import numpy as np
-
-        nats = np.asarray(own(np.array(tokens, np.int64)), np.float64)
-        if nats.shape != (len(tokens) - 1,) or not np.isfinite(nats).all():
-            raise ModelError(f"--scorer {options['scorer']}: wanted {len(tokens) - 1} finite nats, got {nats.shape}")
-        return nats
-
-    return score
-
-
-def _audit(
-    source: Path,
-    model: nn.Module,
-    scorer: Scorer,
-    nats: NDArray[np.floating],
-    text: _Text,
-    reading: Reading,
-    options: dict[str, Any],
-    progress: Progress,
-) -> list[Check]:
-    """Experiments on the scorer that gave `nats`, then the text's bytes and the size."""
-    import torch
-
-    from pgolf.code.weigh import counted_bytes
-    from pgolf.common.sizes import parse_size
-    from pgolf.models.logits import device_of, logits_of
-    from pgolf.scoring import audit
-
-    sample = audit.sample(text.scored, text.bos, prefix=reading.audit_prefix, crosses=reading.crosses)
-    one = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
-    with torch.no_grad():
-        vocab_size = logits_of(model, options["logits"])(one).shape[-1]
-    checks = audit.scorer_checks(scorer, sample, vocab_size, lambda done, total: progress("audit", done, total))
-    artifact = source.stat().st_size if is_artifact(source) else None
-    code = sum(counted_bytes(path) for path in options["code"])
-    return [
-        *checks,
-        audit.run(scorer, text.scored, nats, len(sample.tokens)),
-        audit.text_bytes(text.tokens, text.byte_counts, text.bos, options["tokenizer"], text.total),
-        audit.size(artifact, code, parse_size(options["budget"])),
-    ]
 
 
 def _facts(results: Sequence[dict[str, Any]], change: Interval | None, checks: Sequence[Check]) -> dict[str, Any]:
@@ -280,33 +232,12 @@ def _facts(results: Sequence[dict[str, Any]], change: Interval | None, checks: S
     return facts | ({"audit": [check.to_json() for check in checks]} if checks else {})
 
 
-def _lines(results: Sequence[Result], change: Interval | None, checks: Sequence[Check]) -> list[str]:
-    names = [] if change is None else [f"{name}  {result.source}" for name, result in zip("AB", results, strict=True)]
-    lines = [line for pair in zip_longest(names, map(_line, results)) for line in pair if line]
-    if change is not None:
-        lines.append(f"difference B - A  {change.value:+.5f}{_spread(change, paired=True)}")
-    lines += [f"{check.verdict}  {check.name:<14}{_number(check):>12}  {check.detail}" for check in checks]
-    return lines
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    from pgolf.report import terminal
 
-
-def _line(result: Result) -> str:
-    score = result.score
-    return (
-        f"bpb {score.bpb:.5f}{_spread(result.interval)}  loss {score.loss:.5f}  tokens {score.tokens:,}  "
-        f"bytes {score.bytes:,}  {score.tokens_per_second:,.0f} tokens/s  ({result.how})"
-    )
-
-
-def _spread(found: Interval, *, paired: bool = False) -> str:
-    if found.standard_error is None:
-        return "  (one document: no standard error)"
-    if not paired:
-        return f" ± {found.standard_error:.5f}"
-    interval = f"95% {found.low:+.5f} to {found.high:+.5f}"
-    return f" ± {found.standard_error:.5f}  ({interval}, p {found.p:.2g}, {found.documents} documents)"
-
-
-def _number(check: Check) -> str:
-    if check.number is None:
-        return "-"
-    return f"{check.number:,}" if isinstance(check.number, int) else f"{check.number:.6f}"
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for note in terminal.evaluation_notes(facts):
+        click.echo(f"note: {note}", err=True)
+    print_lines(terminal.evaluation_lines(facts))

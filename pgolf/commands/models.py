@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.common.progress import Progress
 from pgolf.errors import ArtifactError, DataError, ModelError
 
@@ -57,19 +58,24 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
     return rebuild.from_config(config, state)
 
 
-def calibrate_model(source: Checkpoint, calib: str, progress: Progress, options: dict[str, Any]) -> Curvature:
-    """The curvature of a checkpoint's model over the text that --calib names; its notes say how that was cut."""
+def calibrate_model(
+    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+) -> Curvature:
+    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none.
+
+    Its notes say how the text was cut.
+    """
     from pgolf.quant.curvature.collect import calibrate
 
-    model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
-    batches, notes = _calibration_tokens(model, calib, progress, options)
+    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
+    batches, notes = _calibration_tokens(model, user, calibration, progress)
     curvature = calibrate(
         model,
         batches,
-        tokens=options["tokens"],
-        seed=options["seed"],
-        logits=options["logits"],
-        progress=lambda done, total: progress("calibrate", done, total),
+        tokens=calibration.tokens,
+        seed=calibration.seed,
+        logits=user.logits,
+        progress=lambda done, total: progress("calibrate", done, total or 0),
     )
     curvature.notes += notes
     return curvature
@@ -86,33 +92,35 @@ def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) 
 
 
 def _calibration_tokens(
-    model: nn.Module, calib: str, progress: Progress, options: dict[str, Any]
+    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
 ) -> tuple[Tensor, list[str]]:
     """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
-    context = options.get("seq_len") or CONTEXT
+    calib, context = calibration.calib or "self", calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
-        ids = _invented_tokens(model, calib, min(context, max(options["tokens"], 2)), progress, options)
-        return ids, _shortened(ids.shape[1], context - context % 2, options)
-    return _shard_tokens(model, calib, context, options)
+        ids = _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
+        return ids, _shortened(ids.shape[1], context - context % 2, calibration.tokens)
+    return _shard_tokens(model, calib, context, user.logits, calibration)
 
 
-def _shard_tokens(model: nn.Module, calib: str, context: int, options: dict[str, Any]) -> tuple[Tensor, list[str]]:
+def _shard_tokens(
+    model: nn.Module, calib: str, context: int, logits: str | None, calibration: CalibrationOptions
+) -> tuple[Tensor, list[str]]:
     from pgolf.data.shards import WindowSampler, read_shard
 
     tokens = read_shard(calib)
     if len(tokens) < FEWEST_TOKENS:
         raise DataError(f"{calib} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
     room = min(context, len(tokens) - 1)
-    length = usable_context(model, options["logits"], room)
-    notes = _shortened(length, room, options)
-    if not options.get("seq_len") and (harmless := _harmless_context(model, tokens, length, options["logits"])):
+    length = usable_context(model, logits, room)
+    notes = _shortened(length, room, calibration.tokens)
+    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, logits)):
         notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
         length = harmless
-    wanted, there = max(1, options["tokens"] // length), len(tokens) // length
+    wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
         count = min(wanted, there)
         return _int64(tokens[: count * length]).view(count, length), notes
-    return WindowSampler([tokens], length, wanted, options["seed"]).batch(0)[:, :-1], notes
+    return WindowSampler([tokens], length, wanted, calibration.seed).batch(0)[:, :-1], notes
 
 
 def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
@@ -128,8 +136,8 @@ def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str
     return harmless_length(nats, [(0, len(nats))], length)
 
 
-def _shortened(length: int, wanted: int, options: dict[str, Any]) -> list[str]:
-    if length >= wanted - 1 or length >= options["tokens"] - 1:
+def _shortened(length: int, wanted: int, tokens: int) -> list[str]:
+    if length >= wanted - 1 or length >= tokens - 1:
         return []
     return [f"calibrated in sequences of {length} tokens, the most up to {wanted} that the model takes"]
 
@@ -141,14 +149,16 @@ def _int64(tokens: Tokens) -> Tensor:
     return torch.from_numpy(np.asarray(tokens).astype(np.int64))
 
 
-def _invented_tokens(model: nn.Module, calib: str, context: int, progress: Progress, options: dict[str, Any]) -> Tensor:
+def _invented_tokens(
+    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, context: int, progress: Progress
+) -> Tensor:
     """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
     from pgolf.quant.curvature import selftext
 
-    seed, logits = options["seed"], options["logits"]
+    seed, logits = calibration.seed, user.logits
     length = selftext.usable_length(model, context, logits=logits)
-    sequences = max(1, options["tokens"] // length)
-    if calib == "random":
+    sequences = max(1, calibration.tokens // length)
+    if calibration.calib == "random":
         return selftext.random_tokens(
             selftext.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
         )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pgolf.commands.models import calibrate_model
 from pgolf.commands.shared import (
+    CalibrationOptions,
+    ModelOptions,
     force_option,
+    gathered,
     json_option,
     model_options,
     print_lines,
@@ -72,48 +75,68 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 )
 @json_option
 @force_option
+@gathered(user=ModelOptions, calibration=CalibrationOptions)
 def pack(
     ckpt: Path,
     budget: str | None,
     target_bpb_rise: float | None,
     bytes_per_token: float | None,
     out: Path | None,
-    **options: Any,
+    curvature_file: Path | None,
+    method: str | None,
+    rules: tuple[str, ...],
+    trellis: str | None,
+    coder: str,
+    code: tuple[str, ...],
+    deadline: float | None,
+    report_file: Path | None,
+    as_json: bool,
+    force: bool,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
 ) -> None:
     """Pack a checkpoint, or a Hugging Face folder, into the best artifact that fits.
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
     from pgolf import report
+    from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
     from pgolf.models import checkpoint
-    from pgolf.quant import Settings
+    from pgolf.quant import METHODS, Settings
+    from pgolf.quant.curvature.store import Curvature
 
     out = out or _default_name(ckpt)
-    refuse_overwrite(out, options["force"])
-    refuse_unwritable(options["report_file"])
-    source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
+    refuse_overwrite(out, force)
+    refuse_unwritable(report_file)
+    known = METHODS.get((method or "auto").partition(":")[0])
+    extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
+    source = checkpoint.read(ckpt, everything=method == KEEP)
     with progress_bars() as progress:
-        curvature = _curvature_for(source, progress, options)
+        curvature = (
+            Curvature.load(curvature_file)
+            if curvature_file
+            else _calibrated(source, method, user, calibration, progress)
+        )
         made = packing.pack(
             source,
             out,
             budget=budget,
             target_rise=_target_rise(target_bpb_rise, bytes_per_token),
             curvature=curvature,
-            method=options["method"],
-            rules=options["rules"],
-            settings=None if options["trellis"] is None else Settings(trellis=int(options["trellis"])),
-            code=options["code"],
-            coder=options["coder"],
-            deadline=options["deadline"],
+            method=method,
+            rules=rules,
+            settings=None if trellis is None else Settings(trellis=int(trellis)),
+            code=code,
+            coder=coder,
+            deadline=deadline,
             progress=progress,
         )
     facts = made.to_json() | {"path": str(out)}
-    if options["report_file"]:
-        report.write_json(options["report_file"], facts)
-    if options["as_json"]:
+    if report_file:
+        report.write_json(report_file, facts)
+    if as_json:
         click.echo(json.dumps(facts))
         return
     print_table(report.pack_table(facts))
@@ -138,19 +161,18 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
     return bpb_rise * math.log(2) * bytes_per_token
 
 
-def _curvature_for(source: Checkpoint, progress: Progress, options: dict[str, Any]) -> Curvature | None:
-    """The curvature that --curvature, --model and --calib ask for; None where the method has no use for any."""
+def _calibrated(
+    source: Checkpoint, method: str | None, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+) -> Curvature | None:
+    """The curvature that --model and --calib ask for; None where the method has no use for any."""
     from pgolf.quant import METHODS
-    from pgolf.quant.curvature.store import Curvature
     from pgolf.train.model.rebuild import is_ours
 
-    if options["curvature_file"]:
-        return Curvature.load(options["curvature_file"])
-    calib, method = options["calib"], (options["method"] or "auto").partition(":")[0]
-    wanted = method in METHODS and METHODS[method].needs_curvature
-    known = options["model"] is not None or is_ours(source.config)
+    calib, name = calibration.calib, (method or "auto").partition(":")[0]
+    wanted = name in METHODS and METHODS[name].needs_curvature
+    known = user.model is not None or is_ours(source.config)
     if calib == "none" or (not known and calib is None) or not (wanted or calib):
         return None
     if not known:
         raise UsageError(f"--calib {calib} needs the model's code: add --model FILE.py:NAME")
-    return calibrate_model(source, calib or "self", progress, options)
+    return calibrate_model(source, user, calibration, progress)

@@ -7,22 +7,85 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+
+    from pgolf.data.tokenizers import Convention
+
+Command = Callable[..., None]
 LINE_SECONDS = 20  # between two lines of progress in a log
 
 
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class ModelOptions:
+    """--model: FILE.py:NAME of the user's model; --logits: its method, in place of those that are looked for."""
+
+    model: str | None
+    logits: str | None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len: where None, as the model takes."""
+
+    calib: str | None
+    tokens: int
+    seed: int
+    seq_len: int | None = None
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How the shard --data is scored: its bytes counted by the sidecar --bytes, or by --tokenizer and the rule --count, in
+    windows of --seq-len that move on by --stride, at most --max-tokens of it, on --device."""
+
+    tokenizer: Path | None
+    sidecar: Path | None
+    count: Convention
+    seq_len: int | None
+    stride: int | None
+    max_tokens: int | None
+    device: str
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def apply(function: Command) -> Command:
         for option in reversed(options):
             function = option(function)
         return function
+
+    return apply
+
+
+def gathered(**groups: type) -> Callable[[Command], Command]:
+    """What was parsed for the fields of a dataclass reaches the command as one object: gathered(text=TextOptions).
+
+    Stands below the options. A field whose option a command does not have keeps its default.
+    """
+    names = {argument: [field.name for field in fields(group)] for argument, group in groups.items()}
+
+    def apply(function: Command) -> Command:
+        @wraps(function)
+        def command(**given: Any) -> None:
+            made = {
+                argument: group(**{name: given[name] for name in names[argument] if name in given})
+                for argument, group in groups.items()
+            }
+            taken = {name for each in names.values() for name in each}
+            function(**{name: value for name, value in given.items() if name not in taken}, **made)
+
+        return command
 
     return apply
 
@@ -62,7 +125,7 @@ def refuse_unwritable(path: Path | None) -> None:
         raise UsageError(f"{path}: nothing can be written in the folder {path.parent}")
 
 
-def print_table(table: Any) -> None:
+def print_table(table: Table) -> None:
     """A rich table on stdout, as wide as the terminal, or as it needs where there is none."""
     from rich.console import Console
     from rich.text import Text
@@ -114,10 +177,11 @@ def progress_bars() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:
-            task = tasks.setdefault(what, bars.add_task(what, total=total) if what not in tasks else None)
-            bars.update(task, completed=done, total=total)
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield update

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +13,52 @@ import click
 
 from pgolf.commands.live import live_table
 from pgolf.commands.models import build, calibrate_model, usable_context
-from pgolf.commands.shared import json_option, model_options, print_lines, print_table, progress_bars
+from pgolf.commands.shared import (
+    CalibrationOptions,
+    ModelOptions,
+    TextOptions,
+    gathered,
+    json_option,
+    model_options,
+    print_lines,
+    print_table,
+    progress_bars,
+)
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
     from pgolf.models.checkpoint import Checkpoint
+    from pgolf.quant.curvature.store import Curvature
     from pgolf.sweep.points import Point
     from pgolf.sweep.setup import Setup
 
 MOST_JOBS = 4  # by default: each process holds the model, its curvature and several trials of a pack
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Which packs are made: every method at every size (--budgets in bytes, --bits a weight) with every coder, and the
+    baseline; --set for all of them."""
+
+    methods: str
+    coders: str
+    baseline: str
+    budgets: str | None
+    bits: str | None
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How each of the checkpoints is swept."""
+
+    data: Path
+    curvature_file: Path | None
+    plan: PlanOptions
+    user: ModelOptions
+    calibration: CalibrationOptions
+    text: TextOptions
+    force: bool
 
 
 @click.command()
@@ -72,40 +111,54 @@ MOST_JOBS = 4  # by default: each process holds the model, its curvature and sev
 @click.option("-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the sweep.")
 @click.option("--force", is_flag=True, help="Measure anew what was measured with other settings.")
 @json_option
-def sweep(ckpts: tuple[Path, ...], out: Path, as_json: bool, seeds: bool, **options: Any) -> None:
+@gathered(plan=PlanOptions, user=ModelOptions, calibration=CalibrationOptions, text=TextOptions)
+def sweep(
+    ckpts: tuple[Path, ...],
+    data: Path,
+    curvature_file: Path | None,
+    jobs: int | None,
+    dask: str | None,
+    seeds: bool,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    plan: PlanOptions,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    text: TextOptions,
+) -> None:
     """Draw quality against bytes: pack at many sizes by many methods, score each.
 
     A sweep that was interrupted goes on where it stopped; more methods or sizes in the same folder add to it.
 
     Example: pgolf sweep ckpt.pt --model train.py:GPT --data val.bin --tokenizer t.model --bits 2,3,4 -o sweep
     """
+    from pgolf.common import extras
+    from pgolf.common.threads import workers
+    from pgolf.sweep.executors import executor
     from pgolf.sweep.seeds import over_seeds
 
+    extras.need("numba", "scipy", "matplotlib")  # now, not after hours
     if seeds != (len(ckpts) > 1):
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
+    wanted = _Wanted(data, curvature_file, plan, user, calibration, text, force)
     folders = [out / f"seed-{i}" for i in range(len(ckpts))] if seeds else [out]
-    with _executor(options) as executor:
-        found = [_one(ckpt, folder, executor, options) for ckpt, folder in zip(ckpts, folders, strict=True)]
+    with executor(jobs or min(workers(), MOST_JOBS), dask) as running:
+        found = [_one(ckpt, folder, running, wanted) for ckpt, folder in zip(ckpts, folders, strict=True)]
     results = over_seeds(found, [c.name for c in ckpts], out) if seeds else found[0]
     _show(results, out, as_json)
 
 
-def _executor(options: dict[str, Any]) -> Any:
-    from pgolf.common.threads import workers
-    from pgolf.sweep import executors
-
-    return executors.executor(options["jobs"] or min(workers(), MOST_JOBS), options["dask"])
-
-
-def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[str, Any]:
     """The sweep of one checkpoint."""
     from pgolf.models import checkpoint
     from pgolf.sweep import run
+    from pgolf.sweep.setup import calibration_facts
 
     source = checkpoint.read(ckpt)
-    baseline = None if options["baseline"] == "none" else options["baseline"]
-    points, series = _points(source, options, baseline)
-    setup, calibration = _setup(ckpt, options | {"seq_len": options["seq_len"] or _context(source, options)})
+    points, series = _points(source, wanted.plan)
+    setup, options = _setup(ckpt, wanted, wanted.text.seq_len or _context(source, wanted.user)), wanted.calibration
+    how = calibration_facts(wanted.curvature_file, options.calib, tokens=options.tokens, seed=options.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with live_table() as watch:
         return run.sweep(
@@ -113,29 +166,27 @@ def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> di
             points,
             folder,
             executor=executor,
-            calibrate=partial(_calibrate, source, options) if calibration.get("text") else None,
-            calibration=calibration,
+            calibrate=_calibration(source, wanted) if how.get("text") else None,
+            calibration=how,
             baseline=series,
-            force=options["force"],
+            force=wanted.force,
             watch=watch,
         )
 
 
-def _points(source: Checkpoint, options: dict[str, Any], baseline: str | None) -> tuple[list[Point], str | None]:
+def _points(source: Checkpoint, options: PlanOptions) -> tuple[list[Point], str | None]:
     """Every point to measure, and the series that the others are compared with."""
     from pgolf.common.sizes import parse_size
-    from pgolf.sweep.points import points_of
+    from pgolf.sweep.plan import plan
 
-    weights = sum(t.numel() for t in source.tensors.values())
-    budgets = [parse_size(text) for text in _words(options["budgets"])]
-    budgets += [int(_number(text) * weights / 8) for text in _words(options["bits"])]
-    coders = _words(options["coders"])
-    points = points_of(options["methods"], budgets, coders=coders)
-    if baseline is None:
-        return points, None
-    wanted = points_of(baseline, budgets, coders=coders[:1])
-    more = [p for p in wanted if p.series not in {q.series for q in points}]
-    return points + more, wanted[0].series
+    return plan(
+        options.methods,
+        weights=sum(t.numel() for t in source.tensors.values()),
+        budgets=[parse_size(text) for text in _words(options.budgets)],
+        bits=[_number(text) for text in _words(options.bits)],
+        coders=_words(options.coders),
+        baseline=None if options.baseline == "none" else options.baseline,
+    )
 
 
 def _words(text: str | None) -> list[str]:
@@ -152,47 +203,44 @@ def _number(text: str) -> float:
     return bits
 
 
-def _context(source: Checkpoint, options: dict[str, Any]) -> int:
-    model = build(options["model"], source.state_dict(), source.config, "the checkpoint")
-    return usable_context(model, options["logits"])
+def _context(source: Checkpoint, user: ModelOptions) -> int:
+    return usable_context(build(user.model, source.state_dict(), source.config, "the checkpoint"), user.logits)
 
 
-def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:
-    """What the points share, and how the curvature is made, as JSON ({} for none)."""
+def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
+    """What the points share."""
     from pgolf.data.sidecar import beside
-    from pgolf.sweep.setup import Setup, file_hash
+    from pgolf.sweep.setup import Setup, resolved
 
-    counts = options["sidecar"] or beside(options["data"])
-    if not (options["tokenizer"] or counts):
+    text = wanted.text
+    counts = text.sidecar or beside(wanted.data)
+    if not (text.tokenizer or counts):
         raise UsageError("sweep needs --tokenizer T.model or --bytes SIDECAR.bin to count bytes")
-
-    def absolute(path: Any) -> str | None:
-        return str(Path(path).resolve()) if path else None
-
-    curvature, calib = options["curvature_file"], options["calib"]
-    calibration: dict[str, Any] = {}
-    if curvature:
-        calibration = {"file": file_hash(curvature)}
-    elif calib != "none":
-        text = calib if calib in {"self", "random"} else file_hash(calib)
-        calibration = {"text": text, "tokens": options["tokens"], "seed": options["seed"]}
-    file, colon, name = (options["model"] or "").rpartition(":")
-    setup = Setup(
-        checkpoint=str(ckpt.resolve()),
-        data=str(options["data"].resolve()),
-        model=f"{Path(file).resolve()}:{name}" if colon and file else options["model"],
-        curvature=absolute(curvature),
-        tokenizer=None if counts else absolute(options["tokenizer"]),
-        sidecar=absolute(counts),
-        rules=tuple(options["rules"]),
-        **{name: options[name] for name in ("logits", "count", "seq_len", "stride", "max_tokens", "device")},
+    return resolved(
+        Setup(
+            checkpoint=str(ckpt),
+            data=str(wanted.data),
+            model=wanted.user.model,
+            logits=wanted.user.logits,
+            tokenizer=str(text.tokenizer) if text.tokenizer and not counts else None,
+            sidecar=str(counts) if counts else None,
+            count=text.count,
+            seq_len=seq_len,
+            stride=text.stride,
+            max_tokens=text.max_tokens,
+            rules=wanted.plan.rules,
+            curvature=str(wanted.curvature_file) if wanted.curvature_file else None,
+            device=text.device,
+        )
     )
-    return setup, calibration
 
 
-def _calibrate(source: Checkpoint, options: dict[str, Any]) -> Any:
-    with progress_bars() as progress:
-        return calibrate_model(source, options["calib"], progress, options)
+def _calibration(source: Checkpoint, wanted: _Wanted) -> Callable[[], Curvature]:
+    def calibrate() -> Curvature:
+        with progress_bars() as progress:
+            return calibrate_model(source, wanted.user, wanted.calibration, progress)
+
+    return calibrate
 
 
 def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:

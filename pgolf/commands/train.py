@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,7 +32,20 @@ from pgolf.errors import UsageError
 @click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @json_option
-def train(preset: str, as_json: bool, qat: str | None, qat_set: tuple[str, ...], **options: Any) -> None:
+def train(
+    preset: str,
+    out: Path,
+    data: Path | None,
+    tokenizer: Path | None,
+    minutes: float | None,
+    overrides: tuple[str, ...],
+    qat: str | None,
+    qat_set: tuple[str, ...],
+    pack: str | None,
+    resume: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Train a model whose checkpoint `pgolf pack` knows without being told.
 
     Example: pgolf train --preset tiny -o run && pgolf pack run/checkpoint.pt --budget 300kB
@@ -48,7 +60,17 @@ def train(preset: str, as_json: bool, qat: str | None, qat_set: tuple[str, ...],
     how = None if qat is None else replace(parse_options(qat), rules=qat_set)
     with progress_bars() as progress:
         made = run_folder.train(
-            preset, qat=how, progress=lambda s: progress("train", round(1000 * s.progress), 1000), **options
+            preset,
+            out,
+            data=data,
+            tokenizer=tokenizer,
+            minutes=minutes,
+            overrides=overrides,
+            resume=resume,
+            seed=seed,
+            qat=how,
+            pack=pack,
+            progress=lambda s: progress("train", round(1000 * s.progress), 1000),
         )
     if not first_rank():
         return

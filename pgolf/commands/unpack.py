@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pgolf.commands.shared import force_option, json_option, refuse_overwrite
 from pgolf.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @click.command()
@@ -46,7 +49,7 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
         click.echo(f"{len(state)} tensors{more} written to {out}")
 
 
-def _write_file(out: Path, state: dict[str, Any]) -> None:
+def _write_file(out: Path, state: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     from pgolf.common.files import replacing

@@ -7,15 +7,15 @@ import glob
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -39,10 +39,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file was to be written there", str(path))
-    _remove_abandoned(path)
-    file, name = _locked_sibling(path)
+    remove_abandoned(path, Path.unlink)
     try:
-        with file:
+        name, held = locked_sibling(path, _new_file)
+    except OSError as error:
+        error.filename = str(path)  # nobody knows the temporary name
+        raise
+    try:
+        with open(held, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -56,26 +60,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _locked_sibling(path: Path) -> tuple[BinaryIO, Path]:
-    """A new file beside `path`, with the permissions that the user's umask gives, and its name."""
+def _new_file(name: Path) -> int:
+    """A descriptor of a file that is new, with the permissions that the user's umask gives."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+
+Held = TypeVar("Held", int, int | None)
+
+
+def locked_sibling(path: Path, make: Callable[[Path], Held]) -> tuple[Path, Held]:
+    """The name of what `make` made beside `path`, and its open descriptor, which keeps it locked; None where it cannot be."""
     while True:
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            file = open(name, "xb")  # noqa: SIM115 - the caller closes it
-        except OSError as error:
-            error.filename = str(path)  # nobody knows the temporary name
-            raise
-        lock(file.fileno(), wait=True)
+        held = make(name)
+        if held is not None:
+            lock(held, wait=True)
         if name.exists():  # else a cleaner took it between creation and lock
-            return file, name
-        file.close()
+            return name, held
+        if held is not None:
+            os.close(held)
 
 
-def _remove_abandoned(path: Path) -> None:
-    for name in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), name.open("rb") as file:
-            if lock(file.fileno()):
-                name.unlink()
+def remove_abandoned(path: Path, remove: Callable[[Path], object]) -> None:
+    """Remove what killed writers of `path` left beside it: siblings that nobody locks. One of another kind stays."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # gone already; or a folder on Windows, where none can be opened
+            held = os.open(left, os.O_RDONLY)
+            try:
+                if lock(held):  # and kept until it is gone, so that nobody takes it for a new one
+                    remove(left)
+            finally:
+                os.close(held)
 
 
 def lock(file: int, wait: bool = False) -> bool:

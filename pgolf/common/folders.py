@@ -1,10 +1,4 @@
-"""A folder that is replaced whole or not at all, as `packer.container.replacing` does for a file.
-
-What will surprise you:
-* Linux lets two names change places in one step (renameat2 with RENAME_EXCHANGE, Linux 3.15). Elsewhere the earlier
-  folder steps aside first: a kill between the two renames leaves it as .NAME.HEX.old, and the next writer puts it back.
-* The folder in the making is locked, so that the next writer tells what a killed process left from what is being written.
-"""
+"""A folder that is replaced whole or not at all, as `files.replacing` does for a file."""
 
 from __future__ import annotations
 
@@ -12,14 +6,14 @@ import ctypes
 import errno
 import glob
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from pgolf.common.files import lock
+from pgolf.common.files import locked_sibling, remove_abandoned
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -41,10 +35,13 @@ def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    """An empty folder that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    It is locked meanwhile, as a file is: the next writer tells what a killed process left from what is being written.
+    """
     path = path.absolute()
     _tidy(path)
-    made, held = _locked_sibling(path)
+    made, held = locked_sibling(path, _new_folder)
     try:
         yield made
         _put(made, path)
@@ -54,18 +51,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             os.close(held)
 
 
-def _locked_sibling(path: Path) -> tuple[Path, int | None]:
-    while True:
-        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        made.mkdir()
-        if os.name != "posix":
-            return made, None  # folders cannot be opened there, so not locked
-        with suppress(FileNotFoundError):
-            held = os.open(made, os.O_RDONLY)
-            lock(held, wait=True)
-            if made.exists():  # else a cleaner took it between creation and lock
-                return made, held
-            os.close(held)
+def _new_folder(name: Path) -> int | None:
+    name.mkdir()
+    with suppress(FileNotFoundError):  # a cleaner took it already
+        if os.name == "posix":  # elsewhere folders cannot be opened, so not locked
+            return os.open(name, os.O_RDONLY)
+    return None
 
 
 def _tidy(path: Path) -> None:
@@ -75,19 +66,7 @@ def _tidy(path: Path) -> None:
         if not path.exists():
             os.rename(old, path)
         shutil.rmtree(old, ignore_errors=True)
-    for left in path.parent.glob(f".{name}.*.tmp"):
-        if left.is_dir() and not left.is_symlink():
-            _remove_abandoned(left)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    with suppress(OSError):  # gone already; or Windows, see above
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            if lock(held):  # and kept until the folder is gone, so that nobody takes it for a new one
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(held)
+    remove_abandoned(path, partial(shutil.rmtree, ignore_errors=True))
 
 
 def _put(made: Path, path: Path) -> None:
@@ -103,7 +82,11 @@ def _put(made: Path, path: Path) -> None:
 
 
 def _exchange(made: Path, path: Path) -> None:
-    """Give each the other's name."""
+    """Give each the other's name: on Linux in one step.
+
+    Elsewhere the earlier folder steps aside first: a kill between the two renames leaves it as .NAME.HEX.old, and the
+    next writer puts it back.
+    """
     if sys.platform == "linux" and _exchanged_by_the_kernel(made, path):
         return
     old = made.with_suffix(".old")
@@ -114,7 +97,7 @@ def _exchange(made: Path, path: Path) -> None:
 
 
 def _exchanged_by_the_kernel(made: Path, path: Path) -> bool:
-    """False where the C library, the kernel or the file system cannot."""
+    """By renameat2 with RENAME_EXCHANGE, Linux 3.15; False where the C library, the kernel or the file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

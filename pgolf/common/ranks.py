@@ -1,8 +1,6 @@
 """What pgolf does in a job of several processes: rank 0 packs for all.
 
-What will surprise you:
-* A failure on one rank is told to every rank before anything else is exchanged: all raise, none waits for ever.
-* Without an initialised process group of more than one rank nothing of torch.distributed is touched.
+Without an initialised process group of more than one rank nothing of torch.distributed is touched.
 """
 
 from __future__ import annotations
@@ -28,7 +26,10 @@ def rank() -> int:
 
 
 def on_first(work: Callable[[], Result]) -> Result:
-    """What `work` returns on rank 0, on every rank; the others wait. What it raises is raised on every rank."""
+    """What `work` returns on rank 0, on every rank; the others wait. What it raises is raised on every rank.
+
+    A failure is told to every rank before anything else is exchanged: all raise, none waits for ever.
+    """
     if not grouped():
         return work()
     result, error = tried(work) if rank() == 0 else (None, None)
@@ -39,7 +40,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     result, failure = message[0]
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    return result  # type: ignore[return-value]  # a Result, as there was no failure
 
 
 def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.data import caseops, sidecar
 from pgolf.data.shards import write_shard
@@ -67,6 +68,7 @@ def tokenize(
     `pgolf.data.caseops` and `sidecar`. The folder is made. DataError for files that are missing, not UTF-8, or too
     little text.
     """
+    extras.need("sentencepiece")
     out, paths = Path(out), [Path(file) for file in files]
     total = sum(len(text) for path in paths for text in _pieces(path, PIECE))  # also finds what is not UTF-8
     piece = max(1, min(PIECE, total // (2 * HELD_OUT_EVERY)))  # whole lines make pieces up to twice as long
@@ -118,7 +120,7 @@ def _until(texts: Iterable[str], limit: int) -> Iterator[str]:
 def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list[Path]:
     """Shards out/`split`_000000.bin and on, of the encoded texts; their sidecars too if the tokenizer has CaseOps' operators."""
     paths: list[Path] = []
-    rows: list[NDArray[np.integer]] = []
+    rows: list[NDArray[np.uint16]] = []
     num_bytes, lut = 0, token_bytes(tokenizer)
 
     def flush() -> None:
@@ -128,7 +130,7 @@ def _write(out: Path, split: str, texts: Iterable[str], tokenizer: Path) -> list
         sidecar.path_of(paths[-1]).unlink(missing_ok=True)  # of a shard that this one replaces
         if lut.operators:
             _write_sidecar(paths[-1], stream_bytes(tokens, lut), num_bytes)
-        write_shard(paths[-1], tokens, wide=tokens.dtype == np.uint32)
+        write_shard(paths[-1], tokens)
         rows.clear()
         num_bytes = 0
 
@@ -155,6 +157,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, *, with_c
     with_caseops: the operators are pieces, and the others are those of text encoded with them. DataError if the text
     does not have as many pieces.
     """
+    extras.need("sentencepiece")
     import sentencepiece
 
     model = io.BytesIO()
@@ -188,14 +191,10 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     return (line[start : start + SENTENCE] for line in lines for start in range(0, len(line), SENTENCE))
 
 
-def document_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.integer]:
-    """uint16 [N], uint32 for a vocabulary over 65,536: every text after a BOS, one after the other.
-
-    By CaseOps if the tokenizer has its operators.
-    """
+def document_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.uint16]:
+    """uint16 [N]: every text after a BOS, one after the other; by CaseOps if the tokenizer has its operators."""
     processor = load_tokenizer(tokenizer)
     if caseops.operator_ids(processor):
         texts = [caseops.encode(text) for text in texts]
     rows = processor.encode(list(texts))
-    dtype = np.uint32 if processor.get_piece_size() > 1 << 16 else np.uint16
-    return np.concatenate([np.array([BOS, *row], dtype) for row in rows])
+    return np.concatenate([np.array([BOS, *row], np.uint16) for row in rows])

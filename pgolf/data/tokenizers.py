@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.data import caseops
 from pgolf.data.shards import CHUNK, check_vocabulary
 from pgolf.errors import DataError
@@ -91,6 +92,7 @@ def _prefixes(sp: Any) -> bool:
 
 def load_tokenizer(path: str | Path) -> Any:
     """A SentencePieceProcessor; DataError with one line instead of SentencePiece's own exceptions."""
+    extras.need("sentencepiece")
     import sentencepiece
 
     if not Path(path).is_file():

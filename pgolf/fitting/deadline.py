@@ -2,7 +2,6 @@
 
 What will surprise you:
 * The fastest way runs to its end whatever the deadline: a late artifact is worth more than none.
-* How long a better way takes is foreseen from one matrix, measured here and now; a way that falls behind is given up.
 * The compiled loops may not be in numba's cache on a fresh machine. They are built on a thread of their own (about ten
   seconds, once a machine); if they come too late the fastest way's artifact stands. The process waits for that thread
   before it exits.
@@ -11,24 +10,23 @@ What will surprise you:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Thread
 
 import torch
 
+from pgolf.common.one_thread import one_thread
 from pgolf.common.threads import workers
-from pgolf.errors import UsageError
-from pgolf.fitting.plan import TensorPlan
+from pgolf.errors import BudgetError, UsageError
+from pgolf.fitting import budget
+from pgolf.fitting.budget import Goal
 from pgolf.fitting.search import OutOfTime
-from pgolf.fitting.trial import Job, Trial, one_thread
+from pgolf.fitting.trial import Job, Trial
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
-
-Plans = Mapping[str, TensorPlan]
-Attempt = Callable[[Job, Plans, bool], Trial]  # (job, plans, whether the first artifact that fits will do)
 
 CAUTION = 1.15  # other work may share the machine
 TRIALS = 1.4  # a search takes one or two
@@ -49,32 +47,54 @@ class Cost:
         return CAUTION * (self.factors + TRIALS * self.per_weight * self.weights) / workers()
 
 
-def pack(job: Job, plans: Plans, began: float, seconds: float, attempt: Attempt) -> tuple[Trial, str]:
-    """The best trial that was ready `seconds` after `began`, and a note on how it was made.
+def meet(job: Job, goal: Goal, began: float, seconds: float) -> tuple[Trial, str]:
+    """The best trial that was ready `seconds` after `began`, and how it was made, "" if as it was asked for.
 
-    Raises UsageError for a deadline that is no time at all; what `attempt` raises is passed on.
+    Raises UsageError for a deadline that is no time at all, and what `budget.meet` raises for the fastest way.
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(f"a deadline of {seconds:g} seconds cannot be kept: give a positive number")
-    first, *better = ways(plans)
-    trial = attempt(job, first, bool(better))
+    first, *better = ways(job)
+    trial = budget.meet(first, goal, hurried=bool(better))
     if not better:
         return trial, ""
-    ends = began + (1 - RESERVE) * seconds - trial.coding_seconds - reporting_seconds(job, first, trial)
-    if time.perf_counter() > began + seconds:
-        late = time.perf_counter() - began
+    late = time.perf_counter() - began
+    if late > seconds:
         return trial, f"the deadline of {seconds:g} s was missed: the fastest way alone took {late:.1f} s"
-    if _compiled(plans, ends):
-        for number, way in enumerate(reversed(better)):
-            found = _try(replace(job, prepared={}, until=ends), way, trial, attempt)
-            if found is not None:
-                return found, "" if number == 0 else f"deadline of {seconds:g} s: packed with {_described(way)}"
-    return trial, f"deadline of {seconds:g} s: packed with {_described(first)}, the fastest way; nothing else had time"
+    ends = began + (1 - RESERVE) * seconds - trial.coding_seconds - reporting_seconds(first, trial)
+    found, made_by, why = _best(better, goal, trial, ends)
+    if made_by is better[-1]:
+        return found, ""
+    how = _described(made_by or first) + (f", the fastest way; {why}" if made_by is None else "")
+    return found, f"deadline of {seconds:g} s: packed with {how}"
 
 
-def _compiled(plans: Plans, ends: float) -> bool:
-    """Whether the loops that the plans need are there before `ends`."""
-    if not any(p.settings is not None and p.settings.method == "auto" for p in plans.values()):
+def _best(better: list[Job], goal: Goal, first: Trial, ends: float) -> tuple[Trial, Job | None, str]:
+    """(the trial of the best way that meets the goal before `ends`, that way); else `first`, None and why it is."""
+    why = "nothing else had time"
+    if not _compiled(better[-1], ends):
+        return first, None, why
+    for way in reversed(better):
+        try:
+            return _in_time(replace(way, until=ends), goal, first.step), way, ""
+        except OutOfTime:
+            continue
+        except BudgetError:  # the first way fitted: its artifact is what was asked for
+            why = "nothing else fitted in time"
+    return first, None, why
+
+
+def _in_time(way: Job, goal: Goal, step: float) -> Trial:
+    """What a way gives, begun only if there is time for it. Raises OutOfTime, and BudgetError."""
+    cost = foreseen(way, step)
+    if time.perf_counter() + cost.seconds > way.until:
+        raise OutOfTime
+    return budget.meet(replace(way, seconds_per_weight=cost.per_weight), goal)
+
+
+def _compiled(job: Job, ends: float) -> bool:
+    """Whether the loops that the job needs are there before `ends`."""
+    if "auto" not in job.methods():
         return True
     compiling = Thread(target=build_loops)
     compiling.start()
@@ -82,24 +102,16 @@ def _compiled(plans: Plans, ends: float) -> bool:
     return not compiling.is_alive()
 
 
-def _try(job: Job, way: Plans, before: Trial, attempt: Attempt) -> Trial | None:
-    """What a way gives, None if there is no time for it."""
-    try:
-        cost = foreseen(job, way, before.step)
-        if time.perf_counter() + cost.seconds > job.until:
-            return None
-        return attempt(replace(job, seconds_per_weight=cost.per_weight), way, False)
-    except OutOfTime:
-        return None
-
-
-def ways(plans: Plans) -> list[Plans]:
-    """Plans from the fastest way to the one that was asked for; fewer where they are the same."""
-    found: list[Plans] = []
+def ways(job: Job) -> list[Job]:
+    """Jobs from the fastest way to the one that was asked for; fewer where they are the same."""
+    found: list[Job] = []
     for level in (_fastest, _plain, _one_sided, lambda settings: settings):
-        way = {name: p if p.settings is None else replace(p, settings=level(p.settings)) for name, p in plans.items()}
-        if way not in found:
-            found.append(way)
+        plans = {
+            name: plan if plan.settings is None else replace(plan, settings=level(plan.settings))
+            for name, plan in job.plans.items()
+        }
+        if all(plans != way.plans for way in found):
+            found.append(replace(job, plans=plans, prepared={}))
     return found
 
 
@@ -116,8 +128,8 @@ def _one_sided(settings: Settings) -> Settings:
     return replace(settings, two_sided=False) if settings.method == "auto" else settings
 
 
-def _described(way: Plans) -> str:
-    chosen = [p.settings for p in way.values() if p.settings is not None]
+def _described(way: Job) -> str:
+    chosen = [plan.settings for plan in way.plans.values() if plan.settings is not None]
     auto = [s for s in chosen if s.method == "auto"]
     if not auto:
         return ", ".join(sorted({s.method for s in chosen}))
@@ -125,61 +137,57 @@ def _described(way: Plans) -> str:
     return f"auto, {trellis}, errors fed along rows only" if not auto[0].two_sided else f"auto, {trellis}"
 
 
-def reporting_seconds(job: Job, way: Plans, trial: Trial) -> float:
+def reporting_seconds(way: Job, trial: Trial) -> float:
     """What it takes to tell the damage of a trial, foreseen from one tensor."""
-    name = _typical(job, way)
+    name = _typical(way)
     if name is None:
         return 0.0
     began = time.perf_counter()
-    job.damage(name, trial.entries[name])
-    total = sum(job.source.tensors[n].numel() for n, p in way.items() if p.settings is not None)
-    return CAUTION * (time.perf_counter() - began) * total / job.source.tensors[name].numel() / workers()
+    way.damage(name, trial.entries[name])
+    share = way.weights([name]) / way.weights(way.quantized)
+    return CAUTION * (time.perf_counter() - began) / share / workers()
 
 
-def foreseen(job: Job, way: Plans, step: float) -> Cost:
+def foreseen(way: Job, step: float) -> Cost:
     """The cost of a way: factors from the largest ones, the rest from quantizing one typical tensor at about its step."""
-    name = _typical(job, way)
+    name = _typical(way)
     if name is None:
         return Cost(0.0, 0.0, 0)
-    settings = way[name].at(step)
-    names = [n for n, p in way.items() if p.settings is not None]
-    cubes = {n: _cubes(job, n, settings) for n in names if way[n].at(step).method == settings.method}
+    method = way.plans[name].at(step).method
+    cubes = {n: _cubes(way, n) for n in way.quantized if way.plans[n].at(step).method == method}
     hardest = max(cubes, key=lambda n: (cubes[n], n))
     with one_thread():
-        began = time.perf_counter()
-        if METHODS[settings.method].staged is not None:
-            job.prepare(hardest, way[hardest].at(step))
-        ready = time.perf_counter()
-        if METHODS[settings.method].staged is not None:
-            job.prepare(name, settings)
-        factored = time.perf_counter()
-        job.quantize(name, settings)
-        done = time.perf_counter()
-    weights = sum(job.source.tensors[n].numel() for n in names)
-    factors = (ready - began) * sum(cubes.values()) / max(cubes[hardest], 1.0)
-    return Cost(factors, (done - factored) / job.source.tensors[name].numel(), weights)
+        factoring = _seconds(lambda: way.prepare(hardest))
+        way.prepare(name)
+        rounding = _seconds(lambda: way.quantize(name, step))
+    factors = factoring * sum(cubes.values()) / max(cubes[hardest], 1.0)
+    return Cost(factors, rounding / way.weights([name]), way.weights(way.quantized))
 
 
-def _typical(job: Job, way: Plans) -> str | None:
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _typical(way: Job) -> str | None:
     """A quantized tensor of middling size, whose slowest method there is."""
-    slow = [n for n, p in way.items() if p.settings is not None and p.settings.method in {"auto", "gptq"}]
-    names = sorted(
-        slow or [n for n, p in way.items() if p.settings is not None],
-        key=lambda n: (job.source.tensors[n].numel(), n),
-    )
+    slow = [n for n in way.quantized if way.plans[n].at(1.0).method in {"auto", "gptq"}]
+    names = sorted(slow or way.quantized, key=lambda n: (way.weights([n]), n))
     return names[len(names) // 2] if names else None
 
 
-def _cubes(job: Job, name: str, settings: Settings) -> float:
+def _cubes(way: Job, name: str) -> float:
     """Σ n³ over the sides whose curvature is factored."""
+    two_sided = way.plans[name].at(1.0).two_sided
 
     def of(known: MatrixCurvature | None) -> float:
         if known is None:
             return 0.0
-        rows = known.G.shape[0] if settings.two_sided and known.G is not None and known.G.dim() == 2 else 0
+        rows = known.G.shape[0] if two_sided and known.G is not None and known.G.dim() == 2 else 0
         return float(known.H.shape[0]) ** 3 + float(rows) ** 3
 
-    return sum(of(known) for known in job.curvatures.get(name, []))
+    return sum(of(known) for known in way.curvatures.get(name, []))
 
 
 def build_loops() -> None:

@@ -1,44 +1,31 @@
-"""The whole story: checkpoint → plan → planes → artifact, and the way back."""
+"""The whole story: a checkpoint and a goal become a job, its best trial an artifact, and a report tells of it."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from pgolf.code.weigh import counted_bytes
 from pgolf.common import ranks
-from pgolf.common.progress import Progress, silent
-from pgolf.common.sizes import parse_size
-from pgolf.errors import CheckpointError, CurvatureError, UsageError
-from pgolf.fitting import budget as budgets
+from pgolf.common.progress import silent
 from pgolf.fitting import deadline as deadlines
-from pgolf.fitting import plan
-from pgolf.fitting.trial import Job, Trial, one_thread_each
-from pgolf.models import checkpoint
-from pgolf.models.checkpoint import Checkpoint
-from pgolf.models.usermodel import unwrapped
+from pgolf.fitting.budget import goal_of, meet
+from pgolf.fitting.inputs import job_of
+from pgolf.fitting.report_of import report_of
 from pgolf.packer.format import artifact
-from pgolf.quant.curvature import unreached
-from pgolf.quant.curvature.store import MatrixCurvature
-from pgolf.quant.settings import HALF, LOG_SCALE, Settings
-from pgolf.quant.slices import matrix_shape
-from pgolf.report import Report, TensorRow
+from pgolf.report import Report
 
 if TYPE_CHECKING:
+    from pgolf.common.progress import Progress
+    from pgolf.fitting.inputs import Model
     from pgolf.quant.curvature.store import Curvature
-
-
-LOST = 0.7  # relative error beyond which a tensor is more noise than weights
+    from pgolf.quant.settings import Settings
 
 
 def pack(
-    model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path,
+    model: Model,
     path: str | Path | None,
     *,
     budget: int | str | None = None,
@@ -65,186 +52,26 @@ def pack(
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
-    if budget is not None and target_rise is not None:
-        raise UsageError("give a budget or a target rise, not both")
 
     def alone() -> Report:
-        job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or silent, coder)
-        limit = None if budget is None else parse_size(budget)
-        code_bytes = {str(c): counted_bytes(c) for c in code}
-        searched = limit is not None or target_rise is not None
-        plans = planned(source, method, rules, settings, coder, search=searched)
-
-        def attempt(job: Job, plans: Mapping[str, plan.TensorPlan], any_fit: bool) -> Trial:
-            if limit is not None:
-                close = budgets.CLOSE_ENOUGH if any_fit else budgets.CLOSE
-                return budgets.fill(job, plans, limit, sum(code_bytes.values()), close)
-            return job.run(plans, 1.0) if target_rise is None else budgets.reach(job, plans, target_rise)
-
+        goal = goal_of(budget, target_rise, code)
+        job = job_of(
+            model,
+            curvature,
+            method=method,
+            rules=rules,
+            settings=settings,
+            search=goal.moves,
+            coder=coder,
+            progress=progress or silent,
+        )
         if deadline is None:
-            trial, how = attempt(job, plans, False), ""
+            trial, how = meet(job, goal), ""
         else:
-            trial, how = deadlines.pack(job, plans, began, deadline, attempt)
-        calibrated = [*_calibration_notes(source, curvature, plans), *_blind_spots(plans, job.curvatures)]
-        notes = [*source.notes, *plan.unread(plans), *calibrated, *_grown_damping(job)]
-        notes += [how] if how else []
-        report = _report(job, plans, trial, limit, code_bytes, notes, time.perf_counter() - began)
+            trial, how = deadlines.meet(job, goal, began, deadline)
+        report = replace(report_of(job, trial, goal, [how] if how else []), seconds=time.perf_counter() - began)
         if path is not None:
-            artifact.write(Path(path), trial.encoded.data)
+            artifact.write(Path(path), report.data)
         return report
 
     return ranks.on_first(alone)
-
-
-def planned(
-    source: Checkpoint,
-    method: str | None,
-    rules: Sequence[str],
-    settings: Settings | None,
-    coder: str = "rans",
-    *,
-    search: bool,
-) -> dict[str, plan.TensorPlan]:
-    """The plan of every tensor, from what a user may say. Raises UsageError."""
-    return plan.make(
-        source.tensors,
-        method=method or "auto",
-        rules=[plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in rules],
-        search=search,
-        base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
-    )
-
-
-def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path) -> Checkpoint:
-    """The tensors of whatever `pack` takes. Raises CheckpointError."""
-    if isinstance(model, Checkpoint):
-        return model
-    if isinstance(model, (str, Path)):
-        return checkpoint.read(model)
-    if isinstance(model, nn.Module) and any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
-        raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
-    return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
-
-
-def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
-    """Per tensor, one for each slice; what no token came to has the mean of its kind.
-
-    Raises CurvatureError for shapes of another model, and for what is not finite.
-    """
-    if curvature is None:
-        return {}
-    return unreached.priced(_collected(source, curvature), *_unreached(source, curvature))
-
-
-def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
-    """The shapes of all matrices, and the names of those that no token came to."""
-    bare = unwrapped(source.tensors)
-    shapes = {name: matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
-    names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
-    return {name: shape for name, shape in shapes.items() if shape is not None}, names
-
-
-def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
-    found = {}
-    bare = unwrapped(source.tensors)
-    for name, tensor in source.tensors.items():
-        mine = curvature.matrices(name) or curvature.matrices(bare[name])
-        shape = matrix_shape(tuple(tensor.shape))
-        if mine is None or shape is None:
-            continue
-        if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
-            raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
-        if not all(_finite(m) for m in mine if m is not None):
-            raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
-        found[name] = mine
-    if not found:
-        raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
-    return found
-
-
-def _finite(known: MatrixCurvature) -> bool:
-    return all(bool(torch.isfinite(side).all()) for side in (known.H, known.G, known.plain) if side is not None)
-
-
-def _blind_spots(plans: Mapping[str, plan.TensorPlan], known: Mapping[str, Any]) -> list[str]:
-    """A note that names the quantized tensors whose curvature is not known, where that of others is."""
-    names = [name for name, p in plans.items() if p.settings is not None and name not in known]
-    if not known or not names:
-        return []
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return [f"packed without curvature, the model's use of them was not seen: {', '.join(names[:8])}{more}"]
-
-
-def _calibration_notes(
-    source: Checkpoint, curvature: Curvature | None, plans: Mapping[str, plan.TensorPlan]
-) -> list[str]:
-    """What the curvature's text was, and which quantized tensors none of it came to."""
-    if curvature is None:
-        return []
-    names = unreached.names_of(curvature, *_unreached(source, curvature))
-    names = [name for name in names if plans[name.partition("[")[0]].settings is not None]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    told = f"no calibration token came to {', '.join(names[:8])}{more}: priced as the mean of their kind, if any"
-    return [*curvature.notes, *([told] if names else [])]
-
-
-def _grown_damping(job: Job) -> list[str]:
-    """A note of the tensors whose curvature could not be factored as it was, with how much more it took."""
-    if not job.damping:
-        return []
-    named = [f"{name} (by {share:.0e} of its mean)" for name, share in sorted(job.damping.items())]
-    more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-    return [f"damping was raised where the curvature is not positive definite: {', '.join(named[:4])}{more}"]
-
-
-def _report(
-    job: Job,
-    plans: Mapping[str, plan.TensorPlan],
-    trial: Trial,
-    limit: int | None,
-    code_bytes: dict[str, int],
-    notes: list[str],
-    seconds: float,
-) -> Report:
-    with one_thread_each() as pool:
-        rows = list(pool.map(lambda name: _row(job, name, trial), sorted(trial.entries)))
-    lost = [row.name for row in rows if row.error is not None and row.error > LOST]
-    if lost:
-        notes = [
-            *notes,
-            f"too few bytes for this model: of {len(lost)} tensors hardly anything is left ({lost[0]}, ...)",
-        ]
-    return Report(
-        rows=rows,
-        data=trial.encoded.data,
-        code_bytes=code_bytes,
-        budget=limit,
-        step=trial.step if any(p.searched for p in plans.values()) else None,
-        coder=job.coder,
-        notes=notes,
-        seconds=seconds,
-    )
-
-
-def _row(job: Job, name: str, trial: Trial) -> TensorRow:
-    entry = trial.entries[name]
-    error, rise = job.damage(name, entry)
-    if entry.alias is not None:
-        method, kept = f"shared with {entry.alias}", ""
-    elif entry.planes is None:
-        method, kept = f"kept as {entry.stored or entry.dtype}", entry.note
-    elif not getattr(torch, entry.dtype).is_floating_point:
-        method, kept = f"kept as {entry.dtype} codes", entry.note
-    else:
-        method, kept = entry.note, ""
-    return TensorRow(
-        name=name,
-        shape=list(entry.shape),
-        dtype=entry.dtype,
-        method=method,
-        kept=kept,
-        weights=0 if entry.alias is not None else math.prod(entry.shape),
-        num_bytes=trial.encoded.tensor_bits.get(name, 0.0) / 8,
-        error=error,
-        loss_rise=rise,
-    )

@@ -1,10 +1,4 @@
-"""Which tensor is quantized how: defaults, `--set PATTERN=...`, and what stays in full precision and why.
-
-What will surprise you:
-* Later patterns win over earlier ones, field by field; a pattern that matches nothing is an error, not a shrug.
-* A setting that the user fixed is never searched: with k (or step) fixed, a tensor keeps its step sizes whatever the
-  budget. Bits alone fix the integer range, and the step inside it is still searched.
-"""
+"""Which tensor is quantized how: defaults, `--set PATTERN=...`, and what stays in full precision and why."""
 
 from __future__ import annotations
 
@@ -12,12 +6,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pgolf.common import grammar
+from pgolf.common import extras, grammar
 from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
@@ -29,8 +23,6 @@ SMALLEST = 2048  # weights; below it scales and tables would cost what quantizat
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
-MATRIX_DEFAULT = (6, 12.85)  # bits and k: the contest's usual settings (#1394)
-EMBEDDING_DEFAULT = (8, 20.0)
 _EMBEDDINGS = ("emb", "wte", "lm_head", "output_head")
 _CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _WORDS: dict[str, dict[str, grammar.Value]] = {
@@ -40,6 +32,17 @@ _WORDS: dict[str, dict[str, grammar.Value]] = {
 }
 # The method and its integer range are words; nobody says None, for leaving a setting out does.
 NAMES = {n: replace(k, optional=False) for n, k in grammar.kinds(Settings).items() if n not in {"method", "bits"}}
+
+
+class Grid(NamedTuple):
+    """What no rule speaks of: bits, and k for that many."""
+
+    bits: int
+    k: float
+
+
+MATRIX_DEFAULT = Grid(6, 12.85)  # the contest's usual settings (#1394)
+EMBEDDING_DEFAULT = Grid(8, 20.0)
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,12 @@ def make(
 ) -> dict[str, TensorPlan]:
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
 
-    method: METHOD[:SETTINGS]; any rule wins over its settings. Raises UsageError for an unknown method and for patterns
-    that match no tensor.
+    method: METHOD[:SETTINGS]; any rule wins over its settings, and later rules over earlier ones, field by field. What a
+    rule fixes is never searched: with k (or step) fixed, a tensor keeps its step sizes whatever the budget. Bits alone fix
+    the integer range; the step inside it is searched.
+
+    Raises UsageError for an unknown method and for patterns that match no tensor, MissingExtraError where a method needs
+    more than is installed.
     """
     method, fixed = parse_method(method)
     idle = [r.pattern for r in rules if not any(fnmatchcase(name, r.pattern) for name in tensors)]
@@ -141,7 +148,10 @@ def make(
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
     rules = [Rule("*", fixed), *rules]
-    return {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    plans = {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    used = dict.fromkeys(p.settings.method for p in plans.values() if p.settings is not None)
+    extras.need(*(package for name in used for package in METHODS[name].packages))
+    return plans
 
 
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
@@ -161,8 +171,8 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
-    bits: int = said.get("bits", 8 if search else default[0])
-    k = said.get("k", default[1] * ((1 << (bits - 1)) - 1) / ((1 << (default[0] - 1)) - 1))  # same step size
+    bits: int = said.get("bits", 8 if search else default.bits)
+    k = said.get("k", default.k * ((1 << (bits - 1)) - 1) / ((1 << (default.bits - 1)) - 1))  # same step size
     settings = _settings(base, {**said, "bits": bits, "k": k})
     reads = {"method", "step", "scale_per_octave", *METHODS[settings.method].reads}
     unread = tuple(sorted(name for name in said if "." not in name and name not in reads))

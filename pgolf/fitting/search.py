@@ -1,9 +1,8 @@
 """One knob against one curve: the finest step size whose result still fits the target.
 
-What will surprise you:
-* Sizes come from real packs, which cost seconds to minutes, so every trial must count. Bytes fall by about 1/8 for each
-  searched weight when the knob doubles; that slope is believed until two trials enclose the target.
-* Trials are noisy at the last per mille (codes change, tables change), so the best trial that fits is kept, not the last.
+Sizes come from real packs, which cost seconds to minutes, so every trial must count. Bytes fall by about 1/8 for each
+searched weight when the knob doubles; that slope is believed until two trials enclose the target. Trials are noisy at
+the last per mille (codes change, tables change), so the best one that fits is kept, not the last.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ WIDEST = 12.0  # octaves either way that foreseen sizes are looked for in
 FORESIGHTS = 12
 
 
-class Point(NamedTuple):
-    """What is remembered of a trial whose result may be let go: results are as large as the model."""
+class Bound(NamedTuple):
+    """One end of what encloses the target. Of its trial no more is kept: results are as large as the model."""
 
     step: float
     size: float
 
 
 @dataclass(frozen=True)
-class Trial(Generic[T]):
+class Attempt(Generic[T]):
     """What a position of the knob gave: size to be kept at or under the target."""
 
     step: float
@@ -48,13 +47,13 @@ class OutOfTime(Exception):
 class Outcome(Generic[T]):
     """best: the largest size that fits, None if nothing did. last: the final trial. trials: how many were run."""
 
-    best: Trial[T] | None
-    last: Trial[T]
+    best: Attempt[T] | None
+    last: Attempt[T]
     trials: int
 
 
 def largest_that_fits(
-    run: Callable[[float], Trial[T]],
+    run: Callable[[float], Attempt[T]],
     target: float,
     *,
     start: float,
@@ -67,9 +66,9 @@ def largest_that_fits(
     run: size falls as the step grows; it may raise OutOfTime, which ends the search with the best so far and is passed
     on if nothing fitted yet. per_octave: expected fall of the size when the step doubles.
     """
-    fine: Point | None = None  # too large
-    coarse: Point | None = None  # fits
-    best: Trial[T] | None = None
+    fine: Bound | None = None  # too large
+    coarse: Bound | None = None  # fits
+    best: Attempt[T] | None = None
     step: float | None = max(start, finest)
     trials = 0
     while step is not None and trials < TRIALS:
@@ -81,10 +80,10 @@ def largest_that_fits(
             break
         trials += 1
         if trial.size <= target:
-            coarse = Point(step, trial.size)
+            coarse = Bound(step, trial.size)
             best = trial if best is None or trial.size >= best.size else best
         else:
-            fine = Point(step, trial.size)
+            fine = Bound(step, trial.size)
         if best is not None and target - best.size <= tolerance:
             break
         step = _next(fine, coarse, target - SPARE * tolerance, finest, per_octave, trials)
@@ -113,7 +112,7 @@ def crossing(size: Callable[[float], float], target: float, per_octave: float, t
 
 
 def _next(
-    fine: Point | None, coarse: Point | None, aim: float, finest: float, per_octave: float, trials: int
+    fine: Bound | None, coarse: Bound | None, aim: float, finest: float, per_octave: float, trials: int
 ) -> float | None:
     """The next step to try; None when nothing is left to gain."""
     if fine is not None and coarse is not None:
@@ -131,7 +130,7 @@ def _next(
     return min(step, COARSEST) if known.step < COARSEST else None
 
 
-def _between(fine: Point, coarse: Point, aim: float, *, bisect: bool) -> float | None:
+def _between(fine: Bound, coarse: Bound, aim: float, *, bisect: bool) -> float | None:
     """By the chord of size over log step; now and then by bisection, because a chord creeps along a bent curve."""
     width = math.log(coarse.step / fine.step)
     if width < 2e-5 or fine.size <= coarse.size:

@@ -1,16 +1,10 @@
-"""One pack at one position of the knob: every tensor quantized, coded, and its damage predicted.
-
-What will surprise you:
-* Every matrix is quantized on one thread, several matrices at a time: the bytes then do not depend on thread counts.
-* What does not depend on the knob (factored curvature) is worked out once and kept for all trials.
-"""
+"""One pack at one position of the knob: every tensor quantized, coded, and its damage predicted."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.common.progress import Progress
-from pgolf.common.threads import workers
+from pgolf.common.one_thread import one_thread_each
+from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
-from pgolf.fitting import plan
+from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
@@ -29,7 +23,7 @@ from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Encoded, Entry
 from pgolf.packer.plane import Plane
-from pgolf.quant import METHODS, Settings, describe
+from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -53,69 +47,111 @@ class Trial:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint with its curvature (name -> one for each slice), ready to be packed at any position of the knob.
+    """A checkpoint and how each of its tensors is to be packed, ready for any position of the knob.
 
-    damping: name -> share of the mean diagonal that had to be added to its curvature before it could be factored.
+    plans: tensor -> how. curvatures: tensor -> one for each slice.
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
+    prepared: tensor -> its factored curvature, which no step changes.
+    damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
+    compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
+    notes: what the report says of the curvature.
     """
 
     source: Checkpoint
-    curvatures: dict[str, list[MatrixCurvature | None]]
-    progress: Progress
-    coder: str
-    prepared: dict[str, list[Any]] = field(default_factory=dict)
-    damping: dict[str, float] = field(default_factory=dict)
+    plans: Mapping[str, TensorPlan]
+    curvatures: Mapping[str, list[MatrixCurvature | None]]
+    coder: str = "rans"
+    progress: Progress = silent
     until: float = math.inf
     seconds_per_weight: float = 0.0
+    prepared: dict[str, list[Any]] = field(default_factory=dict)
+    damping: dict[str, float] = field(default_factory=dict)
+    compressed: artifact.Memory = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
-    def run(self, plans: Mapping[str, plan.TensorPlan], step: float) -> Trial:
-        """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost."""
-        names = sorted(plans, key=lambda n: -self.source.tensors[n].numel())  # the longest first: threads end together
+    @property
+    def quantized(self) -> list[str]:
+        """Names of the tensors that are not kept."""
+        return [name for name, plan in self.plans.items() if plan.settings is not None]
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the others."""
+        return [name for name, plan in self.plans.items() if plan.settings is None]
+
+    @property
+    def searched(self) -> list[str]:
+        """Names of the tensors whose step size the knob moves."""
+        return [name for name, plan in self.plans.items() if plan.searched]
+
+    def methods(self) -> set[str]:
+        """Of the quantized tensors."""
+        return {plan.settings.method for plan in self.plans.values() if plan.settings is not None}
+
+    def weights(self, names: Iterable[str]) -> int:
+        """How many numbers the tensors hold together."""
+        return sum(self.source.tensors[name].numel() for name in names)
+
+    def only(self, names: Iterable[str]) -> Job:
+        """The same job for some of its tensors."""
+        return replace(self, plans={name: self.plans[name] for name in names})
+
+    def run(self, step: float) -> Trial:
+        """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost.
+
+        Every matrix is quantized on one thread, several at a time: the bytes depend on no number of threads.
+        """
+        names = sorted(self.plans, key=lambda n: -self.source.tensors[n].numel())  # longest first: threads end together
         entries: dict[str, Entry] = {}
         with one_thread_each() as pool:
-            futures = {name: pool.submit(self._entry, name, plans[name], step) for name in names}
+            futures = {name: pool.submit(self._entry, name, step) for name in names}
             for done, name in enumerate(names):
                 entries[name] = futures[name].result()
                 self.progress("quantize", done + 1, len(names))
-        entries |= {
+        entries |= self._aliases(entries)
+        meta = {"config": self.source.config} if self.source.config else {}
+        began = time.perf_counter()
+        encoded = artifact.encode(entries, meta, self.coder, self.compressed)
+        return Trial(step, entries, encoded, time.perf_counter() - began)
+
+    def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        return {
             name: Entry(entries[target].dtype, entries[target].shape, alias=target)
             for name, target in self.source.aliases.items()
             if target in entries
         }
-        meta = {"config": self.source.config} if self.source.config else {}
-        began = time.perf_counter()
-        encoded = artifact.encode(entries, meta, self.coder)
-        return Trial(step, entries, encoded, time.perf_counter() - began)
 
-    def _entry(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
-        with enough_memory(name, self.source.tensors[name]):
-            return self._packed(name, tensor_plan, step)
+    def _entry(self, name: str, step: float) -> Entry:
+        tensor, plan = self.source.tensors[name], self.plans[name]
+        with enough_memory(name, tensor):
+            self.hurry(tensor.numel())
+            if plan.settings is None:
+                return kept_entry(tensor, plan)
+            planes, note = self.quantize(name, step), describe(plan.at(step))
+            return Entry(checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape), planes=tuple(planes), note=note)
 
-    def _packed(self, name: str, tensor_plan: plan.TensorPlan, step: float) -> Entry:
-        tensor = self.source.tensors[name]
-        self.hurry(tensor.numel())
-        dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
-        if tensor_plan.settings is None and tensor_plan.integers:
-            return Entry(dtype, shape, planes=(integer_plane(tensor),), note=tensor_plan.kept)
-        if tensor_plan.settings is None:
-            stored = tensor.to(getattr(torch, tensor_plan.cast)) if tensor_plan.cast else tensor
-            cast = checkpoint.dtype_name(stored.dtype)
-            raw = checkpoint.to_bytes(stored)
-            return Entry(dtype, shape, raw=raw, stored=cast if cast != dtype else None, note=tensor_plan.kept)
-        settings = tensor_plan.at(step)
-        planes = self.quantize(name, settings)
-        return Entry(dtype, shape, planes=tuple(planes), note=describe(settings))
-
-    def quantize(self, name: str, settings: Settings) -> list[Plane]:
-        """Every slice of a matrix, bank or convolution weight by the method of `settings`."""
+    def quantize(self, name: str, step: float) -> list[Plane]:
+        """Every slice of a matrix, bank or convolution weight by the method of its plan."""
+        settings = self.plans[name].at(step)
         method, slices = METHODS[settings.method], self._slices(name)
         if method.staged is None:
             with self._damping_of(name):
                 planes = [method.quantize(w, c, settings) for w, c in slices]
         else:
-            finish, prepared = method.staged.finish, self.prepare(name, settings)
+            finish, prepared = method.staged.finish, self.prepare(name)
             planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
         return [replace(plane, codes=narrowed(plane.codes)) for plane in planes]  # several trials are held at once
+
+    def prepare(self, name: str) -> list[Any]:
+        """What of the work does not depend on the knob, done once a tensor; [] where the method has no such part."""
+        settings = self.plans[name].at(1.0)
+        staged = METHODS[settings.method].staged
+        if staged is None:
+            return []
+        if name not in self.prepared:
+            with self._damping_of(name):
+                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+        return self.prepared[name]
 
     def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
         tensor = self.source.tensors[name]
@@ -123,15 +159,6 @@ class Job:
         assert shape is not None
         known = self.curvatures.get(name, [None] * shape[0])
         return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
-
-    def prepare(self, name: str, settings: Settings) -> list[Any]:
-        """What of the work does not depend on the knob, done once a tensor."""
-        staged = METHODS[settings.method].staged
-        assert staged is not None
-        if name not in self.prepared:
-            with self._damping_of(name):
-                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
-        return self.prepared[name]
 
     @contextmanager
     def _damping_of(self, name: str) -> Iterator[None]:
@@ -145,34 +172,31 @@ class Job:
         if time.perf_counter() + weights * self.seconds_per_weight > self.until:
             raise OutOfTime
 
-    def foresees(self, plans: Mapping[str, plan.TensorPlan]) -> bool:
+    def foresees(self) -> bool:
         """Whether every method of the plans can tell an expected size."""
-        used = {p.settings.method for p in plans.values() if p.settings is not None}
-        return all(METHODS[method].staged is not None for method in used)
+        return all(METHODS[method].staged is not None for method in self.methods())
 
-    def expected_bytes(self, plans: Mapping[str, plan.TensorPlan], step: float) -> float:
-        """About what an artifact would take, without side information, where `foresees`."""
-        names = [name for name, p in plans.items() if p.settings is not None]
-        kept = sum(t.numel() * t.element_size() for name, t in self.source.tensors.items() if name not in names)
-        return sum(self.expected_bits(plans, step).values()) / 8 + kept
+    def kept_bytes(self) -> int:
+        """What an artifact of the kept tensors alone takes: cast, compressed and described as in any other."""
+        return replace(self.only(self.kept), progress=silent).run(1.0).size
 
-    def expected_bits(self, plans: Mapping[str, plan.TensorPlan], step: float) -> dict[str, float]:
+    def expected_bytes(self, step: float) -> float:
+        """About what the quantized tensors would add to `kept_bytes`, without side information, where `foresees`."""
+        return sum(self.expected_bits(step).values()) / 8
+
+    def expected_bits(self, step: float) -> dict[str, float]:
         """About what the codes of each quantized tensor would take, where `foresees`."""
-
-        def bits(name: str) -> float:
-            self.hurry(0)
-            settings = plans[name].at(step)
-            staged = METHODS[settings.method].staged
-            assert staged is not None
-            with enough_memory(name, self.source.tensors[name]):
-                prepared = self.prepare(name, settings)
-                return sum(
-                    staged.expected_bits(w, p, settings) for (w, _), p in zip(self._slices(name), prepared, strict=True)
-                )
-
-        names = [name for name, p in plans.items() if p.settings is not None]
         with one_thread_each() as pool:
-            return dict(zip(names, pool.map(bits, names), strict=True))
+            return dict(zip(self.quantized, pool.map(lambda name: self._bits(name, step), self.quantized), strict=True))
+
+    def _bits(self, name: str, step: float) -> float:
+        self.hurry(0)
+        settings = self.plans[name].at(step)
+        staged = METHODS[settings.method].staged
+        assert staged is not None
+        with enough_memory(name, self.source.tensors[name]):
+            pairs = zip(self._slices(name), self.prepare(name), strict=True)
+            return sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
@@ -194,6 +218,16 @@ class Job:
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
 
 
+def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:
+    """A tensor that is not quantized: codes where its integers code better one by one, else bytes, cast where planned."""
+    dtype, shape = checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape)
+    if plan.integers:
+        return Entry(dtype, shape, planes=(integer_plane(tensor),), note=plan.kept)
+    stored = tensor.to(getattr(torch, plan.cast)) if plan.cast else tensor
+    cast = checkpoint.dtype_name(stored.dtype)
+    return Entry(dtype, shape, raw=checkpoint.to_bytes(stored), stored=cast if cast != dtype else None, note=plan.kept)
+
+
 def integer_plane(tensor: Tensor) -> Plane:
     """The values of an integer tensor as codes without scales, one row a first index."""
     matrix = tensor.reshape(tensor.shape[0], -1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
@@ -212,25 +246,3 @@ def enough_memory(name: str, tensor: Tensor) -> Iterator[None]:
             f"not enough memory to pack {name!r} {list(tensor.shape)}: free some, or let fewer cores work at a time "
             "(taskset -c 0 pgolf ...)"
         ) from error
-
-
-@contextmanager
-def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool over the cores, torch kept to one thread per task: results must not depend on the number of threads."""
-    with one_thread(), ThreadPoolExecutor(workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # after a failure nothing more is begun
-            raise
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on a single thread, and as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -45,6 +45,6 @@ def _need_cuda(wanted: torch.device) -> None:
             f"{wanted} was asked for, but torch {torch.__version__} {why}: use --device cpu or another torch"
         )
     if triton is None:
-        raise DeviceError(f"{wanted} was asked for, but triton is not installed: pip install triton")
+        raise DeviceError(f"{wanted} was asked for, but triton is not installed: pip install 'pgolf[gpu]'")
     if (wanted.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{wanted} was asked for, but there are {torch.cuda.device_count()} CUDA devices")

@@ -38,7 +38,15 @@ def quant_linear(x: Tensor, weight: Packed) -> Tensor:
     mutates_args=(),
     schema="(Tensor x, Tensor low, Tensor? high, Tensor? row_scale, Tensor? col_scale, int bits, int cols) -> Tensor",
 )
-def _operation(x, low, high, row_scale, col_scale, bits, cols):  # type: ignore[no-untyped-def]
+def _operation(
+    x: Tensor,
+    low: Tensor,
+    high: Tensor | None,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    bits: int,
+    cols: int,
+) -> Tensor:
     weight = Packed(low, high, row_scale, col_scale, bits, cols)
     if not x.is_cuda:
         return quant_linear_reference(x, weight)
@@ -48,7 +56,7 @@ def _operation(x, low, high, row_scale, col_scale, bits, cols):  # type: ignore[
 
 
 @_operation.register_fake
-def _(x, low, high, row_scale, col_scale, bits, cols):  # type: ignore[no-untyped-def]
+def _(x: Tensor, low: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], low.shape[0])
 
 
@@ -66,13 +74,21 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mutates_args=(),
     schema="(Tensor low, Tensor? high, Tensor? row_scale, Tensor? col_scale, Tensor grad, int bits, int cols) -> Tensor",
 )
-def _dense_operation(low, high, row_scale, col_scale, grad, bits, cols):  # type: ignore[no-untyped-def]
+def _dense_operation(
+    low: Tensor,
+    high: Tensor | None,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grad: Tensor,
+    bits: int,
+    cols: int,
+) -> Tensor:
     """grad [N, R] @ W."""
     return grad @ dense(Packed(low, high, row_scale, col_scale, bits, cols), grad.dtype)
 
 
 @_dense_operation.register_fake
-def _(low, high, row_scale, col_scale, grad, bits, cols):  # type: ignore[no-untyped-def]
+def _(low: Tensor, high: Any, row_scale: Any, col_scale: Any, grad: Tensor, bits: int, cols: int) -> Tensor:
     return grad.new_empty(grad.shape[0], cols)
 
 

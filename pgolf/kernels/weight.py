@@ -91,7 +91,7 @@ class PackedWeight(Tensor):
         turned = self.turned if turned is None else turned
         return PackedWeight(self.parts if parts is None else parts, self.bits, self.cols, dtype or self.dtype, turned)
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch's takes one argument more
         return f"PackedWeight({list(self.shape)}, bits={self.bits}, dtype={self.dtype}, device={self.device})"
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:

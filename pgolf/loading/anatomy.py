@@ -1,9 +1,7 @@
 """Where the bytes of an artifact go, and how two artifacts differ: facts as JSON, for `pgolf inspect` and `pgolf diff`.
 
-What will surprise you:
-* A file does not say how many bytes each tensor has: coded matrices share tables and streams. The decoded artifact is
-  coded once more, and the coder counts. What belongs to no tensor (header, tables, lane ends) is given as "shared".
-* The curvature share of a tensor is its share of ½·tr(G W H Wᵀ): what an equally small relative error costs there.
+A file does not say how many bytes each tensor has: coded matrices share tables and streams. The decoded artifact is
+coded once more, and the coder counts. What belongs to no tensor (header, tables, lane ends) is given as "shared".
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, A
     """
     entries, meta = dense.read(path)
     data = Path(path).read_bytes()
-    num_bytes = counted_bytes(data, entries, meta)
+    num_bytes = bytes_by_tensor(data, entries, meta)
     shares = curvature_shares(entries, curvature) if curvature else {}
     tensors = [_facts(name, entry, num_bytes.get(name, 0.0), shares.get(name)) for name, entry in entries.items()]
     return {
@@ -53,7 +51,7 @@ def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, A
     }
 
 
-def counted_bytes(data: bytes, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> dict[str, float]:
+def bytes_by_tensor(data: bytes, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> dict[str, float]:
     """Bytes of each tensor's own codes and description."""
     coder = container.parse(data)[0]["coder"]
     return {name: bits / 8 for name, bits in artifact.encode(entries, meta, coder).tensor_bits.items()}
@@ -123,7 +121,10 @@ def _layers(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curvature_shares(entries: Mapping[str, Entry], curvature: Curvature) -> dict[str, float]:
-    """Quantized tensor -> its share of Σ ½·tr(G W H Wᵀ). Raises CurvatureError where nothing fits."""
+    """Quantized tensor -> its share of Σ ½·tr(G W H Wᵀ): of what an equally small relative error costs everywhere.
+
+    Raises CurvatureError where nothing fits.
+    """
     import torch
 
     from pgolf.quant.curvature.loss import loss_rise
@@ -155,7 +156,7 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     for path in (a, b):
         entries, meta = dense.read(path)
         data = Path(path).read_bytes()
-        sides.append((entries, dense.tensors_of(entries), counted_bytes(data, entries, meta), len(data)))
+        sides.append((entries, dense.tensors_of(entries), bytes_by_tensor(data, entries, meta), len(data)))
     (entries_a, state_a, bytes_a, total_a), (entries_b, state_b, bytes_b, total_b) = sides
     if not state_a.keys() & state_b.keys():
         raise UsageError(f"{a} and {b} have no tensor in common: they hold different models")

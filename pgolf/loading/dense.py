@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,9 @@ from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 
 if TYPE_CHECKING:
+    from pgolf.loading.on_device import OnDevice
     from pgolf.packer.coder.stream import Device
+    from pgolf.packer.plane import Plane
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -24,39 +27,56 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tens
     device: where it is decoded and stays. Raises DeviceError if it is not there, ArtifactError for anything but a
     whole, undamaged artifact.
     """
-    if str(device) != "cpu":
-        from pgolf.loading import on_device
-
-        return on_device.load(path, device)
-    entries, _ = read(path)
-    return tensors_of(entries)
+    return load_by(path, decoder_on(device))
 
 
-def read(path: str | Path, device: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """(entries, meta) of an artifact file; device: as in `artifact.decode`. Raises ArtifactError."""
+def load_by(path: str | Path, decoder: OnDevice | None) -> dict[str, Tensor]:
+    """As `load`, by a decoder of `decoder_on`: the same bits from any."""
+    entries, _ = read(path, decoder)
+    return tensors_of(entries, decoder)
+
+
+def decoder_on(device: torch.device | str) -> OnDevice | None:
+    """What decodes and dequantizes on a device; None is numpy on the processor. Raises DeviceError."""
+    if str(device) == "cpu":
+        return None
+    from pgolf.kernels.device import need
+    from pgolf.loading.on_device import OnDevice
+
+    return OnDevice(need(device))
+
+
+def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """(entries, meta) of an artifact file; decoder: as `device` of `artifact.decode`. Raises ArtifactError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
     try:
-        return artifact.decode(data, device)
+        return artifact.decode(data, decoder)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
 
 
-def tensors_of(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-    """Entries -> tensors, by the reconstruction rule."""
-    tensors = {name: _dense(entry) for name, entry in entries.items() if entry.alias is None}
+def tensors_of(entries: Mapping[str, Entry], decoder: OnDevice | None = None) -> dict[str, Tensor]:
+    """Entries -> tensors, where their decoder keeps them."""
+    tensors = {name: _tensor(entry, decoder) for name, entry in entries.items() if entry.alias is None}
     return {name: tensors[entry.alias or name] for name, entry in entries.items()}
 
 
-def _dense(entry: Entry) -> Tensor:
+def _tensor(entry: Entry, decoder: OnDevice | None) -> Tensor:
     if entry.planes is None:
-        return kept(entry)
-    exact = not getattr(torch, entry.dtype).is_floating_point  # codes of integers are the values; float32 would round
-    planes = [torch.from_numpy(plane.codes if exact else plane.reconstruct()) for plane in entry.planes]
-    stack = planes[0] if len(planes) == 1 else torch.stack(planes)
-    return stack.reshape(entry.shape).to(getattr(torch, entry.dtype))
+        return kept(entry) if decoder is None else kept(entry).to(decoder.device)
+    dtype = getattr(torch, entry.dtype)
+    stack = _dense(entry.planes, dtype) if decoder is None else decoder.dense(entry.planes, dtype)
+    return stack.reshape(entry.shape).to(dtype)
+
+
+def _dense(planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
+    """Weights by the reconstruction rule; of an integer dtype the codes, which float32 would round."""
+    arrays = [p.reconstruct() if dtype.is_floating_point else np.require(p.codes, requirements="W") for p in planes]
+    matrices = [torch.from_numpy(array) for array in arrays]  # torch wants no view of the file
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
 
 
 def kept(entry: Entry) -> Tensor:

@@ -1,8 +1,7 @@
 """`load_module`: an artifact into any module, dense or packed, and word of what stayed packed.
 
-What will surprise you: packing changes parameters, not code. A parameter becomes a `PackedWeight`; a plain nn.Linear or
-nn.Embedding also shows it by its class. A parameter whose codes take more than 8 bits stays dense, as do the small
-tensors that were never quantized.
+Packing changes parameters, not code: a parameter becomes a `PackedWeight`; a plain nn.Linear or nn.Embedding also shows
+it by its class.
 """
 
 from __future__ import annotations
@@ -43,12 +42,16 @@ class Summary:
 class PackedLinear(nn.Linear):
     """An nn.Linear whose weight is a PackedWeight."""
 
+    weight: PackedWeight
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.weight.bits}"
 
 
 class PackedEmbedding(nn.Embedding):
     """An nn.Embedding whose weight is a PackedWeight."""
+
+    weight: PackedWeight
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.weight.bits}"
@@ -68,9 +71,10 @@ def load_module(
     """
     place = need(device_of(module) if device is None else device)
     module.to(place)
-    entries, _ = on_device.read(path, place) if place.type == "cuda" else dense.read(path)
+    decoder = dense.decoder_on(place)
+    entries, _ = dense.read(path, decoder)
     reasons = {name: _why_dense(entry) if packed else "as asked" for name, entry in _resolved(entries).items()}
-    state = on_device.tensors_of(entries, place)
+    state = dense.tensors_of(entries, decoder)
     usermodel.load_state(module, state)
     weights = {
         name: _packed(entry, state[name].dtype, place)

@@ -1,17 +1,15 @@
 """An artifact on the GPU: the words go there, and only weights or packed codes come out.
 
-What will surprise you:
-* The file is parsed and checked by the packer as on any machine; `OnDevice` takes over where the coder's lanes begin,
-  and codes never exist on the host. The checksum of the codes is computed there too.
-* With a general coder (`--coder brotli`) there is nothing to decode in parallel: codes are made on the host and moved.
+The file is parsed and checked by the packer as on any machine; `OnDevice` takes over where the coder's lanes begin, and
+codes never exist on the host. With a general coder (`--coder brotli`) there is nothing to decode in parallel: codes are
+made on the host and moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.kernels.dequant import dequant
-from pgolf.kernels.device import need
 from pgolf.kernels.rans_decode import rans_decode
-from pgolf.loading import dense
 from pgolf.packer.coder import aside, stream
 from pgolf.packer.coder.layout import CodedLanes
 from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.tables import ESCAPED
 from pgolf.packer.coder.trellis import STRIP
-from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
 
 Array = NDArray[Any]
@@ -70,6 +65,17 @@ class OnDevice(stream.Device):
         sums = [_partial_checksum(matrix, start) for matrix, start in zip(moved, starts, strict=False)]
         return int(torch.stack(sums).sum()) % (1 << 64) if sums else 0
 
+    def dense(self, planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
+        """[planes, R, C] weights, by the reconstruction rule; of an integer dtype the codes, which float32 would round."""
+        if not dtype.is_floating_point:
+            return torch.stack([_tensor(plane.codes, self.device) for plane in planes])
+        stack = torch.empty(
+            len(planes), *planes[0].codes.shape, dtype=dtype if dtype in FLOATS else torch.float32, device=self.device
+        )
+        for plane, out in zip(planes, stack, strict=True):
+            dequant(*parts(plane, self.device), out=out)
+        return stack
+
     def _moved(self, array: Array) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
 
@@ -79,34 +85,6 @@ def _partial_checksum(codes: Tensor, start: int) -> Tensor:
     flat = codes.reshape(-1).long()
     weights = torch.arange(2 * start + 1, 2 * (start + flat.numel()) + 1, 2, device=flat.device)
     return (flat * weights).sum()
-
-
-def read(path: str | Path, device: torch.device) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """As `pipeline.read`, the planes' codes being tensors on `device`."""
-    return dense.read(path, OnDevice(need(device)))
-
-
-def load(path: str | Path, device: torch.device | str) -> dict[str, Tensor]:
-    """As `pipeline.load`, decoded and dequantized on `device`: the same bits."""
-    entries, _ = read(path, need(device))
-    return tensors_of(entries, need(device))
-
-
-def tensors_of(entries: Mapping[str, Entry], device: torch.device) -> dict[str, Tensor]:
-    """Entries -> tensors on `device`, by the reconstruction rule."""
-    tensors = {name: _dense(entry, device) for name, entry in entries.items() if entry.alias is None}
-    return {name: tensors[entry.alias or name] for name, entry in entries.items()}
-
-
-def _dense(entry: Entry, device: torch.device) -> Tensor:
-    if not entry.planes:
-        return dense.kept(entry).to(device)
-    dtype = getattr(torch, entry.dtype)
-    rows, cols = entry.planes[0].codes.shape
-    stack = torch.empty(len(entry.planes), rows, cols, dtype=dtype if dtype in FLOATS else torch.float32, device=device)
-    for plane, out in zip(entry.planes, stack, strict=True):
-        dequant(*parts(plane, device), out=out)
-    return stack.reshape(entry.shape).to(dtype)
 
 
 def parts(plane: Plane, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -18,6 +18,7 @@ _OURS = (
         "water-filled steps, error feedback, trellis-coded rounding; never clips",
         Staged(auto.prepare, auto.finish, auto.expected_bits),
         reads=("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
+        packages=("numba", "scipy"),
     ),
     Method(
         "quick",
@@ -26,6 +27,7 @@ _OURS = (
         "steps from the curvature's diagonals, plain rounding: seconds where auto takes a minute",
         Staged(quick.prepare, quick.finish, quick.expected_bits),
         reads=("damp_inputs", "damp_outputs"),
+        packages=("scipy",),
     ),
     Method(
         "rtn",

@@ -40,6 +40,7 @@ class Method:
     needs_curvature: it is worth collecting curvature for; without any, every method still works.
     staged: the same in stages, where much of the work does not depend on settings.step.
     reads: the fields of Settings that it reads, besides `step` and `scale_per_octave`.
+    packages: that it needs besides those of loading, see `pgolf.common.extras`.
     settings: a frozen dataclass of its own, every field with a default: what people write as `name:field=value`; the
     quantizer finds an instance as `settings.own`.
     """
@@ -50,6 +51,7 @@ class Method:
     description: str
     staged: Staged | None = None
     reads: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     settings: type[Any] | None = None
 
     @property

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.report.curves import LIGHT, MARKS, Curve, curves, height, log_ticks, show_bytes
 
 
 def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) -> None:
     """Bytes against the rise of the BPB over the unquantized model, the same bytes for the same results."""
+    extras.need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator

@@ -74,6 +74,55 @@ def estimate_lines(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def evaluation_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `pgolf eval` says of one model or of two, and of the audit."""
+    lines = []
+    for name, result in _evaluated(facts).items():
+        lines += [f"{name}  {result['source']}"] if name else []
+        lines.append(_score_line(result))
+    if change := facts.get("difference"):
+        lines.append(f"difference B - A  {change['value']:+.5f}{_spread(change, paired=True)}")
+    return lines + [
+        f"{_VERDICTS[check['passed']]}  {check['name']:<14}{_measured(check['number']):>12}  {check['detail']}"
+        for check in facts.get("audit", [])
+    ]
+
+
+def evaluation_notes(facts: Mapping[str, Any]) -> list[str]:
+    """What a user of `pgolf eval` should know besides."""
+    return [result["note"] for result in _evaluated(facts).values() if result["note"]]
+
+
+_VERDICTS = {True: "PASS", False: "FAIL", None: "SKIP"}
+
+
+def _evaluated(facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name -> result; the only one has no name."""
+    return {"A": facts["a"], "B": facts["b"]} if "difference" in facts else {"": facts}
+
+
+def _score_line(result: Mapping[str, Any]) -> str:
+    return (
+        f"bpb {result['bpb']:.5f}{_spread(result)}  loss {result['loss']:.5f}  tokens {result['tokens']:,}  "
+        f"bytes {result['bytes']:,}  {result['tokens_per_second']:,.0f} tokens/s  ({result['how']})"
+    )
+
+
+def _spread(figure: Mapping[str, Any], *, paired: bool = False) -> str:
+    if figure["standard_error"] is None:
+        return "  (one document: no standard error)"
+    if not paired:
+        return f" ± {figure['standard_error']:.5f}"
+    interval = f"95% {figure['low']:+.5f} to {figure['high']:+.5f}"
+    return f" ± {figure['standard_error']:.5f}  ({interval}, p {figure['p']:.2g}, {figure['documents']} documents)"
+
+
+def _measured(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number:,}" if isinstance(number, int) else f"{number:.6f}"
+
+
 def submission_table(facts: Mapping[str, Any]) -> Table:
     """The table of `pgolf export`, from Count.to_json()."""
     table = _compact()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.errors import UsageError
 from pgolf.scoring.documents import Documents
 
@@ -63,6 +64,7 @@ def _influence(documents: Documents) -> NDArray[np.float64]:
 
 
 def _interval(value: float, influence: NDArray[np.float64]) -> Interval:
+    extras.need("scipy")
     from scipy.stats import t
 
     count = len(influence)

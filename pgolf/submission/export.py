@@ -1,10 +1,7 @@
 """The submission folder: scripts that unpack themselves, the decoder inside, the model beside them, and the count.
 
-What will surprise you:
-* The decoder stands in for `import pgolf`. A script that scores with `pgolf.load(...)` runs before export with pgolf
-  installed and after export without it; the stand-in has nothing but `load`.
-* Every byte in the folder counts but that of the few files in UNCOUNTED, which describe the submission to people.
-* A folder is replaced only if it is an earlier export: others may hold work.
+The decoder stands in for `import pgolf`: a script that scores with `pgolf.load(...)` runs before export with pgolf
+installed and after export without it; the stand-in has nothing but `load`.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from pgolf.packer.format import container
 
 LIMIT = 16_000_000
 DESCRIPTION, REQUIREMENTS = "submission.json", "requirements.txt"
-UNCOUNTED = {DESCRIPTION, REQUIREMENTS, "README.md"}
+UNCOUNTED = {DESCRIPTION, REQUIREMENTS, "README.md"}  # they describe the submission to people; all else counts
 DECODER_NEEDS = {"brotli", "numpy", "torch"}
 SKELETON = {"author": "", "github_id": "", "name": "", "blurb": "", "date": "", "val_loss": None, "val_bpb": None}
 
@@ -197,7 +194,7 @@ def _check_use(tree: ast.Module, name: str) -> None:
 
 
 def _earlier_export(folder: Path) -> bool:
-    """Whether a folder holds a description as we write it, and no links."""
+    """Whether a folder holds a description as we write it, and no links: only such a one is replaced, others may hold work."""
     try:
         facts = json.loads((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """How much quality each byte buys: many packs of one checkpoint, measured, compared and kept in one folder.
 
     plan (points.py) ──► executor (executors.py) ──► one point (measure.py) ──► folder (folder.py) ──► results.json
-                                                                                  compare.py, seeds.py: what follows
+                                                                                  comparison.py, seeds.py: what follows
 
 `run.sweep` is the whole story. Tables, plots and the page are drawn from results.json by `pgolf.report`.
 """

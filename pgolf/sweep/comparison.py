@@ -1,9 +1,8 @@
 """What a sweep's points say: the Pareto set, bytes at equal BPB and BPB at equal bytes. Pure functions of JSON.
 
-What will surprise you: between two measured points the rise of the BPB over the unquantized model is taken as a power
-of the bytes (a straight line in logarithms), because halving the step quarters the rise. Where a rise is not above zero,
-noise has taken over and the line is straight in BPB. Beyond the measured range the last line goes on by at most
-`BEYOND`, and the figure is marked as extrapolated.
+Between two measured points the rise of the BPB over the unquantized model is taken as a power of the bytes (a straight
+line in logarithms), because halving the step quarters the rise. Where a rise is not above zero, noise has taken over and
+the line is straight in BPB.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-BEYOND = 1.25  # of the bytes
+BEYOND = 1.25  # of the measured bytes: so far the last line goes on
 
 
 @dataclass(frozen=True)
 class CurveValue:
-    """A figure read off a curve."""
+    """A figure read off a curve; extrapolated: beyond the measured range."""
 
     value: float
     extrapolated: bool
@@ -84,7 +83,7 @@ def _ascending(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 def _between(y0: float, y1: float, share: float) -> float:
     if y0 > 0 and y1 > 0:
-        return y0 * (y1 / y0) ** share
+        return y0 * math.pow(y1 / y0, share)
     return y0 + share * (y1 - y0)
 
 

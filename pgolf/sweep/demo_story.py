@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
+from pgolf.common import extras
+from pgolf.common.one_thread import one_thread
 from pgolf.common.progress import Progress
 from pgolf.data import shards, tokenizers
 from pgolf.fitting import baselines, packing
-from pgolf.fitting.trial import one_thread
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
 from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.logits import Logits
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.quant.curvature.store import Curvature
 from pgolf.report.plots import frontier_png
@@ -36,6 +38,7 @@ SCORED_TOKENS = 100_000
 
 def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progress) -> dict[str, Any]:
     """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png)."""
+    extras.need("numba", "scipy", "sentencepiece", "matplotlib")
     out = Path(out)
     settings = TINY_DEMO if quick else DEMO
     began = time.perf_counter()
@@ -54,7 +57,7 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
         [shards.read_shard(files.train)], settings.seq_len, CALIBRATION_TOKENS // settings.seq_len, seed
     )
     curvature = calibrate(
-        score.model, sampler.batch(0)[:, :-1], seed=seed, progress=lambda d, t: progress("calibrate", d, t)
+        score.model, sampler.batch(0)[:, :-1], seed=seed, progress=lambda d, t: progress("calibrate", d, t or 0)
     )
     before = score.of(source.state_dict())
     points = _points(out, source, curvature, score, progress, QUICK_BITS if quick else BITS)
@@ -135,7 +138,7 @@ class _Scorer:
     def of(self, state: dict[str, Any]) -> float:
         usermodel.load_state(self.model, state)
         return bpb.evaluate(
-            self.model.forward_logits,  # type: ignore[operator]
+            cast(Logits, self.model.forward_logits),
             self.tokens,
             self.counts,
             seq_len=self.seq_len,

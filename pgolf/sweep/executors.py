@@ -1,11 +1,4 @@
-"""Where points run: in this process, in several, or on somebody's Dask cluster. No scheduler of our own.
-
-What will surprise you:
-* Processes are spawned, never forked: torch's threads do not survive a fork.
-* Ctrl-C goes to every process of a terminal. Workers ignore it and the parent ends them, so that nobody prints a
-  traceback and no point is half-written: results are written by the parent alone.
-* A worker whose parent was killed would wait for work for ever, holding its memory. It watches the parent instead.
-"""
+"""Where points run: in this process, in several, or on somebody's Dask cluster. No scheduler of our own."""
 
 from __future__ import annotations
 
@@ -18,6 +11,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
+from pgolf.common import extras
 from pgolf.errors import PgolfError, UsageError
 
 
@@ -36,7 +30,10 @@ class InProcess(Executor):
 
 @contextmanager
 def processes(jobs: int) -> Iterator[Executor]:
-    """An executor of `jobs` processes, this one alone for 1. What still runs when the block is left early is ended."""
+    """An executor of `jobs` processes, this one alone for 1. What still runs when the block is left early is ended.
+
+    They are spawned, never forked: torch's threads do not survive a fork.
+    """
     if jobs == 1:
         yield InProcess()
         return
@@ -53,12 +50,15 @@ def processes(jobs: int) -> Iterator[Executor]:
 
 
 def _quiet() -> None:
+    # Ctrl-C goes to every process of a terminal; the parent, which alone writes results, ends the workers, so nobody
+    # prints a traceback and no point is half-written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for work for ever, holding its memory.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -69,12 +69,11 @@ def _end_with_parent() -> None:
 def dask(address: str) -> Iterator[Executor]:
     """The executor of a running Dask cluster. Its workers must see the same files under the same names.
 
-    Raises UsageError where distributed is not installed or nobody answers at `address`.
+    Raises UsageError where nobody answers at `address`.
     """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("--dask needs the package distributed: pip install 'pgolf[dask]'") from None
+    extras.need("distributed")
+    from distributed import Client
+
     try:
         client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:

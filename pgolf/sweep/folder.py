@@ -1,12 +1,9 @@
 """The folder of a sweep: what is done is on disk before the next point is asked for.
 
-    sweep.json               what all points share, and the plan so far
-    curvature.safetensors    calibrated once
-    points/KEY.json          one finished point each
-    results.json             all points of the plan, compared; and the pictures drawn from it
-
-What will surprise you: a second call with more methods or sizes extends the plan; only a change of what the points
-share (checkpoint, text, calibration, versions) would mix figures that cannot be compared, and is refused.
+sweep.json               what all points share, and the plan so far
+curvature.safetensors    calibrated once
+points/KEY.json          one finished point each
+results.json             all points of the plan, compared; and the pictures drawn from it
 """
 
 from __future__ import annotations
@@ -63,7 +60,8 @@ class Folder:
 def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], *, force: bool) -> Folder:
     """The folder at `path`, made or continued, with `points` in its plan.
 
-    shared: `setup.identity`. force: begin anew where it differs from the folder's. Raises UsageError otherwise.
+    shared: `setup.identity`. Where it differs from the folder's (checkpoint, text, calibration, versions), figures could
+    not be compared: force begins anew, else UsageError.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: -o names the folder of a sweep")
@@ -128,6 +126,7 @@ def _is_point(facts: Any) -> bool:
 
 def _is_result(found: Any) -> bool:
     """Whether `measure` can have made it: a refusal, or figures without one missing."""
+    needed: tuple[str, ...]
     match found:
         case {"refused": str()}:
             return True

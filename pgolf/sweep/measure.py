@@ -1,11 +1,4 @@
-"""One point of a sweep, in whichever process it lands: pack, load what was packed, score it.
-
-What will surprise you:
-* `measure` is what executors are given. The checkpoint, its curvature, its model and the text are read once a process
-  and kept for the next point.
-* One point at a time a process: threads of a Dask worker would otherwise share one module.
-* torch scores on one thread, so that the last digits do not depend on how many cores a worker found.
-"""
+"""One point of a sweep, in whichever process it lands: pack, load what was packed, score it."""
 
 from __future__ import annotations
 
@@ -22,7 +15,7 @@ from pgolf.sweep.setup import Setup
 if TYPE_CHECKING:
     from torch import Tensor
 
-_one_at_a_time = Lock()
+_one_at_a_time = Lock()  # threads of a Dask worker would share one module
 
 
 def measure(setup: Setup, point: Point | None) -> dict[str, Any]:
@@ -41,7 +34,7 @@ def _bench(setup: Setup) -> _Bench:
 
 
 class _Bench:
-    """A checkpoint ready to be packed and scored again and again."""
+    """A checkpoint, its curvature, its model and the text: read once a process, packed and scored again and again."""
 
     def __init__(self, setup: Setup) -> None:
         from pgolf.data import shards, sidecar
@@ -62,7 +55,7 @@ class _Bench:
             self.tokens,
             tokenizer=setup.tokenizer,
             sidecar=setup.sidecar,
-            convention=setup.count,  # type: ignore[arg-type]
+            convention=setup.count,
         )
 
     def before(self) -> dict[str, Any]:
@@ -97,13 +90,13 @@ class _Bench:
         }
 
     def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        from pgolf.fitting.trial import one_thread
+        from pgolf.common.one_thread import one_thread
         from pgolf.models import usermodel
         from pgolf.models.logits import logits_of
         from pgolf.scoring import bpb
 
         usermodel.load_state(self.model, state)
-        with one_thread():
+        with one_thread():  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(
                 logits_of(self.model, self.setup.logits),
                 self.tokens,

@@ -1,7 +1,7 @@
 """The whole sweep: plan, calibrate once, measure what is not measured yet, compare, write results.json.
 
-What will surprise you: the order in which points finish never shows. Results stand in the order of the plan, and are
-rebuilt from the folder each time, so a sweep that was killed and continued ends with the same file, times aside.
+The order in which points finish never shows: results stand in the order of the plan and are rebuilt from the folder each
+time, so a sweep that was killed and continued ends with the same file, times aside.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from pgolf.common import extras
 from pgolf.errors import UsageError
 from pgolf.report import write_json
 from pgolf.sweep import comparison
@@ -85,11 +86,12 @@ def _gains(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _nats_per_bpb(before: Mapping[str, Any]) -> float:
-    return before["text_bytes"] / before["tokens"] * math.log(2)
+    return float(before["text_bytes"] / before["tokens"] * math.log(2))
 
 
 def gain_test(gains: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation, and p of "the mean gain is above 0.005 nats per token", one-sided, by Student's t."""
+    extras.need("scipy")
     from scipy import stats
 
     spread = stdev(gains) if len(gains) > 1 else None

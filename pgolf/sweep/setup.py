@@ -1,20 +1,19 @@
-"""What all points of a sweep share, and the proof that it is still the same when a sweep goes on.
-
-What will surprise you: files count by their content, not by their name, so a checkpoint that was trained on under the
-same name is a changed setting, and a folder that was moved is not.
-"""
+"""What all points of a sweep share, and the proof that it is still the same when a sweep goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgolf import __version__
 from pgolf.errors import DataError
+
+if TYPE_CHECKING:
+    from pgolf.data.tokenizers import Convention
 
 _READ = 1 << 20
 _FILES = ("checkpoint", "data", "tokenizer", "sidecar")
@@ -35,7 +34,7 @@ class Setup:
     logits: str | None = None
     tokenizer: str | None = None
     sidecar: str | None = None
-    count: str = "exact"
+    count: Convention = "exact"
     seq_len: int = 1024
     stride: int | None = None
     max_tokens: int | None = None
@@ -44,8 +43,39 @@ class Setup:
     device: str = "cpu"
 
 
+def resolved(setup: Setup) -> Setup:
+    """The same with absolute paths, the model's file among them."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path else None
+
+    file, colon, name = (setup.model or "").rpartition(":")
+    return replace(
+        setup,
+        checkpoint=str(Path(setup.checkpoint).resolve()),
+        data=str(Path(setup.data).resolve()),
+        model=f"{absolute(file)}:{name}" if colon and file else setup.model,
+        tokenizer=absolute(setup.tokenizer),
+        sidecar=absolute(setup.sidecar),
+        curvature=absolute(setup.curvature),
+    )
+
+
+def calibration_facts(curvature: Path | None, calib: str | None, *, tokens: int, seed: int) -> dict[str, Any]:
+    """JSON of how the curvature of a sweep is made, {} for none: from a file, or over a text (--calib). Raises DataError."""
+    if curvature:
+        return {"file": file_hash(curvature)}
+    if calib is None or calib == "none":
+        return {}
+    text = calib if calib in {"self", "random"} else file_hash(calib)
+    return {"text": text, "tokens": tokens, "seed": seed}
+
+
 def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a point's figures depend on besides its own settings, as JSON. Raises DataError (unreadable)."""
+    """Everything that a point's figures depend on besides its own settings, as JSON. Raises DataError (unreadable).
+
+    Files count by their content: a checkpoint that was trained on under the same name is another, a moved folder is not.
+    """
     facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
     del facts["curvature"]  # made from the rest, or named in `calibration`
     for name in _FILES:

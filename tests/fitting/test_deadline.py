@@ -5,33 +5,26 @@ import torch
 
 import pgolf
 from pgolf.errors import BudgetError, UsageError
-from pgolf.fitting import deadline, packing
-from pgolf.fitting.search import OutOfTime, Trial, crossing, largest_that_fits
+from pgolf.fitting import budget, deadline
+from pgolf.fitting.inputs import job_of
+from pgolf.fitting.search import Attempt, OutOfTime, crossing, largest_that_fits
 from pgolf.fitting.trial import Job
-from pgolf.quant import Settings
 from tests.fitting.test_packing import FakeCurvature
 from tests.helpers import SHARED, toy_state
 
 SLOW = 1e9  # seconds that a step is said to take
 
 
-def job_of(state, curvature=None):
-    source = packing.as_checkpoint(state)
-    return Job(source, packing.known_curvatures(source, curvature), lambda *_: None, "rans")
-
-
-def plans_of(job, method="auto", **settings):
-    return packing.planned(job.source, method, [], Settings(**settings), search=True)
+def ways_of(method):
+    return [way.plans["up.weight"].settings for way in deadline.ways(job_of(toy_state(), method=method, search=True))]
 
 
 def test_ways_go_from_the_fastest_to_what_was_asked_for():
-    job = job_of(toy_state())
-    chosen = [way["up.weight"].settings for way in deadline.ways(plans_of(job))]
-    assert [(s.method, s.trellis, s.two_sided) for s in chosen] == [
+    assert [(s.method, s.trellis, s.two_sided) for s in ways_of("auto")] == [
         ("quick", 8, True), ("auto", 0, False), ("auto", 8, False), ("auto", 8, True)
     ]  # fmt: skip
-    assert [w["up.weight"].settings.method for w in deadline.ways(plans_of(job, "gptq"))] == ["sdclip", "gptq"]
-    assert len(deadline.ways(plans_of(job, "rtn"))) == 1
+    assert [s.method for s in ways_of("gptq")] == ["sdclip", "gptq"]
+    assert len(ways_of("rtn")) == 1
 
 
 def test_with_time_enough_the_bytes_are_those_without_a_deadline():
@@ -51,9 +44,9 @@ def test_without_time_there_is_still_an_artifact_that_fits(tmp_path):
 def test_a_way_that_takes_too_long_is_not_begun(monkeypatch):
     real = deadline.foreseen
 
-    def slow_trellis(job, way, step):
-        cost = real(job, way, step)
-        wanted = way["up.weight"].settings
+    def slow_trellis(way, step):
+        cost = real(way, step)
+        wanted = way.plans["up.weight"].settings
         return deadline.Cost(SLOW, 0, 1) if wanted.trellis and wanted.method == "auto" else cost
 
     monkeypatch.setattr(deadline, "foreseen", slow_trellis)
@@ -63,15 +56,36 @@ def test_a_way_that_takes_too_long_is_not_begun(monkeypatch):
 
 
 def test_a_way_that_falls_behind_is_given_up(monkeypatch):
-    def run(job, plans, step):
+    def run(job, step):
         if job.until < float("inf"):
             raise OutOfTime
-        return real(job, plans, step)
+        return real(job, step)
 
     real = Job.run
     monkeypatch.setattr(Job, "run", run)
     report = pgolf.pack(toy_state(), None, budget="9kB", deadline=600)
     assert any("packed with quick, the fastest way" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("beyond", ["every better way", "the best way"])
+def test_a_better_way_that_does_not_fit_leaves_what_did(monkeypatch, beyond):
+    """A way's smallest artifact may be over a budget that the fastest way keeps."""
+    real = budget.meet
+
+    def fails(job, goal, *, hurried=False):
+        settings = job.plans["up.weight"].settings
+        if settings.method == "auto" and (beyond == "every better way" or settings.two_sided):
+            raise BudgetError("does not fit")
+        return real(job, goal, hurried=hurried)
+
+    monkeypatch.setattr(budget, "meet", fails)
+    report = pgolf.pack(toy_state(), None, budget="9kB", deadline=600)
+    assert 0 < report.artifact_bytes <= 9000
+    told = {
+        "every better way": "deadline of 600 s: packed with quick, the fastest way; nothing else fitted in time",
+        "the best way": "deadline of 600 s: packed with auto, 8-state trellis, errors fed along rows only",
+    }
+    assert report.notes == [told[beyond]]
 
 
 def test_loops_that_are_not_compiled_in_time_are_not_waited_for(monkeypatch):
@@ -106,7 +120,7 @@ def test_a_search_that_runs_out_of_time_keeps_its_best():
         size = next(sizes)
         if isinstance(size, OutOfTime):
             raise size
-        return Trial(step, size, size)
+        return Attempt(step, size, size)
 
     outcome = largest_that_fits(run, 100, start=1.0, finest=0.1, per_octave=50, tolerance=1)
     assert outcome.best.size == 90

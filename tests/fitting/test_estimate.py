@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 import pgolf
 from pgolf.cli import main
-from pgolf.errors import UsageError
+from pgolf.errors import BudgetError
 from pgolf.fitting import estimate
 from tests.fitting.test_packing import FakeCurvature
 from tests.helpers import SHARED, generator, toy_state
@@ -58,7 +58,7 @@ def test_a_budget_out_of_reach_does_not_fit():
     found = pgolf.estimate(toy_state(), budget=300)
     assert found.fits is False
     assert found.num_bytes > 300
-    with pytest.raises(UsageError, match="code alone"):
+    with pytest.raises(BudgetError, match="code alone"):
         pgolf.estimate(toy_state(), budget=1, code=[__file__])
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgolf.fitting.search import COARSEST, TRIALS, Trial, largest_that_fits
+from pgolf.fitting.search import COARSEST, TRIALS, Attempt, largest_that_fits
 
 
 def curve(weights=1e6, fixed=5000, noise=0.0):
@@ -13,7 +13,7 @@ def curve(weights=1e6, fixed=5000, noise=0.0):
     def run(step):
         bits = math.log2(1 + 2 ** (2 * (4 - math.log2(step)))) / 2
         wiggle = noise * math.sin(1e4 * step)
-        return Trial(step, round(weights * bits / 8 + fixed + wiggle), None)
+        return Attempt(step, round(weights * bits / 8 + fixed + wiggle), None)
 
     return run
 

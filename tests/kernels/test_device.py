@@ -21,12 +21,12 @@ from pgolf.cli import main
 from click.testing import CliRunner
 for command in ("pack", "inspect", "unpack", "eval", "train", "bench", "demo"):
     assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
-from pgolf.commands import bench_kernels
+import pgolf.bench.run
 from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
-from pgolf.loading import on_device, modules
+from pgolf.loading import dense, modules, on_device
 path = sys.argv[1]
 state = pgolf.load(path)
-assert all(torch.equal(state[n], t) for n, t in on_device.load(path, "cpu").items())
+assert all(torch.equal(state[n], t) for n, t in dense.load_by(path, on_device.OnDevice(torch.device("cpu"))).items())
 from tests.helpers import toy_module
 model = toy_module(dict(state))
 print(pgolf.load_module(path, model, packed=True))

@@ -8,8 +8,9 @@ from torch import nn
 
 import pgolf
 from pgolf.errors import ArtifactError, DeviceError, ModelError
+from pgolf.kernels.device import need
 from pgolf.kernels.weight import PackedWeight
-from pgolf.loading import modules, on_device
+from pgolf.loading import dense, modules, on_device
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
@@ -39,6 +40,7 @@ def path(request, tmp_path):
         "trellis": Entry("bfloat16", (30, 4), (trellis,)),
         "bank": Entry("float16", (3, 6, 7), tuple(small)),
         "double": Entry("float64", (6, 7), (small[0],)),
+        "integers": Entry("int32", (1, 2), (Plane(np.int32([[(1 << 24) + 1, -3]])),)),  # float32 would round them
         "kept": Entry("float32", (2,), raw=np.float32([1, 2]).tobytes()),
         "tied": Entry("float32", (1100, 3), alias="wide"),
         "empty": Entry("float32", (0, 4), (Plane(np.zeros((0, 4), np.int32)),)),
@@ -47,9 +49,13 @@ def path(request, tmp_path):
     return tmp_path / "a.pgolf"
 
 
+def by_torch(path, device):
+    return dense.load_by(path, on_device.OnDevice(need(device)))
+
+
 @PLACES
 def test_the_same_bits_as_on_the_host(path, device):
-    host, there = pgolf.load(path), on_device.load(path, device)
+    host, there = pgolf.load(path), by_torch(path, device)
     assert host.keys() == there.keys()
     for name, tensor in host.items():
         assert there[name].dtype == tensor.dtype
@@ -61,7 +67,7 @@ def test_the_same_bits_as_on_the_host(path, device):
 def test_a_wrong_checksum_is_found_on_the_device(path, monkeypatch):
     monkeypatch.setattr(on_device.OnDevice, "checksum", lambda *_: 1)
     with pytest.raises(ArtifactError, match="do not match their checksum"):
-        on_device.load(path, "cpu")
+        by_torch(path, "cpu")
 
 
 def test_the_checksum_wraps_as_the_packers():

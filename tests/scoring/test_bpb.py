@@ -14,8 +14,8 @@ from torch import nn
 
 from pgolf.errors import DataError, ModelError, UsageError
 from pgolf.models.logits import Logits, logits_of
-from pgolf.scoring.bpb import Losses, evaluate, score_windows
-from tests.helpers import Counting
+from pgolf.scoring.bpb import evaluate, score_windows
+from tests.helpers import Counting, losses_that_note_devices
 
 VOCAB = 13
 
@@ -114,16 +114,6 @@ def test_modules_are_scored_in_eval_mode_and_left_as_they_were(behind: str):
     result = evaluate(BEHIND[behind](model), stream(50), np.ones(50), seq_len=16)
     assert result.loss == evaluate(model[0], stream(50), np.ones(50), seq_len=16).loss
     assert [module.training for module in model.modules()] == [True, True, True, False]
-
-
-def losses_that_note_devices(seen: list[str]) -> Losses:
-    """Zeros, on the CPU: nothing can be computed on the device `meta`, which stands for a GPU here."""
-
-    def losses(ids: torch.Tensor, skip: int) -> torch.Tensor:
-        seen.append(ids.device.type)
-        return torch.zeros(ids.size(0), ids.size(1) - 1 - skip)
-
-    return losses
 
 
 @pytest.mark.parametrize("behind", BEHIND)

@@ -9,8 +9,7 @@ from pgolf.errors import DataError, UsageError
 from pgolf.models.logits import Logits
 from pgolf.scoring import bpb, ttt
 from pgolf.scoring.reading import Reading
-from tests.helpers import Counting
-from tests.scoring.test_bpb import losses_that_note_devices
+from tests.helpers import Counting, losses_that_note_devices
 
 BOS = 0
 TOKENS = np.where(np.arange(100) % 30 == 0, BOS, np.random.default_rng(0).integers(1, 13, 100)).astype(np.uint16)

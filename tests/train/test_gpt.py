@@ -10,23 +10,8 @@ import torch.nn.functional as F
 
 from pgolf.errors import UsageError
 from pgolf.train.model.gpt import GPT, PRESETS, GPTConfig, rotate, untrained
-
-CONFIG = GPTConfig(vocab_size=50, layers=5, dim=64, heads=4, kv_heads=2, mlp_mult=2, rope_dims=8)
-
-
-def awake(**options) -> GPT:
-    """A model whose residual branches do something: they start at zero."""
-    model = GPT(CONFIG, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, param in model.named_parameters():
-            if "proj" in name:
-                param.normal_(0, 0.2, generator=generator)
-    return model
-
-
-def random_ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(2))
+from tests.helpers import generator
+from tests.train.toys import PLAIN, awake, random_ids, same
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 0.84), ("small", 3.09), ("golf", 36.5)])
@@ -39,7 +24,7 @@ def test_preset_sizes(name: str, millions: float):
 def test_logits_are_causal():
     model, ids = awake(), random_ids(2, 12)
     changed = ids.clone()
-    changed[:, 7] = (ids[:, 7] + 1) % CONFIG.vocab_size
+    changed[:, 7] = (ids[:, 7] + 1) % PLAIN.vocab_size
     with torch.no_grad():
         a, b = model.forward_logits(ids), model.forward_logits(changed)
     assert torch.equal(a[:, :7], b[:, :7])
@@ -51,7 +36,7 @@ def test_logits_and_loss():
     logits = model.forward_logits(ids[:, :-1])
     assert logits.shape == (2, 8, 50)
     assert logits.dtype == torch.float32
-    assert logits.abs().max() < CONFIG.softcap
+    assert logits.abs().max() < PLAIN.softcap
     loss = model(ids[:, :-1], ids[:, 1:])
     assert torch.equal(loss, F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
@@ -73,7 +58,7 @@ def test_every_parameter_learns():
 
 def test_skips_join_the_first_half_to_the_second():
     """Blocks 0 and 1 push, 2 is the middle, 3 pops what 1 pushed and 4 what 0 pushed."""
-    model = GPT(CONFIG)
+    model = GPT(PLAIN)
     assert [block.skip is not None for block in model.blocks] == [False, False, False, True, True]
     seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for block in model.blocks:
@@ -87,8 +72,8 @@ def test_skips_join_the_first_half_to_the_second():
 
 def test_rotation_depends_on_distance_alone():
     """q·k after RoPE is the same for every pair of positions at one distance, and the rest of the head is untouched."""
-    generator = torch.Generator().manual_seed(3)
-    q, k = (torch.randn(12, generator=generator).expand(1, 20, 1, 12) for _ in range(2))
+    g = generator(3)
+    q, k = (torch.randn(12, generator=g).expand(1, 20, 1, 12) for _ in range(2))
     angle = torch.arange(20)[:, None] * torch.tensor([1.0, 0.1, 0.01])
     cos, sin = angle.cos()[None, :, None], angle.sin()[None, :, None]
     rq, rk = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -102,9 +87,9 @@ def test_rotation_depends_on_distance_alone():
 
 def test_weights_come_from_the_seed_and_global_state_is_untouched():
     before = torch.random.get_rng_state()
-    a, b, c = GPT(CONFIG, seed=5), GPT(CONFIG, seed=5), GPT(CONFIG, seed=6)
+    a, b, c = GPT(PLAIN, seed=5), GPT(PLAIN, seed=5), GPT(PLAIN, seed=6)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert same(a, b)
     assert not torch.equal(a.tok_emb.weight, c.tok_emb.weight)
 
 
@@ -120,10 +105,10 @@ def test_bfloat16_compute_keeps_float32_weights():
 
 
 def test_checkpoint_config_rebuilds_the_model():
-    state = GPT(CONFIG, seed=9).state_dict()
-    model = untrained({"gpt": asdict(CONFIG)}, state)
+    state = GPT(PLAIN, seed=9).state_dict()
+    model = untrained({"gpt": asdict(PLAIN)}, state)
     model.load_state_dict(state)
-    assert model.config == CONFIG
+    assert model.config == PLAIN
 
 
 def test_a_checkpoint_without_options_is_the_model_that_it_was():
@@ -152,7 +137,7 @@ def test_a_checkpoint_without_options_is_the_model_that_it_was():
 )
 def test_configurations_that_lie_are_refused_before_anything_is_built(changed, error, says):
     with pytest.raises(error, match=says):
-        untrained({"gpt": asdict(CONFIG) | changed}, GPT(CONFIG).state_dict())
+        untrained({"gpt": asdict(PLAIN) | changed}, GPT(PLAIN).state_dict())
 
 
 def test_shapes_that_do_not_divide_are_refused():

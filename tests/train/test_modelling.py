@@ -19,7 +19,7 @@ from pgolf.train.loop.recipes import RECIPES, override
 from pgolf.train.loop.trainer import MISCOMPILED, Trainer, TrainSettings
 from pgolf.train.model import rebuild
 from pgolf.train.model.gpt import GPT, GPTConfig, untrained
-from tests.train.test_parts import ALL, EVERY, NAMES, OPTIONS, awake
+from tests.train.toys import ALL, EVERY, NAMES, OPTIONS, awake
 
 TINY = GPTConfig(vocab_size=64, layers=5, dim=64, heads=4, kv_heads=2, mlp_mult=2, rope_dims=8)
 BIG = {"bigram_buckets": 256, "bigram_dim": 16}  # a table large enough to be quantized

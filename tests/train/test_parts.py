@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pgolf.errors import UsageError
-from pgolf.train.model.gpt import GPT, GPTConfig
+from pgolf.train.model.gpt import GPTConfig
 from pgolf.train.model.parts.bigram import BigramHash
 from pgolf.train.model.parts.gate import HeadGate
 from pgolf.train.model.parts.lanes import Routes
@@ -20,36 +20,7 @@ from pgolf.train.model.parts.spectrum import power_law
 from pgolf.train.model.parts.values import ValueMix
 from pgolf.train.model.parts.xsa import without_own_value
 from tests.helpers import generator
-
-BASE = GPTConfig(vocab_size=50, layers=5, dim=64, heads=4, kv_heads=2, mlp_mult=2, rope_dims=8)
-OPTIONS = {
-    "xsa": {"xsa": 2},
-    "smear": {"smear": 1},
-    "bigram": {"bigram_buckets": 128, "bigram_dim": 16},
-    "loop": {"loop": 2, "loop_untied": 1},
-    "resid_mix": {"resid_mix": 1},
-    "spectral": {"spectral": 0.5},
-    "attn_gate": {"attn_gate": 12},
-    "value_residual": {"value_residual": 1},
-    "lanes": {"lanes": 2},
-}
-ALL = {name: value for options in OPTIONS.values() for name, value in options.items()}
-EVERY = [*OPTIONS.values(), ALL]
-NAMES = [*OPTIONS, "all"]
-
-
-def awake(options: dict, **keywords) -> GPT:
-    """A model in which everything that starts at zero does something."""
-    model, g = GPT(replace(BASE, **options), **keywords), generator(1)
-    with torch.no_grad():
-        for param in model.parameters():
-            if not param.any():
-                param.normal_(0, 0.2, generator=g)
-    return model
-
-
-def random_ids(*shape: int) -> torch.Tensor:
-    return torch.randint(2, BASE.vocab_size, shape, generator=generator(2))
+from tests.train.toys import ALL, EVERY, NAMES, OPTIONS, PLAIN, awake, random_ids
 
 
 @pytest.mark.parametrize("options", EVERY, ids=NAMES)
@@ -69,10 +40,10 @@ def test_every_parameter_learns_and_every_option_matters(options: dict):
     model(ids[:, :-1], ids[:, 1:]).backward()
     still = [name for name, param in model.named_parameters() if param.grad is None or not param.grad.any()]
     assert still == []
-    plain = awake({}).state_dict()
+    plain = awake().state_dict()
     model.load_state_dict({name: value for name, value in plain.items() if name != "tok_emb.weight"}, strict=False)
     with torch.no_grad():
-        assert not torch.allclose(model.forward_logits(ids), awake({}).forward_logits(ids), atol=1e-3)
+        assert not torch.allclose(model.forward_logits(ids), awake().forward_logits(ids), atol=1e-3)
 
 
 def test_all_options_compile_without_a_graph_break_with_the_loop_and_without():
@@ -162,7 +133,7 @@ def test_route_runs_the_middle_twice():
 
 
 def test_a_loop_that_is_off_is_the_plain_model():
-    looped, plain = awake(OPTIONS["loop"]), awake({})
+    looped, plain = awake(OPTIONS["loop"]), awake()
     missing = looped.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert {name.split(".")[2] for name in missing} == {"again"}
     assert sum("again.mlp.fc" in name for name in missing) == 1
@@ -208,4 +179,4 @@ def test_parts_start_where_they_say():
 )
 def test_options_out_of_range_are_refused(options: dict, message: str):
     with pytest.raises(UsageError, match=message):
-        replace(BASE, **options)
+        replace(PLAIN, **options)

@@ -17,6 +17,7 @@ from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.train import QAT, QATSettings
 from pgolf.train.qat.settings import parse_options
 from tests.helpers import generator
+from tests.train.toys import same
 
 WIDTH = 64
 
@@ -188,10 +189,10 @@ def test_a_checkpoint_never_holds_rounded_weights():
     qat = QAT(model, "int2", start=0.0)
     qat.step(0.5)
     assert list(model.state_dict()) == names
-    assert all(torch.equal(model.state_dict()[name], trained[name]) for name in trained)
+    assert same(model.state_dict(), trained)
     assert not torch.equal(model.bank, trained["bank"])
     qat.remove()
-    assert all(torch.equal(param, trained[name]) for name, param in model.named_parameters())
+    assert same(clones(model), trained)
 
 
 def test_another_optimizer_restores_nothing_and_none_at_all_is_noticed():
@@ -363,4 +364,4 @@ def test_state_continues_to_the_bit():
     second.load_state_dict(first.state_dict())
     first.remove()
     train([0.3, 0.4], second, parts)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert same(whole, parts)

@@ -10,11 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from pgolf.data.shards import write_shard
 from pgolf.errors import CheckpointError, DataError, PgolfError, UsageError
 from pgolf.train.loop import memory
 from pgolf.train.loop import run_folder as run_module
@@ -23,35 +21,7 @@ from pgolf.train.loop.recipes import RECIPES, override
 from pgolf.train.loop.run_folder import train
 from pgolf.train.loop.trainer import StepInfo, Trainer, TrainSettings
 from pgolf.train.model.gpt import untrained
-
-SMALL = ["vocab_size=64", "dim=32", "heads=2", "kv_heads=1", "rope_dims=8", "seq_len=16", "batch_size=4", "steps=6"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    tokens = np.random.default_rng(0).integers(0, 64, 2000)
-    tokens[::50] = 1
-    write_shard(folder / "train_0.bin", tokens)
-    return folder
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
-
-
-def stop_at(step: int):
-    """A progress callback that presses Ctrl-C after `step`; the run notices after the next."""
-
-    def press(info: StepInfo) -> None:
-        if info.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return press
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from tests.train.toys import SMALL, same, stop_at, weights
 
 
 def test_a_run_leaves_all_its_files(folder: Path, tmp_path: Path):
@@ -210,26 +180,23 @@ def test_log_forgets_what_a_resumed_run_repeats(tmp_path: Path):
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_with_doubled_accumulation(folder: Path, tmp_path: Path):
-    """Tolerance: the same gradients summed in another order, in float32, through a few steps of Muon."""
+    """Tolerance: the same gradients summed in another order, in float32, through a few steps of Muon.
+
+    Rank 0 then packs the result by itself, when the others have gone.
+    """
     settings = [*SMALL, "matrix_lr=0.01", "embedding_lr=0.001", "vector_lr=0.001", "warmup=0", "grad_clip=100"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "pgolf",
-        "train",
-    ]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2"
+    command = [sys.executable, *torchrun.split(), "-m", "pgolf", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    arguments = ["--preset", "tiny", "--data", str(folder), "-o", str(tmp_path / "two"), "--json"]
+    arguments = ["--preset", "tiny", "--data", str(folder), "-o", str(tmp_path / "two"), "--json", "--pack", "60kB"]
     arguments += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(
         command + arguments, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["steps"] == 6  # one rank speaks for both
+    told = json.loads(done.stdout)  # one rank speaks for both
+    assert told["steps"] == 6
+    assert told["packed"]["bytes"] == (tmp_path / "two" / "model.pgolf").stat().st_size <= 60_000
     train("tiny", tmp_path / "one", data=folder, overrides=[*settings, "accumulate=2"])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:

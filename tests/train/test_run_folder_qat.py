@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from pgolf.data.shards import WindowSampler
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import packing
 from pgolf.loading import dense
@@ -23,14 +22,11 @@ from pgolf.train.loop.run_folder import train
 from pgolf.train.loop.trainer import Trainer, TrainSettings
 from pgolf.train.model.gpt import GPT, GPTConfig
 from pgolf.train.qat.hooks import QAT
-from tests.train.test_run_folder import SMALL, folder, same, stop_at, weights
-
-__all__ = ["folder"]  # the fixture
+from tests.train.toys import SMALL, cycle_sampler, same, stop_at, weights
 
 WIDER = [*SMALL, "dim=48", "heads=3", "rope_dims=8"]  # matrices large enough to be quantized
 NOISY = "auto,bits=3,start=0.3,rounding=noise,rate=0.01,recalibrate=0.2"
 CONFIG = GPTConfig(vocab_size=16, layers=2, dim=48, heads=3, kv_heads=1, mlp_mult=2, rope_dims=8)
-CYCLE = np.tile(np.random.default_rng(0).permutation(16), 40).astype(np.uint16)
 
 
 def test_a_run_with_qat_resumes_to_the_bit_and_says_when_it_ran(folder: Path, tmp_path: Path):
@@ -77,7 +73,7 @@ def test_the_exported_average_pays_less_tax_after_qat(rounding: str):
 
     def trained(with_qat: bool) -> tuple[float, float]:
         model = GPT(CONFIG)
-        sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
+        sampler = cycle_sampler()
         qat = QAT(model, rules=rules, start=0.6, rounding=rounding) if with_qat else None
         trainer = Trainer(model, sampler, TrainSettings(steps=60), qat=qat)
         trainer.run()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pgolf.data.corpus import BOS
-from pgolf.data.shards import WindowSampler, read_shard
+from pgolf.data.shards import read_shard
 from pgolf.data.tokenizers import stream_bytes, token_bytes
 from pgolf.errors import DataError, PgolfError, UsageError
 from pgolf.scoring.bpb import evaluate
@@ -22,10 +22,12 @@ from pgolf.train.loop.demo_model import TINY_DEMO, prepare_demo, train_demo
 from pgolf.train.loop.optim import Muon, OptimSettings, WeightAverage, build_optimizers, lr_scale, orthogonalize
 from pgolf.train.loop.trainer import MISCOMPILED, StepInfo, Trainer, TrainSettings
 from pgolf.train.model.gpt import GPT, GPTConfig, untrained
+from tests.helpers import generator
+from tests.train.toys import CYCLE, cycle_sampler, same
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=generator(seed))
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
@@ -87,14 +89,12 @@ def test_weight_average_forgets_its_start_and_tracks():
 
 
 CONFIG = GPTConfig(vocab_size=16, layers=2, dim=32, heads=2, kv_heads=1, mlp_mult=2, rope_dims=8)
-CYCLE = np.tile(np.random.default_rng(0).permutation(16), 40).astype(np.uint16)
 
 
 def run(seed: int = 0, steps: int = 100, **options) -> tuple[GPT, list[StepInfo]]:
     seen: list[StepInfo] = []
     model = GPT(CONFIG, seed=seed)
-    sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=seed)
-    Trainer(model, sampler, TrainSettings(steps=steps, **options)).run(seen.append)
+    Trainer(model, cycle_sampler(seed), TrainSettings(steps=steps, **options)).run(seen.append)
     return model, seen
 
 
@@ -111,15 +111,13 @@ def test_same_seed_same_weights_and_global_state_untouched():
     state = torch.random.get_rng_state()
     (a, _), (b, _), (c, _) = run(steps=5), run(steps=5), run(seed=1, steps=5)
     assert torch.equal(torch.random.get_rng_state(), state)
-    weights = [list(model.state_dict().values()) for model in (a, b, c)]
-    assert all(torch.equal(x, y) for x, y in zip(weights[0], weights[1], strict=True))
-    assert not torch.equal(weights[0][0], weights[2][0])
+    assert same(a, b)
+    assert not torch.equal(a.tok_emb.weight, c.tok_emb.weight)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step():
     model = GPT(CONFIG)
-    sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
-    trainer = Trainer(model, sampler, TrainSettings(steps=10))
+    trainer = Trainer(model, cycle_sampler(), TrainSettings(steps=10))
     trainer.step()
     model.blocks[0].attn_scale.data[0] = math.nan
     with pytest.raises(PgolfError, match="the loss is nan at step 2"):
@@ -154,16 +152,15 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "__version__", version)
     models = [GPT(CONFIG), GPT(CONFIG)]
     for model, compile in zip(models, (False, True), strict=True):
-        sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
-        trainer = Trainer(model, sampler, TrainSettings(steps=3), compile=compile)
+        trainer = Trainer(model, cycle_sampler(), TrainSettings(steps=3), compile=compile)
         trainer.run()
     assert trainer.notes == [note]
-    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert same(*models)
 
 
 def test_state_of_a_trainer_continues_it():
     def fresh() -> Trainer:
-        return Trainer(GPT(CONFIG), WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0), TrainSettings(steps=6))
+        return Trainer(GPT(CONFIG), cycle_sampler(), TrainSettings(steps=6))
 
     whole, first, second = fresh(), fresh(), fresh()
     whole.run()
@@ -171,7 +168,7 @@ def test_state_of_a_trainer_continues_it():
         first.step()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.run()
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True))
+    assert same(whole.model, second.model)
 
 
 @pytest.mark.gpu
@@ -179,8 +176,7 @@ def test_state_of_a_trainer_continues_it():
 def test_training_on_cuda_compiled_in_bfloat16_learns_as_on_the_cpu():
     """Tolerance: bfloat16 activations and orthogonalisation; the task is learnt either way."""
     model = GPT(CONFIG, compute_dtype=torch.bfloat16).cuda()
-    sampler = WindowSampler([CYCLE], seq_len=16, batch_size=4, seed=0)
-    trainer = Trainer(model, sampler, TrainSettings(steps=100), compile=True)
+    trainer = Trainer(model, cycle_sampler(), TrainSettings(steps=100), compile=True)
     trainer.run()
     assert trainer.notes == []
     assert evaluate(model.forward_logits, CYCLE, np.ones(len(CYCLE)), seq_len=16).loss < 0.3
@@ -219,7 +215,7 @@ def test_demo_checkpoint_is_plain_repeatable_and_learns(demo_directory: Path):
     path = train_demo(demo_directory, seed=7, settings=TINY_DEMO, progress=lambda info: losses.append(info.loss))
     first = torch.load(path, weights_only=True)
     second = torch.load(train_demo(demo_directory, seed=7, settings=TINY_DEMO), weights_only=True)
-    assert all(torch.equal(first["model"][name], second["model"][name]) for name in second["model"])
+    assert same(first["model"], second["model"])
     assert json.loads(json.dumps(first["config"])) == {**first["config"]}
     assert sum(losses[-5:]) / 5 < losses[0] - 1
     model = untrained(first["config"], first["model"])

@@ -14,7 +14,7 @@ import pgolf
 from fuzz.artifacts import artifacts
 from pgolf.code import stub
 from pgolf.kernels import dequant, rans_decode
-from pgolf.loading import on_device
+from pgolf.loading import dense, on_device
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder import stream
 from pgolf.quant.curvature.store import Curvature
@@ -109,9 +109,11 @@ def by_the_stub(path):
 
 def by_triton(path, monkeypatch):
     """Both kernels in Triton's interpreter: entropy decoding and dequantization."""
-    monkeypatch.setattr(on_device, "rans_decode", rans_decode.decode_with_kernel)
+    monkeypatch.setattr(
+        on_device, "rans_decode", lambda coded, device, _: rans_decode.decode_with_kernel(coded, device)
+    )
     monkeypatch.setattr(on_device, "dequant", lambda *parts, out: dequant.launch_dequant(*parts, out))
-    return on_device.load(path, "cpu")
+    return dense.load_by(path, on_device.OnDevice(torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def paths(tmp_path_factory):
     """One artifact with every kind of entry, one as pack makes it; of many lanes, which the interpreter takes together."""
     folder = tmp_path_factory.mktemp("artifacts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream.encode, "__defaults__", (16,))  # bytes a lane
+        patch.setattr(stream.encode, "__defaults__", (16, None))  # bytes a lane, loops
         (folder / "kinds").write_bytes(artifacts.__wrapped__()[0])
         state = {"w": torch.randn(48, 48, generator=generator())}
         (folder / "packed").write_bytes(pgolf.pack(state, None, budget=1200).data)

@@ -286,10 +286,10 @@ OUT_OF_MEMORY = {
 def test_too_little_memory_for_a_tensor_names_it(folder, monkeypatch, whose):
     quantize = trial.Job.quantize
 
-    def starved(self, name, settings):
+    def starved(self, name, step):
         if name == "up.weight":
             raise OUT_OF_MEMORY[whose]
-        return quantize(self, name, settings)
+        return quantize(self, name, step)
 
     monkeypatch.setattr(trial.Job, "quantize", starved)
     (folder / "m.pgolf").write_text("older")
@@ -356,8 +356,8 @@ def ctrl_c():
 def test_ctrl_c_in_the_middle_of_a_pack(folder, monkeypatch):
     once = trial.Job.run
 
-    def interrupted(self, plans, step):
-        once(self, plans, step)
+    def interrupted(self, step):
+        once(self, step)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(trial.Job, "run", interrupted)

@@ -54,7 +54,7 @@ class Host(stream.Device):
 
 
 @numba.njit(cache=True, nogil=True)
-def _from_strips(flat, matrix):  # type: ignore[no-untyped-def]
+def _from_strips(flat, matrix):  # type: ignore[no-untyped-def]  # numba infers
     rows, cols = matrix.shape
     for top in range(0, rows, STRIP):
         block = matrix[top : top + STRIP]
@@ -67,7 +67,7 @@ def _from_strips(flat, matrix):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _checksum(codes, first):  # type: ignore[no-untyped-def]
+def _checksum(codes, first):  # type: ignore[no-untyped-def]  # numba infers
     total = np.int64(0)
     for i in range(codes.size):
         total += np.int64(codes[i]) * (2 * (first + i) + 1)  # 64-bit integers wrap around

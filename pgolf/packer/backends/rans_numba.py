@@ -56,7 +56,7 @@ def _shares(lanes: int) -> tuple[list[int], list[int]]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, buffer):  # type: ignore[no-untyped-def]
+def _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, buffer):  # type: ignore[no-untyped-def]  # numba infers
     for lane in range(first, last):
         x = np.uint64(LOW)
         at = bounds[lane + 1]
@@ -123,7 +123,7 @@ def decode(coded: CodedLanes) -> tuple[Array, Array, Array]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(first, last, given, found):  # type: ignore[no-untyped-def]
+def _decode(first, last, given, found):  # type: ignore[no-untyped-def]  # numba infers
     bounds, starts, words, entries = given.bounds, given.starts, given.words, given.entries
     out, final, ends = found
     at, stop, edge = np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64), np.zeros(TOGETHER, np.int64)
@@ -176,6 +176,6 @@ def count(slots: Array, symbols: Array, size: int) -> Array:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(slots, symbols, counts):  # type: ignore[no-untyped-def]
+def _count(slots, symbols, counts):  # type: ignore[no-untyped-def]  # numba infers
     for i in range(len(slots)):
         counts[slots[i], symbols[i]] += 1

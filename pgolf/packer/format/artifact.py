@@ -49,6 +49,7 @@ _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
 _ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
 SAFE_SCALE = 2.0**96  # with any 32-bit code, far from the largest float32
 _PIECE = 1 << 15  # codes at a time
+Memory = dict[tuple[str, bytes], general.Compressed]  # (section, raw bytes) -> what it compressed to
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,16 @@ class Encoded:
     tensor_bits: dict[str, float] = field(repr=False)
 
 
-def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, coder: str = "rans") -> Encoded:
+def encode(
+    entries: Mapping[str, Entry],
+    meta: Mapping[str, Any] | None = None,
+    coder: str = "rans",
+    memory: Memory | None = None,
+) -> Encoded:
     """The artifact of `entries`, the same bytes for any order of them. meta: JSON-able.
 
     coder: one of CODERS; all but rans are general ones, which keep of a plane what its weights need (format/plain.py).
+    memory: what kept tensors' sections compressed to, looked up and filled, for one artifact after another of one model.
     """
     names = sorted(entries)
     planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
@@ -90,8 +97,12 @@ def encode(entries: Mapping[str, Entry], meta: Mapping[str, Any] | None = None, 
         sections, head = packed.sections, packed.head
     else:
         sections, head = plain.encode(matrices)
-    sections |= _raw_sections([entries[name] for name in names])
-    stored = dict(zip(sections, on_threads(lambda n: _compress(n, sections[n], coder), sections), strict=True))
+    kept, memory = _raw_sections([entries[name] for name in names]), {} if memory is None else memory
+    known = {name: memory[name, data] for name, data in kept.items() if (name, data) in memory}
+    sections |= kept
+    fresh = [name for name in sections if name not in known]
+    stored = known | dict(zip(fresh, on_threads(lambda n: _compress(n, sections[n], coder), fresh), strict=True))
+    memory |= {(name, data): stored[name] for name, data in kept.items()}
     head |= {
         "coder": coder,
         "check": checksum(matrices),

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from torch import Tensor
 
+from pgolf.common import extras
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import damped, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -99,6 +99,9 @@ def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> flo
 
 def gaussian_bits(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
     """Entropy in bits of a Gaussian of standard deviation `sigma` rounded to integers."""
+    extras.need("scipy")
+    from scipy.special import ndtr
+
     values = np.arange(-12, 13)
     narrow = np.minimum(sigma, 2.0)[:, None]  # wider ones follow the formula
     upper = ndtr((values + 0.5) / narrow)

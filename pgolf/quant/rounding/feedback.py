@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.common import extras
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 
@@ -135,6 +136,7 @@ def round_row_block(
 @cache
 def gaussian_rates(states: int) -> Rates:
     """Bits of each code under a Gaussian of each class's spread, rounded on the points that the code leaves it."""
+    extras.need("scipy")
     from scipy.special import ndtr
 
     from pgolf.quant.rounding.viterbi import Rates

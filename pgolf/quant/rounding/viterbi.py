@@ -12,10 +12,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.packer.coder.trellis import next_states
+
+extras.need("numba")
+from numba import njit  # noqa: E402
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -161,7 +164,7 @@ def _candidates(u: float, lam: float, kind: int, rates: Rates, codes: Floats, co
 
 
 @njit(cache=True, nogil=True)
-def _viterbi(column, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+def _viterbi(column, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]  # numba infers
     """Codes [n] of the path of least cost from `state` through all entries that are not frozen.
 
     Returns the state of that path after `commit` entries.
@@ -191,7 +194,7 @@ def _viterbi(column, rates, before, state, commit, codes):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]  # numba infers
     """For every state, the best code on branches 0 and 1 into option [2, S] and its cost into cost [2, S].
 
     fed: float32 [S], what each survivor's errors add to the target u. Of the codes of a state's parity, the nearest
@@ -218,7 +221,7 @@ def _branches(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]
+def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-def]  # numba infers
     """The same for an entry that leaves the state alone: one even code, on branch 0."""
     for s in range(len(fed)):
         k = np.float32(_round_one(u + fed[s], lam, kind, rates, 2.0))
@@ -227,14 +230,14 @@ def _frozen(u, fed, lam, kind, rates, option, cost):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _feed(source, error, push, out):  # type: ignore[no-untyped-def]
+def _feed(source, error, push, out):  # type: ignore[no-untyped-def]  # numba infers
     """out = source + error·push; whole slices, so that the compiler sees no index that could be negative."""
     for x in range(len(out)):
         out[x] = source[x] + error * push[x]
 
 
 @njit(cache=True, nogil=True)
-def _viterbi_fed(column, push, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]
+def _viterbi_fed(column, push, rates, before, state, commit, codes):  # type: ignore[no-untyped-def]  # numba infers
     """`_viterbi` with every survivor feeding its own errors to the rows below.
 
     push: float32 [n, n], what a unit error of row i moves row l > i by, in lattice units.
@@ -278,7 +281,7 @@ def _viterbi_fed(column, push, rates, before, state, commit, codes):  # type: ig
 
 
 @njit(cache=True, nogil=True)
-def _round_fed(column, push, rates, codes):  # type: ignore[no-untyped-def]
+def _round_fed(column, push, rates, codes):  # type: ignore[no-untyped-def]  # numba infers
     """Scalar codes [n] down the rows of one column, each error fed to the rows below."""
     n = len(column.target)
     fed = np.zeros(n, np.float32)
@@ -289,7 +292,7 @@ def _round_fed(column, push, rates, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _feed_down(column, push, codes, fed):  # type: ignore[no-untyped-def]
+def _feed_down(column, push, codes, fed):  # type: ignore[no-untyped-def]  # numba infers
     """What the codes [n] of a column, once final, feed to its rows: into `fed` [n]."""
     fed[:] = 0
     for i in range(len(codes)):
@@ -298,7 +301,7 @@ def _feed_down(column, push, codes, fed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def round_columns(block, rule, rounded, commit):  # type: ignore[no-untyped-def]
+def round_columns(block, rule, rounded, commit):  # type: ignore[no-untyped-def]  # numba infers
     """Round the columns of a `Block` by its `BlockRule`, feeding each error to the block's later columns.
 
     rounded: what is filled, see `Rounded`; its state becomes the one after `commit` rows.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.errors import DataError
 from pgolf.report import write_text
@@ -64,6 +65,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def plot_loss(log: str | Path, path: str | Path, *, title: str = "training") -> None:
     """PNG of the loss over tokens: every step pale, their moving average dark, and probes of held-out BPB if any."""
+    extras.need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

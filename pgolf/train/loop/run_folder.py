@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.common.sizes import parse_size
 from pgolf.data import sidecar
@@ -98,14 +99,17 @@ def train(
     """
     recipe = _recipe(preset, minutes, overrides)
     how = parse_options(qat) if isinstance(qat, str) else qat
+    extras.need("sentencepiece", "matplotlib")  # an error now, not after hours
     if pack is not None:
-        parse_size(pack)  # an error now, not after hours
+        parse_size(pack)
+        extras.need("numba", "scipy")
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with joined(wanted) as (ranks, own):
         run = _Run(Path(out), recipe, ranks, own, seed, how)
         run.open(resume)
         files = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
-        return run.train(files, resume, pack, progress)
+        trainer = run.train(files, resume, progress)
+    return run.close(trainer, files, pack)  # after the group: only rank 0 packs, and nobody is there to wait with it
 
 
 def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
@@ -154,17 +158,33 @@ class _Run:
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def train(self, files: DataFiles, resume: bool, pack: str | None, progress: AfterStep | None) -> TrainReport:
-        """Train to the end, save, score, plot, pack."""
+    def train(self, files: DataFiles, resume: bool, progress: AfterStep | None) -> Trainer:
+        """Train to the end, and save."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
             resume_from(trainer, self.state, self._settings(trainer))
         if self.writes:
             with _interrupt_flag() as interrupted:
                 self._train_and_save(trainer, config, interrupted, progress)
-            return self._close(trainer, config, files, pack)
-        trainer.run()
-        return self._report(trainer, None)
+        else:
+            trainer.run()
+        return trainer
+
+    def close(self, trainer: Trainer, files: DataFiles, pack: str | None) -> TrainReport:
+        """Score what the checkpoint holds, in float32; write train.json and loss.png; pack, and score that.
+
+        Rank 0 does it alone: calibration and packing, which work together in a group, must find none.
+        """
+        if not self.writes:
+            return self._report(trainer, None)
+        config = self._config(files)
+        report = self._report(trainer, self._score(trainer.model, files))
+        plot_loss(self.log, self.out / "loss.png")
+        self._write(report, config)
+        if pack is not None:
+            report = replace(report, packed=self._packed(trainer, files, pack))
+            self._write(report, config)
+        return report
 
     def _trainer(self, files: DataFiles) -> Trainer:
         recipe, cuda = self.recipe, self.device.type == "cuda"
@@ -228,16 +248,6 @@ class _Run:
         looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
         save_checkpoint(self.checkpoint, trainer.averaged_state(), config | {"looped": looped})
         save_state(self.state, trainer.state_dict(), self._settings(trainer))
-
-    def _close(self, trainer: Trainer, config: dict[str, Any], files: DataFiles, pack: str | None) -> TrainReport:
-        """Score what the checkpoint holds, in float32; write train.json and loss.png; pack, and score that."""
-        report = self._report(trainer, self._score(trainer.model, files))
-        plot_loss(self.log, self.out / "loss.png")
-        self._write(report, config)
-        if pack is not None:
-            report = replace(report, packed=self._packed(trainer, files, pack))
-            self._write(report, config)
-        return report
 
     def _write(self, report: TrainReport, config: dict[str, Any]) -> None:
         facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}

@@ -6,11 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pgolf.bench import clock, loading, run
+from pgolf.bench.sizes import Sizes
 from pgolf.cli import main
-from pgolf.commands import bench_kernels
 from tests.kernels.places import HAS_GPU, needs_triton
 
-SMALL = bench_kernels.Sizes(
+SMALL = Sizes(
     layers=1, linear=((16, 32),), large=(16, 32), inputs=(1, 3), tokens=3, vocab=70, dim=8, weights=(5, 7), copy_bytes=64,
     square=8, preset="tiny", seq_len=16, batch=2, batches=2,
 )  # fmt: skip
@@ -18,20 +19,20 @@ SMALL = bench_kernels.Sizes(
 
 @pytest.fixture
 def little(monkeypatch):
-    monkeypatch.setattr(bench_kernels, "SHAPES", {"q": (12, 6)})
-    monkeypatch.setattr(bench_kernels, "EMBEDDING", (10, 6))
-    monkeypatch.setattr(bench_kernels.shutil, "which", lambda _: None)
+    monkeypatch.setattr(loading, "SHAPES", {"q": (12, 6)})
+    monkeypatch.setattr(loading, "EMBEDDING", (10, 6))
+    monkeypatch.setattr(loading.shutil, "which", lambda _: None)
 
 
 @needs_triton
 @pytest.mark.skipif(HAS_GPU, reason="this machine runs the benchmark itself")
 @pytest.mark.usefixtures("little")
 def test_every_measurement_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_kernels, "timed", lambda work, **_: (work(), 0.5)[1])
-    path = bench_kernels.synthetic(tmp_path / "a.pgolf", 1)
-    load = bench_kernels.loading(path, torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(clock, "timed", lambda work, **_: (work(), 0.5)[1])
+    path = loading.synthetic(tmp_path / "a.pgolf", 1)
+    load = loading.loading(path, torch.device("cpu"), tmp_path)
     assert load["lrzip"] == {"missing": "lrzip is not installed"}
-    facts = bench_kernels.on_gpu(path, torch.device("cpu"), SMALL, load, lambda _: None)
+    facts = run.on_gpu(path, torch.device("cpu"), SMALL, load, lambda _: None)
     assert json.loads(json.dumps(facts))["bars"]["seconds to decode 36M codes"]["wanted"] == 5e-3
     assert {bar["met"] for bar in facts["bars"].values()} <= {True, False}
     assert facts["rans_decode"]["symbols"] == 12 * 6 + 10 * 6

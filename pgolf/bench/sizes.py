@@ -1,0 +1,30 @@
+"""How large everything is that is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """layers: of the synthetic artifact. linear, large: [R, C] of products; inputs: rows of x. tokens, vocab, dim: of the
+    losses. weights: [R, C] that `dequant` makes. copy_bytes, square: of the limits. preset, seq_len, batch, batches: of
+    the evaluation. peak_tflops: dense bfloat16 peak of the device, for MFU."""
+
+    layers: int = 11
+    linear: tuple[tuple[int, int], ...] = (
+        (512, 512), (256, 512), (2048, 512), (512, 2048), (8192, 512), (4096, 4096), (8192, 8192),
+    )  # fmt: skip
+    large: tuple[int, int] = (8192, 8192)
+    inputs: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096)
+    tokens: int = 8192
+    vocab: int = 8192
+    dim: int = 512
+    weights: tuple[int, int] = (70_000, 512)
+    copy_bytes: int = 1 << 29
+    square: int = 8192
+    preset: str = "golf"
+    seq_len: int = 1024
+    batch: int = 32
+    batches: int = 40
+    peak_tflops: float = 989.0

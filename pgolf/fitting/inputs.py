@@ -1,0 +1,119 @@
+"""What `pack` and `estimate` are given, checked and made into a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.common.progress import Progress, silent
+from pgolf.errors import CheckpointError, CurvatureError
+from pgolf.fitting import plan
+from pgolf.fitting.trial import Job
+from pgolf.models import checkpoint
+from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.usermodel import unwrapped
+from pgolf.quant.curvature import unreached
+from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.settings import HALF, LOG_SCALE, Settings
+from pgolf.quant.slices import matrix_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pgolf.quant.curvature.store import Curvature
+
+    Model = nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path
+
+
+def job_of(
+    model: Model,
+    curvature: Curvature | None = None,
+    *,
+    method: str | None = None,
+    rules: Sequence[str] = (),
+    settings: Settings | None = None,
+    search: bool,
+    coder: str = "rans",
+    progress: Progress = silent,
+) -> Job:
+    """The job of a model, from what a user may say; arguments as in `pack`. search: a goal will move the knob.
+
+    Raises CheckpointError, CurvatureError, UsageError.
+    """
+    source = as_checkpoint(model)
+    curvatures = known_curvatures(source, curvature)
+    plans = plan.make(
+        source.tensors,
+        method=method or "auto",
+        rules=[plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in rules],
+        search=search,
+        base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
+    )
+    notes = calibration_notes(source, curvature)
+    return Job(source, plans, curvatures, coder, progress, notes=notes)
+
+
+def as_checkpoint(model: Model) -> Checkpoint:
+    """The tensors of whatever `pack` takes. Raises CheckpointError."""
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, (str, Path)):
+        return checkpoint.read(model)
+    if isinstance(model, nn.Module) and any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
+        raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
+    return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
+
+
+def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
+    """Per tensor, one for each slice; what no token came to has the mean of its kind.
+
+    Raises CurvatureError for shapes of another model, and for what is not finite.
+    """
+    if curvature is None:
+        return {}
+    return unreached.priced(_collected(source, curvature), *_unreached(source, curvature))
+
+
+def calibration_notes(source: Checkpoint, curvature: Curvature | None) -> tuple[str, ...]:
+    """What the curvature's text was, and which matrices worth quantizing none of it came to."""
+    if curvature is None:
+        return ()
+    names = unreached.names_of(curvature, *_unreached(source, curvature))
+    names = [name for name in names if not plan.reason_to_keep(source.tensors[name.partition("[")[0]])]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    told = f"no calibration token came to {', '.join(names[:8])}{more}: priced as the mean of their kind, if any"
+    return (*curvature.notes, *([told] if names else []))
+
+
+def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
+    """The shapes of all matrices, and the names of those that no token came to."""
+    bare = unwrapped(source.tensors)
+    shapes = {name: matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
+    names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
+    return {name: shape for name, shape in shapes.items() if shape is not None}, names
+
+
+def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
+    found = {}
+    bare = unwrapped(source.tensors)
+    for name, tensor in source.tensors.items():
+        mine = curvature.matrices(name) or curvature.matrices(bare[name])
+        shape = matrix_shape(tuple(tensor.shape))
+        if mine is None or shape is None:
+            continue
+        if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):
+            raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
+        if not all(_finite(m) for m in mine if m is not None):
+            raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
+        found[name] = mine
+    if not found:
+        raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
+    return found
+
+
+def _finite(known: MatrixCurvature) -> bool:
+    return all(bool(torch.isfinite(side).all()) for side in (known.H, known.G, known.plain) if side is not None)

@@ -1,0 +1,94 @@
+"""What a pack tells of its trial: a row for each tensor, and notes on what a reader should know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pgolf.common.one_thread import one_thread_each
+from pgolf.fitting.budget import Goal
+from pgolf.fitting.plan import unread
+from pgolf.fitting.trial import Job, Trial
+from pgolf.packer.format.artifact import Entry
+from pgolf.report import Report, TensorRow
+
+LOST = 0.7  # relative error beyond which a tensor is more noise than weights
+
+
+def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> Report:
+    """The report of a job's trial, all but its seconds. notes: beside what the job and the trial themselves tell."""
+    with one_thread_each() as pool:
+        rows = list(pool.map(lambda name: _row(job, name, trial), sorted(trial.entries)))
+    return Report(
+        rows=rows,
+        data=trial.encoded.data,
+        code_bytes=dict(goal.code_bytes),
+        budget=goal.budget,
+        step=trial.step if job.searched else None,
+        coder=job.coder,
+        notes=[
+            *job.source.notes,
+            *unread(job.plans),
+            *job.notes,
+            *_blind_spots(job),
+            *_grown_damping(job),
+            *notes,
+            *_losses(rows),
+        ],
+    )
+
+
+def _row(job: Job, name: str, trial: Trial) -> TensorRow:
+    entry = trial.entries[name]
+    error, rise = job.damage(name, entry)
+    method, kept = _treatment(entry)
+    return TensorRow(
+        name=name,
+        shape=list(entry.shape),
+        dtype=entry.dtype,
+        method=method,
+        kept=kept,
+        weights=0 if entry.alias is not None else math.prod(entry.shape),
+        num_bytes=trial.encoded.tensor_bits.get(name, 0.0) / 8,
+        error=error,
+        loss_rise=rise,
+    )
+
+
+def _treatment(entry: Entry) -> tuple[str, str]:
+    """(what was done to a tensor, why it was kept)."""
+    if entry.alias is not None:
+        return f"shared with {entry.alias}", ""
+    if entry.planes is None:
+        return f"kept as {entry.stored or entry.dtype}", entry.note
+    if not getattr(torch, entry.dtype).is_floating_point:
+        return f"kept as {entry.dtype} codes", entry.note
+    return entry.note, ""
+
+
+def _blind_spots(job: Job) -> list[str]:
+    """A note that names the quantized tensors whose curvature is not known, where that of others is."""
+    names = [name for name in job.quantized if name not in job.curvatures]
+    if not job.curvatures or not names:
+        return []
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return [f"packed without curvature, the model's use of them was not seen: {', '.join(names[:8])}{more}"]
+
+
+def _grown_damping(job: Job) -> list[str]:
+    """A note of the tensors whose curvature could not be factored as it was, with how much more it took."""
+    if not job.damping:
+        return []
+    named = [f"{name} (by {share:.0e} of its mean)" for name, share in sorted(job.damping.items())]
+    more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+    return [f"damping was raised where the curvature is not positive definite: {', '.join(named[:4])}{more}"]
+
+
+def _losses(rows: Sequence[TensorRow]) -> list[str]:
+    """A note of the tensors of which hardly anything is left."""
+    lost = [row.name for row in rows if row.error is not None and row.error > LOST]
+    if not lost:
+        return []
+    return [f"too few bytes for this model: of {len(lost)} tensors hardly anything is left ({lost[0]}, ...)"]

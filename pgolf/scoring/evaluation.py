@@ -1,0 +1,190 @@
+"""A model scored on a text from beginning to end, and the audit of that score: what `pgolf eval` does to each model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pgolf.code.weigh import counted_bytes
+from pgolf.common.progress import Advance
+from pgolf.data import shards, sidecar, tokenizers
+from pgolf.data.tokenizers import Convention
+from pgolf.errors import ModelError
+from pgolf.models import usermodel
+from pgolf.models.logits import device_of, logits_of
+from pgolf.scoring import audit, bpb, documents
+from pgolf.scoring.audit import Check
+from pgolf.scoring.reading import Reading
+from pgolf.scoring.results import Result
+from pgolf.scoring.static import StaticLosses
+
+CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
+DEFAULT_BOS = 1  # of the contest's shards
+
+
+class Scorer(Protocol):
+    """tokens [N] -> nats [N - 1] of their targets: the one function that makes the figure and that the audit examines."""
+
+    def __call__(self, tokens: NDArray[np.integer], progress: Advance | None = None) -> NDArray[np.floating]: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """The shard: tokens and byte_counts [N], the start token of documents, how many targets are scored, and where the
+    counts come from, if that was not asked for."""
+
+    tokens: NDArray[np.integer]
+    byte_counts: NDArray[np.integer]
+    bos: int
+    total: int
+    counted_by: str
+    unknown: float = 0.0  # share of the scored targets for which the tokenizer had no piece
+
+    @property
+    def scored(self) -> NDArray[np.integer]:
+        """[total + 1]: the targets that are scored and the token before them."""
+        return self.tokens[: self.total + 1]
+
+    def starts(self, reading: Reading) -> NDArray[np.int64]:
+        """Positions of document starts. DataError where there is none and contexts are to begin with documents."""
+        return shards.document_starts(self.scored, self.bos, required=reading.within_documents)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result, and what its audit needs: the scorer that made it and the nats of every target, [total]."""
+
+    result: Result
+    scorer: Scorer
+    nats: NDArray[np.floating]
+
+
+def read_text(
+    data: Path,
+    *,
+    tokenizer: Path | None = None,
+    sidecar_file: Path | None = None,
+    convention: Convention = "exact",
+    bos: int | None = None,
+    max_tokens: int | None = None,
+) -> Text:
+    """The shard `data` and its byte counts, see `pgolf.data.sidecar.byte_counts`.
+
+    bos: where None, what the tokenizer says, or the contest's. max_tokens: targets scored. Raises DataError, UsageError.
+    """
+    tokens = shards.read_shard(data)
+    counts = sidecar.byte_counts(data, tokens, tokenizer=tokenizer, sidecar=sidecar_file, convention=convention)
+    found = None if sidecar_file else sidecar.beside(data)
+    if bos is None and tokenizer:
+        bos = tokenizers.load_tokenizer(tokenizer).bos_id()
+    known = bos if bos is not None and bos >= 0 else DEFAULT_BOS  # SentencePiece says -1 for none
+    total = bpb.num_targets(tokens, counts, max_tokens)
+    unknown = tokenizers.unknown_share(tokens[1 : total + 1], tokenizer) if tokenizer else 0.0
+    return Text(tokens, counts, known, total, f"bytes of {found.name}" if found else "", unknown)
+
+
+def score(
+    model: nn.Module,
+    text: Text,
+    reading: Reading,
+    *,
+    source: str,
+    logits: str | None = None,
+    own_scorer: str | None = None,
+    progress: Advance | None = None,
+) -> Scored:
+    """The score of a model that is in place on its device; on a GPU it is compiled first, outside the time.
+
+    source: where the model is from, for the result. logits: as in `logits_of`. own_scorer: FILE.py:NAME of an evaluator
+    in place of ours. Raises DataError, ModelError, UsageError.
+    """
+    starts = text.starts(reading)
+    own = _own_scorer(model, own_scorer) if own_scorer else None
+    losses = _fast_losses(model, reading, logits) if own is None and device_of(model).type == "cuda" else None
+    scorer = own or _our_scorer(model, text, reading, logits, losses)
+    began = time.perf_counter()
+    nats = scorer(text.scored, progress=progress)
+    compiling = losses.compile_seconds if losses else 0.0
+    made = bpb.result_of(nats, text.byte_counts, time.perf_counter() - began - compiling)
+    how = ", ".join(filter(None, (own_scorer, str(reading), text.counted_by)))
+    by_document = documents.per_document(nats, text.byte_counts, starts)
+    note = "; ".join(filter(None, (reading.note(nats, starts), _lost_text(text)))) or None
+    return Scored(Result(source, how, made, by_document, note, compiling), scorer, nats)
+
+
+def _lost_text(text: Text) -> str | None:
+    if not text.unknown:
+        return None
+    return f"{text.unknown:.2%} of the scored tokens are <unk>: what text they stand for is lost, and their bytes are guessed"
+
+
+def _fast_losses(model: nn.Module, reading: Reading, logits: str | None) -> StaticLosses | None:
+    """For windows; test-time training goes its own way."""
+    if reading.ttt:
+        return None
+    return StaticLosses(model, logits_of(model, logits), seq_len=reading.seq_len, batch_size=CUDA_BATCH)
+
+
+def _our_scorer(
+    model: nn.Module, text: Text, reading: Reading, logits: str | None, losses: StaticLosses | None
+) -> Scorer:
+    def scored(tokens: NDArray[np.integer], progress: Advance | None = None) -> NDArray[np.floating]:
+        batch_size = losses.batch_size if losses else CPU_BATCH
+        return reading.score(
+            model, tokens, text.bos, logits=logits, losses=losses, batch_size=batch_size, progress=progress
+        )
+
+    return scored
+
+
+def _own_scorer(model: nn.Module, spec: str) -> Scorer:
+    own: Callable[[NDArray[np.int64]], Any] = usermodel.function(spec, "--scorer")(model)
+
+    def scored(tokens: NDArray[np.integer], progress: Advance | None = None) -> NDArray[np.floating]:
+        nats = np.asarray(own(np.array(tokens, np.int64)), np.float64)
+        if nats.shape != (len(tokens) - 1,) or not np.isfinite(nats).all():
+            raise ModelError(f"--scorer {spec}: wanted {len(tokens) - 1} finite nats, got {nats.shape}")
+        return nats
+
+    return scored
+
+
+def audited(
+    scored: Scored,
+    model: nn.Module,
+    text: Text,
+    reading: Reading,
+    *,
+    logits: str | None = None,
+    tokenizer: Path | None = None,
+    artifact_bytes: int | None = None,
+    code: Sequence[str | Path] = (),
+    cap: int,
+    progress: Advance | None = None,
+) -> list[Check]:
+    """Experiments on the scorer that gave a score, then the text's bytes and the size.
+
+    artifact_bytes: None for a checkpoint; code: scripts that count against `cap` with it.
+    """
+    sample = audit.sample(text.scored, text.bos, prefix=reading.audit_prefix, crosses=reading.crosses)
+    tell = progress or (lambda done, total: None)
+    return [
+        *audit.scorer_checks(scored.scorer, sample, _vocab_size(model, logits), tell),
+        audit.run(scored.scorer, text.scored, scored.nats, len(sample.tokens)),
+        audit.text_bytes(text.tokens, text.byte_counts, text.bos, tokenizer, text.total),
+        audit.size(artifact_bytes, sum(counted_bytes(path) for path in code), cap),
+    ]
+
+
+def _vocab_size(model: nn.Module, logits: str | None) -> int:
+    one = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
+    with torch.no_grad():
+        return int(logits_of(model, logits)(one).shape[-1])
