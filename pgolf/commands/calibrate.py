@@ -18,6 +18,7 @@ from pgolf.commands.shared import (
     print_lines,
     progress_bars,
     refuse_overwrite,
+    seq_len_option,
 )
 
 
@@ -29,7 +30,7 @@ from pgolf.commands.shared import (
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Tokens to run on."
 )
-@click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
+@seq_len_option
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @json_option
 @force_option
@@ -49,8 +50,12 @@ def calibrate(
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:
-        click.echo(json.dumps({"path": str(out), "tokens": curvature.tokens, "coverage": coverage}))
+        click.echo(
+            json.dumps({"path": str(out), "tokens": curvature.tokens, "coverage": coverage, "notes": curvature.notes})
+        )
         return
+    for note in curvature.notes:
+        print_lines([f"note: {note}"])
     for name, word in coverage.items():
         if word not in {"traced", "not a matrix"}:
             print_lines([f"{word}: {name}"])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import is_artifact, model_with
+from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
 from pgolf.commands.shared import (
     ModelOptions,
     TextOptions,
@@ -75,7 +75,10 @@ class _Judge:
     "--bos", metavar="ID", type=click.IntRange(0), help="Token that starts a document [the tokenizer's, or 1]."
 )
 @click.option(
-    "--seq-len", metavar="N", type=click.IntRange(1), default=1024, show_default=True, help="Longest context."
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Longest context [default: what the model takes, up to 1024].",
 )
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--documents", is_flag=True, help="Contexts begin anew with every document.")
@@ -173,7 +176,9 @@ def _reading(documents: bool, learning: LearningOptions, options: TextOptions) -
     given = {name: value for name, value in fields.items() if value is not None}
     if given and not learning.ttt:
         raise UsageError(f"--ttt-{next(iter(given))} needs --ttt")
-    return Reading(options.seq_len, options.stride, documents, ttt.TTTSettings(**given) if learning.ttt else None)
+    return Reading(
+        options.seq_len or CONTEXT, options.stride, documents, ttt.TTTSettings(**given) if learning.ttt else None
+    )
 
 
 def _saved(path: Path, audit: AuditOptions) -> tuple[Result, list[Check]]:
@@ -193,10 +198,13 @@ def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress
 
     judge.text.starts(judge.reading)  # an error now, not after the model was built
     model = to_device(model_with(source, judge.user.model), need(judge.options.device))
+    reading = judge.reading
+    if judge.options.seq_len is None and judge.scorer is None:
+        reading = replace(reading, seq_len=usable_context(model, judge.user.logits))
     scored = evaluation.score(
         model,
         judge.text,
-        judge.reading,
+        reading,
         source=str(source),
         logits=judge.user.logits,
         own_scorer=judge.scorer,
@@ -208,7 +216,7 @@ def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress
         scored,
         model,
         judge.text,
-        judge.reading,
+        reading,
         logits=judge.user.logits,
         tokenizer=judge.options.tokenizer,
         artifact_bytes=source.stat().st_size if is_artifact(source) else None,

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.common.progress import Progress
-from pgolf.errors import ArtifactError, ModelError
+from pgolf.errors import ArtifactError, DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pgolf.data.shards import Tokens
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
 
-CONTEXT = 1024  # tokens of a calibration sequence unless --seq-len says otherwise
+CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the longest that the model takes
+FEWEST_TOKENS = 16  # of a shard to calibrate on
+PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
 
 def model_with(source: Path, spec: str | None) -> nn.Module:
@@ -58,12 +61,15 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
 def calibrate_model(
     source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
 ) -> Curvature:
-    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none."""
+    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none.
+
+    Its notes say how the text was cut.
+    """
     from pgolf.quant.curvature.collect import calibrate
 
     model = build(user.model, source.state_dict(), source.config, "the checkpoint")
-    batches = _calibration_tokens(model, user, calibration, progress)
-    return calibrate(
+    batches, notes = _calibration_tokens(model, user, calibration, progress)
+    curvature = calibrate(
         model,
         batches,
         tokens=calibration.tokens,
@@ -71,20 +77,76 @@ def calibrate_model(
         logits=user.logits,
         progress=lambda done, total: progress("calibrate", done, total or 0),
     )
+    curvature.notes += notes
+    return curvature
+
+
+def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) -> int:
+    """The longest context up to `wanted` tokens that a model takes."""
+    from pgolf.models.lengths import usable_length
+    from pgolf.models.logits import logits_of, original, undisturbed
+
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        return usable_length(logits_of(model, logits), wanted)
 
 
 def _calibration_tokens(
     model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
-) -> Tensor:
-    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random."""
-    from pgolf.data.shards import WindowSampler, read_shard
-
+) -> tuple[Tensor, list[str]]:
+    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
     calib, context = calibration.calib or "self", calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
-        return _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
+        ids = _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
+        return ids, _shortened(ids.shape[1], context - context % 2, calibration.tokens)
+    return _shard_tokens(model, calib, context, user.logits, calibration)
+
+
+def _shard_tokens(
+    model: nn.Module, calib: str, context: int, logits: str | None, calibration: CalibrationOptions
+) -> tuple[Tensor, list[str]]:
+    from pgolf.data.shards import WindowSampler, read_shard
+
     tokens = read_shard(calib)
-    length = min(context, len(tokens) - 1)
-    return WindowSampler([tokens], length, max(1, calibration.tokens // length), calibration.seed).batch(0)[:, :-1]
+    if len(tokens) < FEWEST_TOKENS:
+        raise DataError(f"{calib} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
+    room = min(context, len(tokens) - 1)
+    length = usable_context(model, logits, room)
+    notes = _shortened(length, room, calibration.tokens)
+    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, logits)):
+        notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
+        length = harmless
+    wanted, there = max(1, calibration.tokens // length), len(tokens) // length
+    if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
+        count = min(wanted, there)
+        return _int64(tokens[: count * length]).view(count, length), notes
+    return WindowSampler([tokens], length, wanted, calibration.seed).batch(0)[:, :-1], notes
+
+
+def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
+    """A shorter context beyond which the loss rises, as a model's does beyond the lengths that it was trained on."""
+    from pgolf.models.logits import logits_of, original, undisturbed
+    from pgolf.scoring.bpb import score_windows
+    from pgolf.scoring.contexts import harmless_length
+
+    some = tokens[: PROBED_WINDOWS * length + 1]
+    model = original(model)
+    with undisturbed(model, gradients=False):
+        nats = score_windows(logits_of(model, logits), some, seq_len=length)
+    return harmless_length(nats, [(0, len(nats))], length)
+
+
+def _shortened(length: int, wanted: int, tokens: int) -> list[str]:
+    if length >= wanted - 1 or length >= tokens - 1:
+        return []
+    return [f"calibrated in sequences of {length} tokens, the most up to {wanted} that the model takes"]
+
+
+def _int64(tokens: Tokens) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(tokens).astype(np.int64))
 
 
 def _invented_tokens(

@@ -22,6 +22,7 @@ from pgolf.commands.shared import (
     progress_bars,
     refuse_overwrite,
     refuse_unwritable,
+    seq_len_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -67,6 +68,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
 )
+@seq_len_option
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @click.option(
     "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."

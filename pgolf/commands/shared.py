@@ -37,7 +37,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len of sweep and calibrate alone."""
+    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len: where None, as the model takes."""
 
     calib: str | None
     tokens: int
@@ -53,7 +53,7 @@ class TextOptions:
     tokenizer: Path | None
     sidecar: Path | None
     count: Convention
-    seq_len: int
+    seq_len: int | None
     stride: int | None
     max_tokens: int | None
     device: str
@@ -95,6 +95,12 @@ model_options = _options(
     click.option(
         "--logits", metavar="ATTR", help="Method that returns logits [default: forward_logits, logits, call]."
     ),
+)
+seq_len_option = click.option(
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(2),
+    help="Longest sequence of calibration text [default: what the model takes, up to 1024].",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.live import live_table
-from pgolf.commands.models import calibrate_model
+from pgolf.commands.models import build, calibrate_model, usable_context
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -96,7 +96,12 @@ class _Wanted:
 )
 @click.option("--seed", metavar="S", type=int, default=0, show_default=True)
 @click.option("--count", type=click.Choice(["exact", "contest"]), default="exact", show_default=True, help="Byte rule.")
-@click.option("--seq-len", metavar="N", type=click.IntRange(2), default=1024, show_default=True)
+@click.option(
+    "--seq-len",
+    metavar="N",
+    type=click.IntRange(2),
+    help="Longest context, and sequence of calibration text [default: what the model takes, up to 1024].",
+)
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1), help="Score at most so many.")
 @click.option("--device", metavar="D", default="cpu", show_default=True, help="Where models are scored: cpu, cuda.")
@@ -152,7 +157,7 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
 
     source = checkpoint.read(ckpt)
     points, series = _points(source, wanted.plan)
-    setup, options = _setup(ckpt, wanted), wanted.calibration
+    setup, options = _setup(ckpt, wanted, wanted.text.seq_len or _context(source, wanted.user)), wanted.calibration
     how = calibration_facts(wanted.curvature_file, options.calib, tokens=options.tokens, seed=options.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with live_table() as watch:
@@ -198,7 +203,11 @@ def _number(text: str) -> float:
     return bits
 
 
-def _setup(ckpt: Path, wanted: _Wanted) -> Setup:
+def _context(source: Checkpoint, user: ModelOptions) -> int:
+    return usable_context(build(user.model, source.state_dict(), source.config, "the checkpoint"), user.logits)
+
+
+def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
     """What the points share."""
     from pgolf.data.sidecar import beside
     from pgolf.sweep.setup import Setup, resolved
@@ -216,7 +225,7 @@ def _setup(ckpt: Path, wanted: _Wanted) -> Setup:
             tokenizer=str(text.tokenizer) if text.tokenizer and not counts else None,
             sidecar=str(counts) if counts else None,
             count=text.count,
-            seq_len=text.seq_len,
+            seq_len=seq_len,
             stride=text.stride,
             max_tokens=text.max_tokens,
             rules=wanted.plan.rules,

@@ -16,7 +16,7 @@ from pgolf.common.files import replacing
 from pgolf.data import caseops, sidecar
 from pgolf.data.shards import write_shard
 from pgolf.data.tokenizers import load_tokenizer, stream_bytes, token_bytes
-from pgolf.errors import DataError, UsageError
+from pgolf.errors import DataError
 
 BOS = 1
 PIECE = 100_000  # characters of a document, about: whole lines
@@ -69,8 +69,6 @@ def tokenize(
     little text.
     """
     extras.need("sentencepiece")
-    if vocab_size > 1 << 16:
-        raise UsageError(f"a vocabulary of {vocab_size}: shards hold tokens below 65536")
     out, paths = Path(out), [Path(file) for file in files]
     total = sum(len(text) for path in paths for text in _pieces(path, PIECE))  # also finds what is not UTF-8
     piece = max(1, min(PIECE, total // (2 * HELD_OUT_EVERY)))  # whole lines make pieces up to twice as long

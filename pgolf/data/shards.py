@@ -16,52 +16,57 @@ from pgolf.common.files import replacing
 from pgolf.errors import DataError
 
 MAGIC = 20240520
-VERSION = 1
+VERSIONS: dict[int, str] = {1: "<u2", 2: "<u4"}  # the contest's, and ours for vocabularies over 65,536
 HEADER_BYTES = 256 * 4  # 256 little-endian int32: magic, version, token count, zeros
 CHUNK = 1 << 20  # tokens looked at together when a shard is streamed
 
-Tokens = NDArray[np.uint16]
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 def read_shard(path: str | Path) -> Tokens:
-    """The tokens of one shard, uint16 [N], mapped read-only. DataError unless header and file size agree."""
+    """The tokens of one shard, uint16 or uint32 [N], mapped read-only. DataError unless header and file size agree."""
     path = Path(path)
     try:
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", count=HEADER_BYTES // 4)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    count = _checked_count(path, header, size)
+    count, dtype = _checked_count(path, header, size)
     if count == 0:
-        return np.zeros(0, np.uint16)  # an empty file cannot be mapped
-    return np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+        return np.zeros(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> int:
+def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> tuple[int, str]:
+    """How many tokens a shard holds, and their dtype."""
     if header.size < 1 or header[0] != MAGIC:
         raise DataError(f"{path} is not a token shard: its first word should be {MAGIC}")
     if size < HEADER_BYTES:
         raise DataError(f"{path} is truncated: {size} bytes, shorter than its {HEADER_BYTES}-byte header")
     version, count = int(header[1]), int(header[2])
-    if version != VERSION:
-        raise DataError(f"{path} is a token shard of version {version}; only version {VERSION} is known")
-    held = (size - HEADER_BYTES) / 2
+    if version not in VERSIONS:
+        raise DataError(f"{path} is a token shard of version {version}; known are 1 (uint16) and 2 (uint32)")
+    held = (size - HEADER_BYTES) / np.dtype(VERSIONS[version]).itemsize
     if held != count:
         problem = "is truncated" if held < count else "has bytes after its last token"
         raise DataError(f"{path} {problem}: its header says {count} tokens, the file holds {held:g}")
-    return count
+    return count, VERSIONS[version]
 
 
-def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
-    """Write `tokens` [N], each 0..65535, as a shard; a reader never sees half of it. DataError for other values."""
-    path, tokens = Path(path), np.asarray(tokens)
-    if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.uint16).max):
-        raise DataError(f"{path}: a shard holds tokens 0..65535, not {tokens.min()}..{tokens.max()}")
+def write_shard(path: str | Path, tokens: NDArray[np.integer], *, wide: bool = False) -> None:
+    """Write `tokens` [N], each 0..65535, as a shard; a reader never sees half of it. DataError for other values.
+
+    wide: as uint32, in our version 2 of the format, for a vocabulary over 65,536; the contest's readers do not know it.
+    """
+    path, tokens, version = Path(path), np.asarray(tokens), 2 if wide else 1
+    highest = np.iinfo(VERSIONS[version]).max
+    if tokens.size and (tokens.min() < 0 or tokens.max() > highest):
+        raise DataError(f"{path}: a shard holds tokens 0..{highest}, not {tokens.min()}..{tokens.max()}")
     header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
+    header[:3] = MAGIC, version, tokens.size
     with replacing(path) as file:
         file.write(header.tobytes())
-        file.write(tokens.astype("<u2").tobytes())
+        file.write(tokens.astype(VERSIONS[version]).tobytes())
 
 
 def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str = "model") -> None:

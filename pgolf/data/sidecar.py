@@ -43,7 +43,7 @@ def read(path: str | Path, tokens: NDArray[np.integer]) -> NDArray[np.uint16]:
     A length proves little: all full shards of a data set have the same. But in a sidecar that belongs to its shard a token
     has the same count nearly wherever it stands, and in another shard's it has not.
     """
-    counts = read_shard(path)
+    counts = read_shard(path).astype(np.uint16, copy=False)  # a wide shard's too: no piece has 65,536 bytes
     if len(counts) != len(tokens):
         raise DataError(f"{path} holds byte counts of {len(counts)} tokens; the data has {len(tokens)}")
     share = _agreement(np.asarray(tokens[:CHUNK]), np.asarray(counts[:CHUNK]))

@@ -29,6 +29,8 @@ class TokenBytes:
     without one leading `▁`; leading_space, boundary (control, unknown or unused: the contest's rule),
     control: bool [V]. strips: decoding drops the leading space of a text's first piece, as tokenizers do that add a dummy
     space to every text or remove extra ones. operators: of CaseOps; such pieces count 0 unless they are escaped.
+    spelled_space: the three byte pieces that an encoder without a piece for a lone space writes for it, if it is one;
+    prefixes: a space is put before every text, which is none of the text's.
     """
 
     exact: NDArray[np.int64]
@@ -38,6 +40,8 @@ class TokenBytes:
     control: NDArray[np.bool_]
     strips: bool
     operators: caseops.OperatorIds | None = None
+    spelled_space: tuple[int, int, int] | None = None
+    prefixes: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +71,23 @@ def _table(sp: Any) -> TokenBytes:
         control=control,
         strips=bool(spaced) and not sp.decode([spaced[0]]).startswith(" "),  # asked, not read from its settings
         operators=operators,
+        spelled_space=_spelled_space(sp),
+        prefixes=_prefixes(sp),
     )
+
+
+def _spelled_space(sp: Any) -> tuple[int, int, int] | None:
+    """The byte pieces that an encoder without a piece for a lone space writes in its place: those of `▁`, not of " "."""
+    first, second, third = (sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode())
+    alone = sp.piece_to_id(SPACE)
+    if (alone != sp.unk_id() and sp.id_to_piece(alone) == SPACE) or not all(map(sp.is_byte, (first, second, third))):
+        return None
+    return first, second, third
+
+
+def _prefixes(sp: Any) -> bool:
+    """Whether the tokenizer puts a space before every text."""
+    return any(piece.startswith((SPACE, "<0xE2>")) for piece in sp.encode("a", out_type=str)[:1])
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -127,4 +147,24 @@ def stream_bytes(
         before = chunk[-1:]
     if lut.operators:
         caseops.count_escaped(tokens, out, lut.operators)
+    if lut.spelled_space and convention == "exact":
+        _count_spelled(tokens, out, lut)
     return out
+
+
+def _count_spelled(tokens: NDArray[np.integer], out: NDArray[np.uint16], lut: TokenBytes) -> None:
+    """Correct `out` where a space is spelled in bytes: the three pieces stand for one byte, a dummy prefix for none."""
+    first, second, third = lut.spelled_space or (0, 0, 0)
+    for start in range(0, len(tokens), CHUNK):
+        some = np.asarray(tokens[start : start + CHUNK + 2])
+        spelled = (some[:-2] == first) & (some[1:-1] == second) & (some[2:] == third)
+        for at in start + np.flatnonzero(spelled):
+            begins = at == 0 or lut.control[tokens[at - 1]]
+            out[at : at + 3] = (0 if lut.prefixes and begins else 1), 0, 0
+
+
+def unknown_share(tokens: NDArray[np.integer], tokenizer: str | Path) -> float:
+    """The share of `tokens` [N] that are the tokenizer's unknown piece: of their text nothing is left."""
+    unknown = load_tokenizer(tokenizer).unk_id()
+    found = sum(int((tokens[s : s + CHUNK] == unknown).sum()) for s in range(0, len(tokens), CHUNK))
+    return found / max(len(tokens), 1)

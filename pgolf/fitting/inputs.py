@@ -16,8 +16,10 @@ from pgolf.fitting.trial import Job
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.usermodel import unwrapped
+from pgolf.quant.curvature import unreached
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
+from pgolf.quant.slices import matrix_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +53,8 @@ def job_of(
         search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
-    return Job(source, plans, curvatures, coder, progress)
+    notes = calibration_notes(source, curvature)
+    return Job(source, plans, curvatures, coder, progress, notes=notes)
 
 
 def as_checkpoint(model: Model) -> Checkpoint:
@@ -66,14 +69,40 @@ def as_checkpoint(model: Model) -> Checkpoint:
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
-    """Per tensor, one for each slice. Raises CurvatureError for shapes of another model, and for what is not finite."""
+    """Per tensor, one for each slice; what no token came to has the mean of its kind.
+
+    Raises CurvatureError for shapes of another model, and for what is not finite.
+    """
     if curvature is None:
         return {}
+    return unreached.priced(_collected(source, curvature), *_unreached(source, curvature))
+
+
+def calibration_notes(source: Checkpoint, curvature: Curvature | None) -> tuple[str, ...]:
+    """What the curvature's text was, and which matrices worth quantizing none of it came to."""
+    if curvature is None:
+        return ()
+    names = unreached.names_of(curvature, *_unreached(source, curvature))
+    names = [name for name in names if not plan.reason_to_keep(source.tensors[name.partition("[")[0]])]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    told = f"no calibration token came to {', '.join(names[:8])}{more}: priced as the mean of their kind, if any"
+    return (*curvature.notes, *([told] if names else []))
+
+
+def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
+    """The shapes of all matrices, and the names of those that no token came to."""
+    bare = unwrapped(source.tensors)
+    shapes = {name: matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
+    names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
+    return {name: shape for name, shape in shapes.items() if shape is not None}, names
+
+
+def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
     found = {}
     bare = unwrapped(source.tensors)
     for name, tensor in source.tensors.items():
-        mine = curvature.get(name) or curvature.get(bare[name])
-        shape = plan.matrix_shape(tuple(tensor.shape))
+        mine = curvature.matrices(name) or curvature.matrices(bare[name])
+        shape = matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue
         if len(mine) != shape[0] or any(m is not None and m.H.shape[-1] != shape[2] for m in mine):

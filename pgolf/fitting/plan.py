@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +16,13 @@ from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
 from pgolf.quant import METHODS, Settings
+from pgolf.quant.slices import NARROWEST, matrix_shape
 
 KEEP = "keep"  # the method that changes no value
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
-NARROWEST = 8  # rows or columns of a matrix worth quantizing
 _EMBEDDINGS = ("emb", "wte", "lm_head", "output_head")
 _CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _WORDS: dict[str, dict[str, grammar.Value]] = {
@@ -234,15 +233,6 @@ def coded_better(tensor: Tensor) -> bool:
     raw = to_bytes(tensor)
     forms = (raw, shuffled(raw, tensor.element_size()))
     return entropy_bytes < DICTIONARY_GAIN * min(len(zlib.compress(form, ZLIB_LEVEL)) for form in forms)
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """(slices, rows, columns): a matrix, a 3-D bank as a stack of matrices, a convolution [O, I, k...] as [O, I·k]."""
-    if len(shape) < 2 or 0 in shape:
-        return None
-    if len(shape) == 3 and min(shape[1:]) >= NARROWEST:
-        return shape[0], shape[1], shape[2]
-    return 1, shape[0], prod(shape[1:])
 
 
 def fits_half(tensor: Tensor) -> bool:

@@ -19,6 +19,7 @@ LOST = 0.7  # relative error beyond which a tensor is more noise than weights
 
 def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> Report:
     """The report of a job's trial, all but its seconds. notes: beside what the job and the trial themselves tell."""
+    told = [*job.source.notes, *unread(job.plans), *job.notes, *_blind_spots(job), *_grown_damping(job), *notes]
     with one_thread_each() as pool:
         rows = list(pool.map(lambda name: _row(job, name, trial), sorted(trial.entries)))
     return Report(
@@ -28,7 +29,7 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
         budget=goal.budget,
         step=trial.step if job.searched else None,
         coder=job.coder,
-        notes=[*job.source.notes, *unread(job.plans), *_blind_spots(job), *_grown_damping(job), *notes, *_losses(rows)],
+        notes=[*told, *_losses(rows)],
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
-from pgolf.fitting.plan import TensorPlan, matrix_shape
+from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.slices import matrix_shape
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Job:
     prepared: tensor -> its factored curvature, which no step changes.
     damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
+    notes: what the report says of the curvature.
     """
 
     source: Checkpoint
@@ -65,6 +67,7 @@ class Job:
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> list[str]:

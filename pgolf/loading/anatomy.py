@@ -131,7 +131,7 @@ def curvature_shares(entries: Mapping[str, Entry], curvature: Curvature) -> dict
 
     costs = {}
     for name, entry in entries.items():
-        known = curvature.get(name) if entry.planes is not None else None
+        known = curvature.matrices(name) if entry.planes is not None else None
         if known is None or entry.planes is None:
             continue
         weights = [torch.from_numpy(p.reconstruct()) for p in entry.planes]

@@ -1,53 +1,25 @@
-"""Run a language model that pgolf knows nothing about: find its logits, and leave it as it was found.
-
-What will surprise you:
-* A trainer's `forward(ids, targets)` often returns a loss, or only the last position's logits. `forward_logits`,
-  `logits` and the model itself are looked for in this order, and what comes back is checked, not believed.
-* Checkpointed blocks keep their activations: re-entrant checkpointing would forbid to ask for chosen gradients.
-* The original module is run, never the compiled one: inside a compiled graph no use of a weight can be seen.
-"""
+"""Run a language model that pgolf knows nothing about: find its logits, and leave it as it was found."""
 
 from __future__ import annotations
 
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from pgolf.errors import CurvatureError, ModelError, PgolfError
+from pgolf.errors import CurvatureError, ModelError, PgolfError, is_out_of_memory
+from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_of
 
-
-@dataclass(frozen=True)
-class Logits:
-    """A checked function ids int64 [B, T] -> logits [B, T, V] of any float type, on the ids' device.
-
-    model: whose logits they are, so that its device and mode need not be told apart from them.
-    Raises ModelError (what comes back cannot be logits) and CurvatureError (the model fails on these tokens).
-    """
-
-    model: nn.Module
-    call: Callable[..., Any]
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        _check_ids(self.model, ids)
-        try:
-            out = self.call(ids)
-        except PgolfError:
-            raise
-        except Exception as error:
-            raise _explained(error, ids) from error
-        found = _checked(out, ids)
-        if int(ids.max()) >= found.shape[-1]:
-            high, width = int(ids.max()), found.shape[-1]
-            raise CurvatureError(
-                f"token {high} lies outside the model's vocabulary of {width}: wrong tokenizer or shard?"
-            )
-        return found
+MULTIPLES = tuple(1 << n for n in range(11))  # that a length may have to be of: of 16 in some kernels, of 128 in others
+MIXED = re.compile(r"same dtype|scalar type|should be the same")  # what torch says of operands of two dtypes
+FROZEN = "Inference tensors cannot be saved for backward"
 
 
 def original(model: nn.Module) -> nn.Module:
@@ -68,73 +40,294 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def logits_of(model: nn.Module, logits: Callable[..., Any] | str | None = None) -> Logits:
-    """The model's logits. `logits`: a callable, or the name of a method; else `forward_logits`, `logits`, or the model itself.
+    """A checked function ids int64 [B, T] -> logits [B, T, V].
 
-    Raises ModelError where the model has no such method.
+    logits: a callable, or the name of a method; else `forward_logits`, `logits`, or the model itself, with ids as its
+    targets too where it wants them or gives no logits without. A model that takes only certain lengths is given
+    more tokens than asked for.
+    Raises ModelError (what comes back cannot be logits) and CurvatureError (the model fails on these tokens).
     """
-    return Logits(model, _find(model, logits))
+    return Logits(model, logits)
 
 
-def _find(model: nn.Module, logits: Callable[..., Any] | str | None) -> Callable[..., Any]:
-    if isinstance(logits, str):
-        if not callable(getattr(model, logits, None)):
-            raise ModelError(f"the model has no method {logits!r} that could return logits")
-        return getattr(model, logits)  # type: ignore[no-any-return]
-    if logits is not None:
-        return logits
-    for name in ("forward_logits", "logits"):
-        method = getattr(model, name, None)
-        if callable(method) and not isinstance(method, nn.Module):
-            return method  # type: ignore[no-any-return]
-    return model
+@dataclass(frozen=True)
+class Form:
+    """What was learned of a model: the way to call it, which multiple its lengths must be of, the rows of its table."""
+
+    way: Way
+    multiple: int = 1
+    rows: int | None = None
 
 
-def _check_ids(model: nn.Module, ids: Tensor) -> None:
-    """What would crash an embedding (on a GPU with an assertion that ends the process) must not reach it."""
-    if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:
-        raise CurvatureError(f"a batch must be int64 token ids [B, T], not {ids.dtype} {list(ids.shape)}")
-    tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    rows = max(tables or [p.shape[0] for p in model.parameters() if p.dim() > 1], default=0)
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or (rows and high >= rows):
-        wrong = low if low < 0 else high
-        raise CurvatureError(f"token {wrong} lies outside the model's vocabulary of {rows}: wrong tokenizer or shard?")
+class NoLogits(ModelError):
+    """The model ran, and nothing that it gave can be logits."""
 
 
-def _explained(error: Exception, ids: Tensor) -> PgolfError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if isinstance(error, TypeError) and "missing" in reason and "argument" in reason:
-        return ModelError(
-            f"the model wants more than token ids ({reason}): name a method that returns logits, logits=..."
-        )
-    if isinstance(error, torch.OutOfMemoryError):
-        return CurvatureError(
-            f"out of memory on a batch of {ids.shape[0]} x {ids.shape[1]} tokens: use smaller batches"
-        )
-    return CurvatureError(
-        f"the model fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens ({reason}): "
-        f"is T longer than it can take, or the highest token, {int(ids.max())}, unknown to it?"
+class Logits:
+    """See `logits_of`. How the model wants to be called is learned at the first call, by a pass over one sequence."""
+
+    def __init__(self, model: nn.Module, logits: Callable[..., Any] | str | None = None) -> None:
+        self.model = model
+        self._ways = ways_of(model, logits)
+        self._form: Form | None = None
+        self._lengths: set[int] = set()
+
+    @property
+    def multiple(self) -> int:
+        """The model takes lengths that are multiples of this, as far as was seen; others are filled up."""
+        return self._form.multiple if self._form else 1
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        self._check(ids)
+        ids = ids.contiguous()  # trainers take `targets.view(-1)` for granted
+        form = self._form or self.learn(ids)
+        if form.rows:
+            refuse_beyond(int(ids.max()), form.rows)
+        try:
+            found = _run(form, ids)
+        except PgolfError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or self.learn(ids) == form:
+                raise _explained(error, ids) from error
+            assert self._form is not None
+            found = _run(self._form, ids)
+        refuse_beyond(int(ids.max()), found.shape[-1])
+        return found
+
+    def prepare(self, ids: Tensor) -> Tensor:
+        """`ids`, cut to a length that the model takes as it is. Call it before one that is traced: attempts leave traces."""
+        self._check(ids)
+        if ids.shape[1] not in self._lengths:
+            self.learn(ids)
+            self._lengths.add(ids.shape[1])
+        return ids[:, : ids.shape[1] // self.multiple * self.multiple or None]
+
+    def learn(self, ids: Tensor) -> Form:
+        """Find out how the model is to be called with ids of this length."""
+        sample = (
+            ids[:1].contiguous() if ids.shape[1] > 1 else ids[:1].repeat(1, 2)
+        )  # of one position, the last one is all
+        failures: list[Exception] = []
+        for way in [self._form.way] if self._form else self._ways:
+            try:
+                self._form = _learned(way, sample, self._form)
+            except PgolfError as error:
+                if not isinstance(error, NoLogits):
+                    raise
+                failures.append(error)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise _explained(error, ids) from error
+                failures.append(error)
+            else:
+                return self._form
+        raise _verdict(failures, ids)
+
+    def _check(self, ids: Tensor) -> None:
+        """What would crash an embedding (on a GPU with an assertion that ends the process) must not reach it."""
+        if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:
+            raise CurvatureError(f"a batch must be int64 token ids [B, T], not {ids.dtype} {list(ids.shape)}")
+        if (low := int(ids.min())) < 0:
+            raise CurvatureError(f"token {low} lies outside the model's vocabulary: wrong tokenizer or shard?")
+
+
+def _learned(way: Way, ids: Tensor, known: Form | None) -> Form:
+    """The form in which `way` gives logits of ids [1, T]. Raises what the model raises, and NoLogits."""
+    form = replace(known, way=way) if known else Form(way)
+    try:
+        return _remedied(form, ids)
+    except PgolfError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        for length in sorted({_up(ids.shape[1], m) for m in MULTIPLES} - {ids.shape[1]}):
+            longer = _remedied_or_none(form, _filled(ids, length))
+            if longer is not None:
+                return replace(longer, multiple=_multiple(longer, length, ids))
+        raise
+
+
+def _multiple(form: Form, length: int, ids: Tensor) -> int:
+    """The smallest multiple that explains why T failed and `length` did not."""
+    for multiple in MULTIPLES[1:]:
+        if _up(ids.shape[1], multiple) >= length and length % multiple == 0:
+            fits = _remedied_or_none(form, ids[:, :1].repeat(1, multiple))
+            if fits is not None:
+                return multiple
+    return max(m for m in MULTIPLES if length % m == 0)
+
+
+def _remedied_or_none(form: Form, ids: Tensor) -> Form | None:
+    try:
+        return _remedied(form, ids)
+    except ModelError:
+        return None
+    except PgolfError:
+        raise
+    except Exception:
+        return None
+
+
+def _remedied(form: Form, ids: Tensor) -> Form:
+    """The form with what its way lacked: a dtype to compute in, copies of frozen tensors, a column more."""
+    try:
+        return _observed(form, ids)
+    except PgolfError:
+        raise
+    except Exception as error:
+        way = _remedy(form.way, ids, error)
+        if way is None:
+            raise
+        try:
+            return _remedied(replace(form, way=way), ids)
+        except Exception:
+            raise error from None
+
+
+def _remedy(way: Way, ids: Tensor, error: Exception) -> Way | None:
+    if FROZEN in str(error) and not way.thaws:
+        return replace(way, thaws=True)
+    if MIXED.search(str(error)) and way.autocast is None:
+        return replace(way, autocast=torch.bfloat16)
+    return None
+
+
+def _observed(form: Form, ids: Tensor) -> Form:
+    """Run ids [1, T] and watch: the form that gives their logits."""
+    way, watch = form.way, Watch(ids)
+    out = _outcome(way, ids, watch)
+    rows = min(filter(None, (form.rows, watch.rows)), default=None)
+    if way.extra == 0 and _in_result(out, ids) is None and watch.logits() is None and watch.logits(1) is not None:
+        longer = _filled(ids, ids.shape[1] + 1)
+        watch = Watch(longer)
+        _outcome(way, longer, watch)
+        way = replace(way, extra=1)
+        if watch.logits(1) is None:
+            raise _refused(out, ids)
+        return Form(way, form.multiple, rows)
+    seen = watch.logits(way.extra)
+    if _in_result(out, ids) is None and seen is None:
+        raise _refused(out, ids)
+    return Form(
+        replace(way, targets=seen is not None and (way.targets or _in_result(out, ids) is None)), form.multiple, rows
     )
 
 
-def _checked(out: Any, ids: Tensor) -> Tensor:
+def _run(form: Form, ids: Tensor) -> Tensor:
+    """The logits [B, T, V] of ids in a known form."""
+    way, length = form.way, ids.shape[1]
+    full = _filled(ids, _up(length, form.multiple) + way.extra)
+    watch = Watch(full, stops=way.extra == 0) if way.targets or way.extra else None
+    out = _outcome(way, full, watch)
+    found = watch.logits(way.extra) if watch else None
+    if found is None:
+        found = _in_result(out, full)
+    if found is None:
+        raise _refused(out, full)
+    return found[:, :length]
+
+
+def _outcome(way: Way, ids: Tensor, watch: Watch | None) -> Any:
+    """What the model returns for ids, None where the watch saw enough."""
+    with ExitStack() as stack:
+        if way.autocast is not None:
+            stack.enter_context(torch.autocast(ids.device.type, way.autocast))
+        if way.thaws:
+            stack.enter_context(Thawed())
+        if watch is not None:
+            stack.enter_context(watch)
+        try:
+            return way.call(ids)
+        except Enough:
+            return None
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _filled(ids: Tensor, length: int) -> Tensor:
+    """ids [B, T] with copies of the last column behind them: a causal model's earlier logits do not change."""
+    return torch.cat([ids, ids[:, -1:].expand(-1, length - ids.shape[1])], 1) if length > ids.shape[1] else ids
+
+
+def _verdict(failures: list[Exception], ids: Tensor) -> PgolfError:
+    """What to say where no way led to logits: the likeliest way's failure, and the model's own words last."""
+    first, broken = failures[0], [e for e in failures if not isinstance(e, NoLogits)]
+    if isinstance(first, NoLogits) and broken:
+        return ModelError(f"{first}; given targets, it fails: {_reason(broken[0])}")
+    return first if isinstance(first, NoLogits) else _explained(first, ids)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+
+
+def _explained(error: Exception, ids: Tensor) -> PgolfError:
+    reason = _reason(error)
+    if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+        return CurvatureError(
+            f"out of memory on a batch of {ids.shape[0]} x {ids.shape[1]} tokens: use smaller batches"
+        )
+    if isinstance(error, TypeError) and "missing" in reason and "argument" in reason:
+        return ModelError(
+            f"the model wants more than token ids: name a method that returns logits, logits=... ({reason})"
+        )
+    if FROZEN in reason:
+        return CurvatureError(
+            f"the model keeps tensors made under torch.inference_mode: evaluate it under no_grad instead, or build it "
+            f"anew ({reason})"
+        )
+    return CurvatureError(
+        f"the model fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}"
+    )
+
+
+def _in_result(out: Any, ids: Tensor) -> Tensor | None:
     """The logits [B, T, V] in what a model returned: a tensor, a tuple, a dict or an object with `.logits`."""
-    inside = out.get("logits", out) if isinstance(out, dict) else getattr(out, "logits", out)
-    members = [m for m in (inside if isinstance(inside, (tuple, list)) else [inside]) if isinstance(m, Tensor)]
-    for member in members:
+    for member in _tensors_in(out):
         if member.dim() == 3 and member.shape[:2] == ids.shape and member.is_floating_point():
             return member
         if member.dim() == 2 and member.shape[0] == ids.numel() and member.is_floating_point():
             return member.view(*ids.shape, -1)
+    return None
+
+
+def _tensors_in(out: Any) -> list[Tensor]:
+    inside = out.get("logits", out) if isinstance(out, dict) else getattr(out, "logits", out)
+    return [m for m in (inside if isinstance(inside, (tuple, list)) else [inside]) if isinstance(m, Tensor)]
+
+
+def _refused(out: Any, ids: Tensor) -> NoLogits:
+    members = _tensors_in(out)
     got = ", ".join(str(list(m.shape)) for m in members) or type(out).__name__
     hint = "only a loss" if got == "[]" else "only the last position" if f"[{ids.shape[0]}, 1, " in got else "no logits"
     want = f"[{ids.shape[0]}, {ids.shape[1]}, vocabulary]"
-    raise ModelError(f"the model returns {hint} (shape {got}, wanted {want}): name a method that does, logits=...")
+    return NoLogits(f"the model returns {hint} (shape {got}, wanted {want}): name a method that does, logits=...")
+
+
+_one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch below are the process's, not a thread's
 
 
 @contextmanager
 def undisturbed(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Eval mode, no compiled code, gradients on or off; afterwards modes, flags, RNG states and .grad are as before."""
+    """Eval mode, no compiled code, gradients on or off; afterwards modes, flags, RNG states and .grad are as before.
+
+    One thread at a time: others wait. Raises CurvatureError for parameters that can have no gradient.
+    """
+    with _one_at_a_time, _undisturbed(model, gradients):
+        yield
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
+    frozen = [name for name, p in model.named_parameters() if gradients and p.is_inference()]
+    if frozen:
+        raise CurvatureError(
+            f"parameter {frozen[0]!r} was made under torch.inference_mode and can have no gradient: build the model outside"
+        )
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     cuda = list(range(torch.cuda.device_count())) if device_of(model).type == "cuda" else []
@@ -163,7 +356,7 @@ def _as_written() -> Iterator[None]:
             del CheckpointFunction.apply
 
 
-def first_bad_module(model: nn.Module, run: Logits, ids: Tensor) -> str:
+def first_bad_module(model: nn.Module, run: Callable[[Tensor], Tensor], ids: Tensor) -> str:
     """The name of the first module whose output is NaN or infinite, found by running `ids` once more; '' if none is."""
     bad: list[str] = []
 

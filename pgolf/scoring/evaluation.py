@@ -46,6 +46,7 @@ class Text:
     bos: int
     total: int
     counted_by: str
+    unknown: float = 0.0  # share of the scored targets for which the tokenizer had no piece
 
     @property
     def scored(self) -> NDArray[np.integer]:
@@ -86,7 +87,8 @@ def read_text(
         bos = tokenizers.load_tokenizer(tokenizer).bos_id()
     known = bos if bos is not None and bos >= 0 else DEFAULT_BOS  # SentencePiece says -1 for none
     total = bpb.num_targets(tokens, counts, max_tokens)
-    return Text(tokens, counts, known, total, f"bytes of {found.name}" if found else "")
+    unknown = tokenizers.unknown_share(tokens[1 : total + 1], tokenizer) if tokenizer else 0.0
+    return Text(tokens, counts, known, total, f"bytes of {found.name}" if found else "", unknown)
 
 
 def score(
@@ -114,7 +116,14 @@ def score(
     made = bpb.result_of(nats, text.byte_counts, time.perf_counter() - began - compiling)
     how = ", ".join(filter(None, (own_scorer, str(reading), text.counted_by)))
     by_document = documents.per_document(nats, text.byte_counts, starts)
-    return Scored(Result(source, how, made, by_document, reading.note(nats, starts), compiling), scorer, nats)
+    note = "; ".join(filter(None, (reading.note(nats, starts), _lost_text(text)))) or None
+    return Scored(Result(source, how, made, by_document, note, compiling), scorer, nats)
+
+
+def _lost_text(text: Text) -> str | None:
+    if not text.unknown:
+        return None
+    return f"{text.unknown:.2%} of the scored tokens are <unk>: what text they stand for is lost, and their bytes are guessed"
 
 
 def _fast_losses(model: nn.Module, reading: Reading, logits: str | None) -> StaticLosses | None:

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from pgolf import report
@@ -131,7 +129,7 @@ class _Scorer:
 
     def __init__(self, source: Checkpoint, val: Path, tokenizer: Path, seq_len: int, progress: Progress) -> None:
         self.model: nn.Module = rebuild.from_config(source.config or {}, source.state_dict())
-        self.tokens: NDArray[np.uint16] = shards.read_shard(val)
+        self.tokens: shards.Tokens = shards.read_shard(val)
         self.counts = tokenizers.stream_bytes(self.tokens, tokenizers.token_bytes(tokenizer))
         self.seq_len, self.progress = seq_len, progress
 

@@ -9,7 +9,7 @@ import pytest
 from pgolf.data.corpus import BOS, HELD_OUT_EVERY, find_data, tokenize
 from pgolf.data.shards import read_shard, write_shard
 from pgolf.data.tokenizers import load_tokenizer, stream_bytes, token_bytes
-from pgolf.errors import DataError, UsageError
+from pgolf.errors import DataError
 
 LINES = [f"line {i}: {i * i} tabs\tand ünïcode ✓ of {'x' * (i % 17)}" for i in range(900)]
 
@@ -64,7 +64,7 @@ def test_bad_text_is_refused(texts: list[Path], tmp_path: Path):
             tokenize(paths, tmp_path / "out")
     with pytest.raises(DataError, match="no tokenizer of 60000 pieces"):
         tokenize(texts, tmp_path / "out", vocab_size=60000)
-    with pytest.raises(UsageError, match="below 65536"):
+    with pytest.raises(DataError, match="no tokenizer of 70000 pieces"):
         tokenize(texts, tmp_path / "out", vocab_size=70000)
 
 

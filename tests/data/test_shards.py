@@ -46,6 +46,19 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, tokens: list[int])
     assert [p.name for p in path.parent.iterdir()] == ["s.bin"]
 
 
+def test_a_vocabulary_over_65536_has_wide_shards(tmp_path: Path):
+    write_shard(tmp_path / "s.bin", np.array([1, 65536, 262143]), wide=True)
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 2, 3
+    wanted = header.tobytes() + b"\x01\0\0\0" + b"\0\0\x01\0" + b"\xff\xff\x03\0"
+    assert (tmp_path / "s.bin").read_bytes() == wanted
+    read = read_shard(tmp_path / "s.bin")
+    assert read.dtype == np.uint32
+    assert read.tolist() == [1, 65536, 262143]
+    batch = WindowSampler([read], seq_len=2, batch_size=1, seed=0).batch(0)
+    assert batch.tolist() == [[1, 65536, 262143]]
+
+
 def test_a_shard_is_mapped_not_read(shard: Path):
     assert isinstance(read_shard(shard), np.memmap)
 
@@ -63,7 +76,8 @@ def test_tokens_that_do_not_fit_are_not_written(tmp_path: Path, bad: np.ndarray)
         (lambda b: b"", "not a token shard"),
         (lambda b: b"\x00" + b[1:], "not a token shard"),
         (lambda b: b[:500], "shorter than its 1024-byte header"),
-        (lambda b: b[:4] + b"\x02" + b[5:], "version 2"),
+        (lambda b: b[:4] + b"\x03" + b[5:], "version 3"),
+        (lambda b: b[:4] + b"\x02" + b[5:], "is truncated: its header says 10 tokens, the file holds 5"),
         (lambda b: b[:-2], "is truncated: its header says 10 tokens, the file holds 9"),
         (lambda b: b[:-1], "is truncated: its header says 10 tokens, the file holds 9.5"),
         (lambda b: b + b"\x00\x00", "bytes after its last token: its header says 10 tokens, the file holds 11"),

@@ -147,12 +147,15 @@ def test_nothing_is_written_when_packing_fails(tmp_path):
 class FakeCurvature:
     """A curvature of the toy model, by hand."""
 
+    notes: tuple[str, ...] = ()
+    unreached: frozenset[str] = frozenset()
+
     def __init__(self, width: int = 48) -> None:
         g = generator(2)
         x = torch.randn(500, 96, generator=g) * torch.rand(96, generator=g) ** 3
         self.known = {"down.weight": MatrixCurvature(x.T @ x / 500, torch.rand(width, generator=g))}
 
-    def get(self, name: str) -> list[MatrixCurvature | None] | None:
+    def matrices(self, name: str) -> list[MatrixCurvature | None] | None:
         return [self.known[name]] if name in self.known else None
 
 

@@ -526,6 +526,11 @@ class Loss(Matmul):
         return F.cross_entropy(super().forward(ids).flatten(0, 1), targets.flatten())
 
 
+class Masked(Matmul):
+    def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(ids)
+
+
 class Broken(Matmul):
     def __init__(self) -> None:
         super().__init__()
@@ -543,8 +548,8 @@ def changed(net: Net, change: object) -> Net:
 @pytest.mark.parametrize(
     ("net", "ids", "error", "words"),
     [
-        (Loss(), batches(), ModelError, "targets"),
-        (Matmul(), [torch.full((1, 4), V)], CurvatureError, f"highest token, {V}"),
+        (Masked(), batches(), ModelError, "wants more than token ids.*mask"),
+        (Matmul(), [torch.full((1, 4), V)], CurvatureError, f"token {V} lies outside the model's vocabulary of {V}"),
         (Matmul(), [torch.full((1, 4), -1)], CurvatureError, "token -1 "),
         (Matmul(), [torch.zeros(1, 4)], CurvatureError, "int64"),
         (Matmul(), [], CurvatureError, "no calibration tokens"),

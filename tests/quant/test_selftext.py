@@ -112,10 +112,10 @@ class Positions(Model):
 
 def test_the_context_that_a_model_takes() -> None:
     assert selftext.usable_length(Model(), 1024) == 1023
-    assert selftext.usable_length(Positions(), 1024) == 63
+    assert selftext.usable_length(Positions(), 1024) == 99
     assert selftext.usable_length(Positions(), 100) == 99
     ids = self_generate(Positions(), sequences=2, length=selftext.usable_length(Positions(), 1024))
-    assert ids.shape == (2, 63)
+    assert ids.shape == (2, 99)
     assert selftext.vocabulary(Model()) == V
 
 

@@ -118,7 +118,7 @@ def test_modules_are_scored_in_eval_mode_and_left_as_they_were(behind: str):
 
 @pytest.mark.parametrize("behind", BEHIND)
 def test_ids_are_put_where_the_model_is(behind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.call(ids))  # its checks read values, meta has none
+    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.model(ids))  # its checks read values, meta has none
     for device in ("cpu", "meta"):
         seen: list[str] = []
         score_windows(

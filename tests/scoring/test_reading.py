@@ -29,7 +29,7 @@ def test_each_reading_is_its_function():
 
 def test_a_model_elsewhere_gets_its_ids_there(monkeypatch: pytest.MonkeyPatch):
     """`pgolf eval --device cuda` sent them to the CPU; the device `meta` stands for a GPU."""
-    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.call(ids))  # its checks read values, meta has none
+    monkeypatch.setattr(Logits, "__call__", lambda self, ids: self.model(ids))  # its checks read values, meta has none
     seen: list[str] = []
     Reading(16).score(Counting().to("meta"), TOKENS, BOS, losses=losses_that_note_devices(seen))
     assert set(seen) == {"meta"}

@@ -12,7 +12,7 @@ What will surprise you:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,20 +22,21 @@ from pgolf.common import ranks
 from pgolf.errors import CurvatureError
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
+from pgolf.quant.curvature.batches import batches_of
 from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Block, Tracer
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
 SKETCH_TOKENS = 512  # tokens whose summed gradient is one sample of the factors of a parameter that is not followed
-PASS_TOKENS = 4096  # tokens a pass when the batches come as one tensor of sequences
+SIGN_ROWS = 1 << 24  # random signs drawn at a time: as int64 they are four times the logits of a large vocabulary
 
 Progress = Callable[[int, int | None], None]
 
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     *,
     output_side: bool = True,
     full_output: bool = True,
@@ -47,7 +48,8 @@ def calibrate(
 ) -> Curvature:
     """H = E[x xᵀ] and G = E[g gᵀ] of every matrix and bank slice of `model`, in nats per token: see curvature.py.
 
-    batches: int64 [B, T] token ids, or one tensor [sequences, T]; many small ones make the scale of G more exact.
+    batches: int64 [B, T] token ids, or one tensor [sequences, T], or what a DataLoader gives, see batches.py; many small
+    ones make the scale of G more exact.
     tokens: use at most so many. output_side=False skips the backward pass: no G. full_output=False keeps its diagonal.
     plain=True also keeps all of E[g gᵀ], not its diagonal alone, for `Curvature.get(weighted=False)`.
     logits: a callable or method name that takes ids to logits [B, T, V]; by default `forward_logits`, `logits` or the
@@ -58,14 +60,15 @@ def calibrate(
     model = original(model)
 
     def collect() -> Curvature:
+        refuse_sharded(model)
         run = logits_of(model, logits)
         collector = Collector(model, output_side=output_side, full_output=full_output, plain=plain)
         generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
         total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
         with undisturbed(model, gradients=output_side):
-            for ids in _batches(batches, tokens):
+            for ids in batches_of(batches, tokens):
                 for part in _parts(ids, collector.curvature):
-                    collector.batch(run, part.to(device_of(model)), generator)
+                    collector.batch(run, run.prepare(part.to(device_of(model))), generator)
                 if progress:
                     progress(collector.curvature.tokens, total)
         return collector.result()
@@ -76,31 +79,22 @@ def calibrate(
     return found
 
 
-def _batches(batches: Iterable[Tensor], tokens: int | None) -> Iterator[Tensor]:
-    """Batches of int64 cut so that they hold at most `tokens` tokens."""
-    if isinstance(batches, Tensor) and batches.dim() == 2:
-        batches = torch.split(batches, max(1, PASS_TOKENS // max(batches.shape[1], 1)))
-    left = tokens
-    for batch in batches:
-        ids = _cut(batch[None] if batch.dim() == 1 else batch, left)
-        if ids.numel() == 0:
-            return
-        yield ids.long() if ids.dtype == torch.int32 else ids
-        left = None if left is None else left - ids.numel()
+def refuse_sharded(model: nn.Module) -> None:
+    """CurvatureError for parameters that are not whole here: pieces of them would pass for other matrices."""
+    for name, parameter in model.named_parameters():
+        kind = type(parameter.data).__name__ if type(parameter) is nn.Parameter else type(parameter).__name__
+        if "DTensor" in kind or kind == "FlatParameter":
+            raise CurvatureError(
+                f"parameter {name!r} is sharded over ranks ({kind}): calibrate a model that holds it whole"
+            )
+        if parameter.is_meta:
+            raise CurvatureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")
 
 
 def _parts(ids: Tensor, so_far: Curvature) -> Sequence[Tensor]:
     """The rows of a batch a few at a time where whole gradients are all that is known of a parameter: each is one sample."""
     blind = any(key.use == GRADIENT for key in so_far.sums)
     return torch.split(ids, max(1, SKETCH_TOKENS // ids.shape[-1])) if blind and ids.dim() == 2 else [ids]
-
-
-def _cut(ids: Tensor, left: int | None) -> Tensor:
-    """Whole rows of ids [B, T], or the start of one, with at most `left` tokens."""
-    if left is None or ids.dim() != 2 or ids.numel() <= left:
-        return ids
-    rows = left // ids.shape[1]
-    return ids[:rows] if rows else ids[:1, :left]
 
 
 class Last(NamedTuple):
@@ -183,6 +177,8 @@ class Collector:
 
     def product(self, blocks: Sequence[Block], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
         """See trace.Sink."""
+        if x.shape[0] == 0:  # an expert that no token chose
+            return
         with torch.no_grad():
             gram = self._shared_gram(x)
         for block in blocks:
@@ -209,6 +205,8 @@ class Collector:
 
     def lookup(self, block: Block, ids: Tensor, y: Tensor) -> None:
         """See trace.Sink."""
+        if ids.numel() == 0:
+            return
         self._seen(block)
         sums = self._sums(block, "lookup")
         height = len(range(block.rows.stop)[block.rows])
@@ -302,7 +300,7 @@ class Collector:
             return None
         slope = _pulled(logits, y, torch.ones_like(logits))
         if self._elementwise is None:
-            signs = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0)).to(logits) * 2 - 1
+            signs = _signs(logits)
             error = (_pulled(logits, y, signs) - slope * signs.reshape(slope.shape).to(slope)).abs().max()
             self._elementwise = bool(slope.any()) and bool(error <= 1e-2 * slope.abs().max())
         return slope if self._elementwise else None
@@ -365,6 +363,14 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Random signs of the shape and dtype of `like`, the same for the same shape."""
+    generator, signs = torch.Generator().manual_seed(0), torch.empty_like(like, requires_grad=False)
+    for part in torch.split(signs.view(-1), SIGN_ROWS):
+        part.copy_(torch.randint(2, part.shape, generator=generator))
+    return signs.mul_(2).sub_(1)
 
 
 def _softmax_covariance(cp: Tensor, variance: Tensor) -> Tensor:

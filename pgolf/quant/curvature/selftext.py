@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import CurvatureError, ModelError, PgolfError
+from pgolf.models import lengths
 from pgolf.models.logits import Logits, device_of, logits_of, original, undisturbed
 from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, odd_length
 
 KEPT_BYTES = 3 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
 WHOLE_TOKENS = 8192  # of a group where nothing can be kept
-SHORTEST = 16  # tokens of a context: a model that fails on so few fails for another reason
 
 Progress = Callable[[int, int], None]
 NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
@@ -57,7 +57,7 @@ def self_generate(
     generator = torch.Generator(device).manual_seed(seed)
     with undisturbed(model, gradients=False):
         width = _vocabulary(run, device, vocab, bos)
-        padded = odd_length(length, {size for p in model.parameters() for size in p.shape})
+        padded = _run_length(run, length)
         kept = _kept_bytes(run, width, padded, device)
         together = KEPT_BYTES // kept if kept else WHOLE_TOKENS // padded
         done: list[Tensor] = []
@@ -82,23 +82,13 @@ def self_generate(
 
 
 def usable_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
-    """The longest odd length up to `wanted` tokens that `model` takes, halved until it does: learned positions end.
+    """The longest length up to `wanted` tokens that `model` takes and `self_generate` is quick with: odd if possible.
 
     Odd, because `self_generate` runs even lengths one token longer (see incremental.py). Raises as `logits_of`.
     """
     model = original(model)
-    run = logits_of(model, logits)
-    length = (wanted - 1) | 1
     with undisturbed(model, gradients=False):
-        while True:
-            try:
-                run(torch.zeros(1, length, dtype=torch.int64, device=device_of(model)))
-            except CurvatureError:
-                if length < SHORTEST:
-                    raise
-                length = (length // 2 - 1) | 1
-            else:
-                return length
+        return lengths.usable_length(logits_of(model, logits), wanted, odd=True)
 
 
 def vocabulary(model: nn.Module, *, logits: Callable[..., Any] | str | None = None) -> int:
@@ -123,7 +113,15 @@ def _sample(logits: NextLogits, ids: Tensor, width: int, temperature: float, gen
 
 
 def _whole(run: Logits, ids: Tensor, start: int, stop: int) -> Tensor:
-    return run(ids[:, :stop])
+    return run(ids[:, : -(-stop // run.multiple) * run.multiple])
+
+
+def _run_length(run: Logits, length: int) -> int:
+    """The length at which the model is run all the time: one that it takes, and better none of its own sizes."""
+    multiple = run.multiple
+    if multiple == 1:
+        return odd_length(length, {size for p in run.model.parameters() for size in p.shape})
+    return -(-length // multiple) * multiple
 
 
 def _vocabulary(run: Logits, device: torch.device, vocab: int | None, bos: int | None) -> int:

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from pgolf.common.files import replacing
 from pgolf.errors import CurvatureError
+from pgolf.quant.slices import matrix_shape
 
 FORMAT = 2  # of the file that `save` writes; 1 lacks the sums of gradients
 
@@ -107,6 +108,7 @@ def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
+WIDEST = 8192  # columns of a bank as one matrix: beyond, factoring their H would take longer than it is worth
 MAX_SLICES = 1 << 16  # of a bank in a file
 Rectangle = tuple[int, int, int, int, int, int, int]  # slice; start, stop, step of its rows and of its columns
 
@@ -118,6 +120,7 @@ class Curvature:
     shapes: of every parameter, by name. sums: see Sums. used: which rectangles of a parameter were seen in use.
     unknown: functions through which a parameter could not be followed. ties: other names of a parameter -> its first.
     squares: Σ over `batches` batches of |∇|² in every slice, see above; none were measured without the output side.
+    notes: what a user should know of the text that it was collected on.
     """
 
     tokens: int = 0
@@ -128,6 +131,7 @@ class Curvature:
     unknown: dict[str, set[str]] = field(default_factory=dict)
     squares: dict[str, list[float]] = field(default_factory=dict)
     batches: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def get(self, name: str, *, weighted: bool = True, scaled: bool = True) -> list[MatrixCurvature | None] | None:
         """One curvature for every slice of the parameter (one for a matrix), None where a slice was never used.
@@ -136,8 +140,7 @@ class Curvature:
         even where these are inputs (`transposed`). weighted=False takes x and g as independent: H = E[x xᵀ], G = E[g gᵀ].
         scaled=False leaves out the correction for terms between positions.
         """
-        name = self.ties.get(name, name)
-        seen = {key.k for key in self.sums if key.name == name}
+        name, seen = self.ties.get(name, name), self.seen(name)
         if not seen:
             return None
         slices = self.shapes[name][0] if len(self.shapes[name]) == 3 else 1
@@ -148,7 +151,7 @@ class Curvature:
         gradient = followed.pop(Key(name, k, GRADIENT), None)
         if gradient is not None and self.covered(name) != "traced":
             return _from_gradients(gradient, self.tokens)
-        terms = list(followed.values())
+        terms = [sums for sums in followed.values() if sums.uses]
         if not terms:
             return None
         found = _kronecker(terms, self.tokens, self.shapes[name][-1])
@@ -160,6 +163,27 @@ class Curvature:
         if product <= 0 or whole <= 0:
             return found
         return replace(found, G=found.G * (whole / product) ** (self.batches / (self.batches + 1)))
+
+    def seen(self, name: str) -> set[int]:
+        """The slices of the parameter that were used, 0 of a matrix. A tied name may be asked for."""
+        name = self.ties.get(name, name)
+        return {key.k for key, sums in self.sums.items() if key.name == name and sums.uses}
+
+    def matrices(self, name: str) -> list[MatrixCurvature | None] | None:
+        """As `get`, for the matrices that the parameter is quantized as: see slices.py."""
+        name = self.ties.get(name, name)
+        found = self.get(name)
+        stack = matrix_shape(self.shapes[name]) if found else None
+        if found is None or stack is None or stack[0] == len(found):
+            return found
+        return [_flattened(found, self.shapes[name])] if stack[2] <= WIDEST else None
+
+    @property
+    def unreached(self) -> set[str]:
+        """Matrices and banks that no token came to (the expert that none chose): nothing tells what an error costs."""
+        reached = {key.name for key, sums in self.sums.items() if sums.uses} | self.unknown.keys()
+        reached |= {name for name, squares in self.squares.items() if any(squares)}
+        return {name for name, shape in self.shapes.items() if len(shape) in (2, 3)} - reached
 
     @property
     def transposed(self) -> list[str]:
@@ -188,6 +212,7 @@ class Curvature:
                 raise CurvatureError(f"curvatures of different models cannot be merged: {_difference(self, part)}")
             total.tokens += part.tokens
             total.batches += part.batches
+            total.notes += [note for note in part.notes if note not in total.notes]
             for name, squares in part.squares.items():
                 so_far = total.squares.get(name, [0.0] * len(squares))
                 total.squares[name] = [a + b for a, b in zip(so_far, squares, strict=True)]
@@ -227,7 +252,7 @@ class Curvature:
             "sums": [[*key, sums.uses] for key, sums in sorted(self.sums.items())],
             "used": {name: sorted(rectangles) for name, rectangles in self.used.items()},
             "unknown": {name: sorted(functions) for name, functions in self.unknown.items()},
-        }
+        } | ({"notes": self.notes} if self.notes else {})
 
     @staticmethod
     def load(path: str | Path) -> Curvature:
@@ -259,6 +284,7 @@ def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
         unknown={name: set(functions) for name, functions in header["unknown"].items()},
         squares={name: [float(v) for v in squares] for name, squares in header["squares"].items()},
         batches=int(header["batches"]),
+        notes=[str(note)[:1000] for note in list(header.get("notes", []))[:20]],
     )
     _check_numbers(out)
     left = dict(tensors)
@@ -391,6 +417,38 @@ def _one_sided(terms: list[Sums], tokens: int, width: int) -> MatrixCurvature:
         return MatrixCurvature(H.diag() if H.dim() == 1 else H)
     rows = _alike([t.rows for t in terms if t.rows is not None])
     return MatrixCurvature(torch.eye(width), sum(rows[1:], rows[0]) / tokens)
+
+
+def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> MatrixCurvature:
+    """Of a bank [n, R, C] as one matrix [n, R·C], whose rows are the slices: their G_k ⊗ H_k are the rows' costs.
+
+    The single product with the same two partial traces; slices that were never used cost nothing.
+    """
+    n, rows, cols = shape
+    costs, across = torch.zeros(n), torch.zeros(rows, cols, rows, cols)
+    for k, found in enumerate(slices):
+        if found is None:
+            continue
+        G = torch.ones(rows) if found.G is None else found.G
+        G = G.diag() if G.dim() == 1 else G
+        costs[k] = _trace(G) * _trace(found.H)
+        across += torch.einsum("ij,kl->ikjl", G, found.H)
+    total = float(costs.sum())
+    H = across.reshape(rows * cols, rows * cols)
+    return MatrixCurvature(H, costs / total if total else costs)
+
+
+def mean_of(found: list[MatrixCurvature]) -> MatrixCurvature:
+    """The mean of curvatures of one shape."""
+    G = [m.G for m in found if m.G is not None]
+    plain = [m.plain for m in found if m.plain is not None]
+    H = sum((m.H for m in found[1:]), found[0].H) / len(found)
+    whole = _alike(G) if len(G) == len(found) else []
+    return MatrixCurvature(
+        H,
+        sum(whole[1:], whole[0]) / len(whole) if whole else None,
+        sum(plain[1:], plain[0]) / len(plain) if len(plain) == len(found) else None,
+    )
 
 
 def _alike(matrices: list[Tensor]) -> list[Tensor]:

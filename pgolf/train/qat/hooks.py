@@ -35,6 +35,7 @@ from pgolf.models.logits import original
 from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
+from pgolf.quant.slices import matrix_shape
 from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
@@ -221,7 +222,7 @@ class QAT:
         with torch.enable_grad():
             curvature = self._curvature() if callable(self._curvature) else self._curvature
         assert curvature is not None
-        known = {name: found for name in settings if (found := curvature.get(name)) is not None}
+        known = {name: found for name in settings if (found := curvature.matrices(name)) is not None}
         weights = {name: _matrices(self._params[name]) for name in settings}
         return auto_lattices(weights, known, settings, self.settings.bits)
 
@@ -252,7 +253,7 @@ def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, 
 
 
 def _shape(param: Tensor) -> tuple[int, int, int]:
-    shape = plan.matrix_shape(tuple(param.shape))
+    shape = matrix_shape(tuple(param.shape))
     assert shape is not None
     return shape
 

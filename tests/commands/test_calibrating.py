@@ -1,0 +1,111 @@
+"""Calibrating and scoring on the command line: the context, the shard and the report of what was really read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pgolf.cli import main
+from pgolf.data.shards import write_shard
+
+NANO = """
+import torch, torch.nn as nn, torch.nn.functional as F
+
+class GPT(nn.Module):
+    block, vocab = 40, 64
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(self.vocab, 48), nn.Embedding(self.block, 48)
+        self.up, self.head = nn.Linear(48, 48), nn.Linear(48, self.vocab, bias=False)
+
+    def forward(self, idx, targets=None):
+        t = idx.shape[1]
+        assert t <= self.block, f"Cannot forward sequence of length {t}, block size is only {self.block}"
+        x = self.wte(idx) + self.wpe(torch.arange(t))
+        x = x + self.up(x).relu()
+        if targets is None:
+            return self.head(x[:, [-1], :]), None
+        logits = self.head(x)
+        return logits, F.cross_entropy(logits.view(-1, self.vocab), targets.view(-1), ignore_index=-1)
+
+class Wide(GPT):
+    vocab = 70_000
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "nano.py").write_text(NANO)
+    names: dict[str, type[torch.nn.Module]] = {}
+    exec(NANO, names)
+    for name in ("GPT", "Wide"):
+        torch.save(names[name]().state_dict(), tmp_path / f"{name}.pt")
+    rng = np.random.default_rng(0)
+    write_shard(tmp_path / "val.bin", rng.integers(0, 64, 3000).astype(np.uint16))
+    write_shard(tmp_path / "wide.bin", rng.integers(0, 70_000, 600), wide=True)
+    for name, size in (("val_bytes", 3000), ("wide_bytes", 600)):
+        write_shard(tmp_path / f"{name}.bin", np.full(size, 3, np.uint16))
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, [a.replace("DIR", str(folder)) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("text", ["DIR/val.bin", "self", "random"])
+def test_a_short_context(folder: Path, text: str) -> None:
+    common = ["DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "--calib", text, "--json"]
+    facts = json.loads(run(folder, "calibrate", *common, "-o", "DIR/c.s", "--tokens", "800"))
+    length = 39 if text in {"self", "random"} else 40
+    assert facts["tokens"] == 800 // length * length
+    assert facts["notes"] == [f"calibrated in sequences of {length} tokens, the most up to 1024 that the model takes"]
+    packed = json.loads(run(folder, "pack", *common, "-o", "DIR/o.pgolf", "--tokens", "800", "--budget", "12kB"))
+    assert facts["notes"][0] in packed["notes"]
+
+
+def test_eval_takes_the_models_context(folder: Path) -> None:
+    common = ["eval", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "--data", "DIR/val.bin"]
+    assert "windows of 40, stride 40" in run(folder, *common)
+    assert "windows of 16, stride 16" in run(folder, *common, "--seq-len", "16")
+    assert "block size is only 40" in run(folder, *common, "--seq-len", "64", code=3)
+
+
+def test_a_vocabulary_over_65536(folder: Path) -> None:
+    common = ["DIR/Wide.pt", "--model", "DIR/nano.py:Wide"]
+    facts = json.loads(run(folder, "calibrate", *common, "--calib", "DIR/wide.bin", "-o", "DIR/c.s", "--json"))
+    assert facts["tokens"] == 600
+    score = json.loads(run(folder, "eval", *common, "--data", "DIR/wide.bin", "--json"))
+    assert score["tokens"] == 599
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_shard_of_hardly_any_tokens(folder: Path, count: int) -> None:
+    write_shard(folder / "few.bin", np.zeros(count, np.uint16))
+    out = run(
+        folder,
+        "calibrate",
+        "DIR/GPT.pt",
+        "--model",
+        "DIR/nano.py:GPT",
+        "--calib",
+        "DIR/few.bin",
+        "-o",
+        "DIR/c.s",
+        code=3,
+    )
+    assert f"holds {count} tokens: at least 16 are needed to calibrate on" in out
+
+
+def test_a_short_shard_is_not_read_twice(folder: Path) -> None:
+    write_shard(folder / "few.bin", np.arange(50, dtype=np.uint16))
+    options = ["--calib", "DIR/few.bin", "-o", "DIR/c.s", "--json", "--seq-len", "20"]
+    facts = json.loads(run(folder, "calibrate", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", *options))
+    assert facts["tokens"] == 40
