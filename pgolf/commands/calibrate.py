@@ -8,13 +8,22 @@ from typing import Any
 
 import click
 
-from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import force_option, json_option, model_options, print_lines, progress_bars, refuse_overwrite
+from pgolf.commands.models import calibrate_model, read_checkpoint
+from pgolf.commands.shared import (
+    force_option,
+    json_option,
+    model_options,
+    print_lines,
+    progress_bars,
+    refuse_overwrite,
+    state_option,
+)
 
 
 @click.command()
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--calib", metavar="TOKENS.bin|self|random", default="self", show_default=True, help="Text to run on.")
 @click.option("-o", "--out", required=True, metavar="CURV.safetensors", type=click.Path(path_type=Path))
 @click.option(
@@ -29,11 +38,9 @@ def calibrate(ckpt: Path, out: Path, force: bool, as_json: bool, **options: Any)
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
     """
-    from pgolf.models import checkpoint
-
     refuse_overwrite(out, force)
     with progress_bars() as progress:
-        curvature = calibrate_model(checkpoint.read(ckpt), options["calib"], progress, options)
+        curvature = calibrate_model(read_checkpoint(ckpt, options), options["calib"], progress, options)
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgolf.commands.shared import json_option, print_lines
+from pgolf.commands.shared import json_option, print_lines, state_option
 from pgolf.errors import BudgetError
 
 
@@ -19,8 +19,9 @@ from pgolf.errors import BudgetError
 @click.option("--method", metavar="M", help="As in pack.")
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@state_option
 @json_option
-def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: Any) -> None:
+def estimate(ckpt: Path, curvature_file: Path | None, state: str | None, as_json: bool, **options: Any) -> None:
     """Foresee in seconds what pack would give: bytes, and what they cost. Exit code 4 if it would not fit.
 
     Example: pgolf estimate ckpt.pt --budget 16MB --code train.py
@@ -31,7 +32,7 @@ def estimate(ckpt: Path, curvature_file: Path | None, as_json: bool, **options: 
     from pgolf.quant.curvature.store import Curvature
 
     curvature = Curvature.load(curvature_file) if curvature_file else None
-    found = forecast.estimate(checkpoint.read(ckpt), curvature=curvature, **options)
+    found = forecast.estimate(checkpoint.read(ckpt, state=state), curvature=curvature, **options)
     print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:
         raise BudgetError(f"would not fit: about {found.total_bytes:,} B of at most {found.budget:,} B")

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.models import is_artifact, model_with
-from pgolf.commands.shared import Progress, json_option, model_options, print_lines, progress_bars, refuse_unwritable
+from pgolf.commands.shared import (
+    Progress,
+    json_option,
+    model_options,
+    print_lines,
+    progress_bars,
+    refuse_unwritable,
+    state_option,
+)
 from pgolf.data import tokenizers
 from pgolf.errors import AuditError, ModelError, UsageError
 
@@ -38,6 +46,7 @@ DEFAULT_BOS = 1  # of the contest's shards
 @click.command("eval")
 @click.argument("sources", metavar="A [B]", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--data", metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
 @click.option(
     "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of the shard."
@@ -143,7 +152,7 @@ def _scored(source: Path, text: _Text, options: dict[str, Any], progress: Progre
 
     device, reading = need(options["device"]), _reading(options)
     starts = documents.starts_of(text.scored, text.bos, required=reading.within_documents)
-    model = to_device(model_with(source, options["model"]), device)
+    model = to_device(model_with(source, options["model"], options["state"]), device)
     losses = _fast_losses(model, reading, options) if device.type == "cuda" else None
     scorer = _scorer(model, reading, text.bos, options, losses)
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,29 @@ if TYPE_CHECKING:
 CONTEXT = 1024  # tokens of a calibration sequence unless --seq-len says otherwise
 
 
-def model_with(source: Path, spec: str | None) -> nn.Module:
-    """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights."""
-    from pgolf.loading import dense
-    from pgolf.models import checkpoint
+def read_checkpoint(path: Path, options: Mapping[str, Any], *, everything: bool = False) -> Checkpoint:
+    """The checkpoint at `path`, for the module that --model names and the weights that --state names, where given."""
+    from pgolf.models import checkpoint, usermodel
 
-    if is_artifact(source):
+    spec = options.get("model")
+    like = None if spec is None else usermodel.load(spec)
+    return checkpoint.read(path, everything=everything, state=options.get("state"), like=like)
+
+
+def model_with(source: Path, spec: str | None, state: str | None = None) -> nn.Module:
+    """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights.
+
+    state: which of a checkpoint's weights.
+    """
+    from pgolf.loading import dense
+
+    if not source.is_dir() and is_artifact(source):
         entries, meta = dense.read(source)
-        state, config = dense.tensors_of(entries), meta.get("config")
+        weights, config = dense.tensors_of(entries), meta.get("config")
     else:
-        found = checkpoint.read(source)
-        state, config = found.state_dict(), found.config
-    return build(spec, state, config, str(source))
+        found = read_checkpoint(source, {"model": spec, "state": state})
+        weights, config = found.state_dict(), found.config
+    return build(spec, weights, config, str(source))
 
 
 def is_artifact(source: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import calibrate_model
+from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import (
     Progress,
     force_option,
@@ -20,6 +20,7 @@ from pgolf.commands.shared import (
     progress_bars,
     refuse_overwrite,
     refuse_unwritable,
+    state_option,
 )
 from pgolf.errors import UsageError
 
@@ -47,6 +48,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 )
 @click.option("-o", "--out", metavar="OUT.pgolf", type=click.Path(path_type=Path), help="[default: CKPT's name]")
 @model_options
+@state_option
 @click.option(
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
@@ -85,13 +87,12 @@ def pack(
     from pgolf import report
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
-    from pgolf.models import checkpoint
     from pgolf.quant import Settings
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, options["force"])
     refuse_unwritable(options["report_file"])
-    source = checkpoint.read(ckpt, everything=options["method"] == KEEP)
+    source = read_checkpoint(ckpt, options, everything=options["method"] == KEEP)
     with progress_bars() as progress:
         curvature = _curvature_for(source, progress, options)
         made = packing.pack(

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pgolf.common.files import not_a_file
 from pgolf.errors import UsageError, printable
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,7 @@ model_options = _options(
     ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
+state_option = click.option("--state", metavar="NAME", help="Weights to take where a checkpoint has several: ema.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 
 
@@ -48,8 +50,8 @@ def refuse_unwritable(path: Path | None) -> None:
     """UsageError before any work is done, where a file that may be replaced could not be written."""
     if path is None:
         return
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the file to write")
+    if what := not_a_file(path):
+        raise UsageError(f"{path} is {what}: name the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.live import live_table
-from pgolf.commands.models import calibrate_model
-from pgolf.commands.shared import json_option, model_options, print_lines, print_table, progress_bars
+from pgolf.commands.models import calibrate_model, read_checkpoint
+from pgolf.commands.shared import (
+    json_option,
+    model_options,
+    print_lines,
+    print_table,
+    progress_bars,
+    state_option,
+)
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ MOST_JOBS = 4  # by default: each process holds the model, its curvature and sev
 @click.command()
 @click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--data", required=True, metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
 @click.option("--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of it.")
 @click.option("--bytes", "sidecar", metavar="SIDECAR.bin", type=click.Path(path_type=Path), help="Bytes of each token.")
@@ -94,10 +102,9 @@ def _executor(options: dict[str, Any]) -> Any:
 
 def _one(ckpt: Path, folder: Path, executor: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The sweep of one checkpoint."""
-    from pgolf.models import checkpoint
     from pgolf.sweep import run
 
-    source = checkpoint.read(ckpt)
+    source = read_checkpoint(ckpt, options)
     baseline = None if options["baseline"] == "none" else options["baseline"]
     points, series = _points(source, options, baseline)
     setup, calibration = _setup(ckpt, options)
@@ -175,7 +182,7 @@ def _setup(ckpt: Path, options: dict[str, Any]) -> tuple[Setup, dict[str, Any]]:
         tokenizer=None if counts else absolute(options["tokenizer"]),
         sidecar=absolute(counts),
         rules=tuple(options["rules"]),
-        **{name: options[name] for name in ("logits", "count", "seq_len", "stride", "max_tokens", "device")},
+        **{name: options[name] for name in ("logits", "state", "count", "seq_len", "stride", "max_tokens", "device")},
     )
     return setup, calibration
 

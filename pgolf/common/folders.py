@@ -42,7 +42,9 @@ def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a link to a folder stays, and what it points to is replaced
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder, one was to be written there", str(path))
     _tidy(path)
     made, held = _locked_sibling(path)
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from pgolf.code.weigh import counted_bytes
-from pgolf.common.sizes import parse_size
+from pgolf.common.sizes import Size, parse_size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import packing, search
@@ -80,12 +80,12 @@ class Estimate:
 def estimate(
     model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path,
     *,
-    budget: int | str | None = None,
+    budget: Size | None = None,
     curvature: Curvature | None = None,
     method: str | None = None,
-    rules: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
     settings: Settings | None = None,
-    code: Sequence[str | Path] = (),
+    code: str | Path | Sequence[str | Path] = (),
 ) -> Estimate:
     """What `pgolf.pack` with the same arguments would give, in seconds and without data.
 
@@ -95,7 +95,7 @@ def estimate(
     began = time.perf_counter()
     source = packing.as_checkpoint(model)
     limit = None if budget is None else parse_size(budget)
-    code_bytes = {str(c): counted_bytes(c) for c in code}
+    code_bytes = {str(c): counted_bytes(c) for c in packing.listed(code)}
     job = Job(source, packing.known_curvatures(source, curvature), packing.silent, "rans")
     plans = packing.planned(source, method, rules, settings, search=limit is not None)
     searched = any(p.searched for p in plans.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 
 from pgolf.code.weigh import counted_bytes
 from pgolf.common import ranks
-from pgolf.common.sizes import parse_size
+from pgolf.common.sizes import Size, parse_size
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting import plan
 from pgolf.fitting.trial import Job, Progress, Trial, one_thread_each
-from pgolf.models import checkpoint
-from pgolf.models.checkpoint import Checkpoint
-from pgolf.models.usermodel import unwrapped
+from pgolf.models import blueprint, checkpoint
+from pgolf.models.checkpoint import Checkpoint, Item
+from pgolf.models.names import stripped, unwrapped
 from pgolf.packer.format import artifact
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
-from pgolf.report import Report, TensorRow
+from pgolf.report import Fate, Report, TensorRow
 
 if TYPE_CHECKING:
     from pgolf.quant.curvature.store import Curvature
@@ -38,13 +39,13 @@ def pack(
     model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path,
     path: str | Path | None,
     *,
-    budget: int | str | None = None,
+    budget: Size | None = None,
     target_rise: float | None = None,
     curvature: Curvature | None = None,
     method: str | None = None,
-    rules: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
     settings: Settings | None = None,
-    code: Sequence[str | Path] = (),
+    code: str | Path | Sequence[str | Path] = (),
     coder: str = "rans",
     deadline: float | None = None,
     progress: Progress | None = None,
@@ -53,7 +54,7 @@ def pack(
 
     model: a module, a state dict, a checkpoint's path, or what `pgolf.models.checkpoint.read` made of one. path: None writes
     nothing; the bytes are in the report.
-    budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
+    budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
     method: a name in `pgolf.quant.METHODS`, or "keep" to change no value. rules: as `--set`; settings: for what no rule
     speaks of. deadline: seconds from this call, after which the best artifact so far is returned; with one, bytes depend
@@ -67,7 +68,7 @@ def pack(
     def alone() -> Report:
         job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or silent, coder)
         limit = None if budget is None else parse_size(budget)
-        code_bytes = {str(c): counted_bytes(c) for c in code}
+        code_bytes = {str(c): counted_bytes(c) for c in listed(code)}
         searched = limit is not None or target_rise is not None
         plans = planned(source, method, rules, settings, coder, search=searched)
 
@@ -97,20 +98,42 @@ def silent(what: str, done: int, total: int) -> None:
 def planned(
     source: Checkpoint,
     method: str | None,
-    rules: Sequence[str],
+    rules: str | Sequence[str],
     settings: Settings | None,
     coder: str = "rans",
     *,
     search: bool,
 ) -> dict[str, plan.TensorPlan]:
     """The plan of every tensor, from what a user may say. Raises UsageError."""
-    return plan.make(
+    parsed = [plan.parse_rule(r) for r in listed(rules)]
+    made = plan.make(
         source.tensors,
         method=method or "auto",
-        rules=[plan.parse_rule(r) for r in rules],
+        rules=parsed,
         search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
+    for name, why in source.kept.items():
+        asked = any(fnmatchcase(name, rule.pattern) for rule in parsed)
+        if not asked or (why == checkpoint.INFINITE and made[name].settings is not None):
+            made[name] = plan.TensorPlan(None, why, integers=made[name].integers)
+    for name in made:
+        if (cast := made[name].cast) and _overflows(source.tensors[name], cast):
+            raise UsageError(
+                f"--set: {name!r} has values beyond what {cast} holds, they would become infinite: keep it as it is"
+            )
+    return made
+
+
+def _overflows(tensor: Tensor, dtype: str) -> bool:
+    """Whether a cast makes finite values infinite."""
+    finite = torch.isfinite(tensor)
+    return bool((~torch.isfinite(tensor.to(getattr(torch, dtype))) & finite).any())
+
+
+def listed(value: str | Path | Sequence[Any]) -> Sequence[Any]:
+    """One name or path given where several may be, as a list."""
+    return [value] if isinstance(value, (str, Path)) else value
 
 
 def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path) -> Checkpoint:
@@ -119,9 +142,15 @@ def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | P
         return model
     if isinstance(model, (str, Path)):
         return checkpoint.read(model)
-    if isinstance(model, nn.Module) and any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
+    if not isinstance(model, nn.Module):
+        return checkpoint.from_nest(model)
+    if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
         raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
-    return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
+    state, known = model.state_dict(keep_vars=False), blueprint.of(model)
+    tensors = {bare: state[name] for bare, name in known.full.items()}
+    taken = stripped({name: bare for bare, name in known.full.items()})
+    notes = (f"names without {', '.join(taken)}, which wrappers put there",) if taken else ()
+    return checkpoint.from_mapping(tensors, notes=notes, like=known)
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
@@ -130,8 +159,9 @@ def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[st
         return {}
     found = {}
     bare = unwrapped(source.tensors)
+    theirs = {short: full for full, short in unwrapped(getattr(curvature, "shapes", ())).items()}
     for name, tensor in source.tensors.items():
-        mine = curvature.get(name) or curvature.get(bare[name])
+        mine = curvature.get(name) or curvature.get(bare[name]) or curvature.get(theirs.get(bare[name], name))
         shape = plan.matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue
@@ -193,7 +223,23 @@ def _report(
         coder=job.coder,
         notes=notes,
         seconds=seconds,
+        account=account_of(job.source, rows),
     )
+
+
+def account_of(source: Checkpoint, rows: Sequence[TensorRow]) -> list[Fate]:
+    """What became of every tensor of the file, or of what was handed over."""
+    by_name = {row.name: row for row in rows}
+    return [_fate(item, by_name.get(item.name)) for item in source.account]
+
+
+def _fate(item: Item, row: TensorRow | None) -> Fate:
+    known = (item.path, item.name, list(item.shape), item.dtype, item.num_bytes)
+    if row is None:
+        return Fate(*known, fate="left out", why=item.why)
+    if item.why:
+        return Fate(*known, fate="alias", why=item.why)
+    return Fate(*known, fate="packed" if row.error is not None else "kept", why=row.kept)
 
 
 def _row(job: Job, name: str, trial: Trial) -> TensorRow:

@@ -100,6 +100,9 @@ def _dense(entry: Entry, device: torch.device) -> Tensor:
     if not entry.planes:
         return dense.kept(entry).to(device)
     dtype = getattr(torch, entry.dtype)
+    if not dtype.is_floating_point:  # codes of integers are the values; float32 would round
+        codes = [_tensor(plane.codes, device) for plane in entry.planes]
+        return torch.stack(codes).reshape(entry.shape).to(dtype)
     rows, cols = entry.planes[0].codes.shape
     stack = torch.empty(len(entry.planes), rows, cols, dtype=dtype if dtype in FLOATS else torch.float32, device=device)
     for plane, out in zip(entry.planes, stack, strict=True):

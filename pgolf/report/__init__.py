@@ -5,9 +5,10 @@ themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact
 """
 
 from pgolf.common.files import write_json, write_text
-from pgolf.report.packing import Report, TensorRow, estimate_lines, pack_summary, pack_table, submission_table
+from pgolf.report.packing import Fate, Report, TensorRow, estimate_lines, pack_summary, pack_table, submission_table
 
 __all__ = [
+    "Fate",
     "Report",
     "TensorRow",
     "estimate_lines",

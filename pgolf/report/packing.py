@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from pgolf.common.sizes import show_size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+MOST_LINES = 6  # of one kind
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,27 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
+class Fate:
+    """What became of one tensor of the checkpoint. path: where it lay; name: in the artifact, "" if it is not there.
+
+    fate: "packed", "kept", "alias" (why: of which name) or "left out". num_bytes: as it was.
+    """
+
+    path: str
+    name: str
+    shape: list[int]
+    dtype: str
+    num_bytes: int
+    fate: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched."""
+    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
+
+    account: every tensor of the checkpoint, those that were left out included.
+    """
 
     rows: list[TensorRow]
     data: bytes = field(repr=False)
@@ -43,6 +64,7 @@ class Report:
     coder: str = "rans"
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    account: list[Fate] = field(default_factory=list)
 
     @property
     def artifact_bytes(self) -> int:
@@ -82,6 +104,7 @@ class Report:
             "loss_rise": self.loss_rise,
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
+        plain["account"] = [asdict(fate) for fate in self.account]
         return plain | derived | {"rows": rows}
 
 
@@ -109,9 +132,33 @@ def pack_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def account_lines(account: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was left out of the checkpoint and why, folded by where it lay; names that are one tensor."""
+    folds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for item in account:
+        if item["fate"] == "left out":
+            folds.setdefault((item["path"].partition(".")[0], item["why"]), []).append(item)
+    lines = [
+        f"left out           {_folded(top, items)}, {show_size(sum(i['num_bytes'] for i in items))}: {why}"
+        for (top, why), items in list(folds.items())[:MOST_LINES]
+    ]
+    if (more := len(folds) - MOST_LINES) > 0:
+        lines.append(f"left out           {more} more kinds, see --json")
+    aliases = [f"{item['name']} = {item['why']}" for item in account if item["fate"] == "alias"]
+    if aliases:
+        rest = f" and {len(aliases) - MOST_LINES} more" if len(aliases) > MOST_LINES else ""
+        lines.append(f"one tensor         {', '.join(aliases[:MOST_LINES])}{rest}")
+    return lines
+
+
+def _folded(top: str, items: Sequence[Mapping[str, Any]]) -> str:
+    return str(items[0]["path"]) if len(items) == 1 else f"{top} ({len(items)} tensors)"
+
+
 def pack_summary(report: Mapping[str, Any]) -> list[str]:
     """The closing lines of `pgolf pack`."""
     lines = [f"note: {note}" for note in report["notes"]]
+    lines += account_lines(report.get("account", []))
     lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
     if report["loss_rise"] is not None:
         lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")
