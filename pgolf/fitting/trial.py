@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,7 +218,8 @@ def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
         return False
     if float(tensor.detach().float().abs().max()) < NEAR * torch.finfo(tensor.dtype).max:
         return False
-    made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
+    with np.errstate(over="ignore"):
+        made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
     return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
 
 
