@@ -28,6 +28,7 @@ SMALLEST = 2048  # weights; below it scales and tables would cost what quantizat
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
+LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
 NARROWEST = 8  # rows or columns of a matrix worth quantizing
 MATRIX_DEFAULT = {"bits": 6, "k": 12.85}  # the contest's usual settings (#1394)
 EMBEDDING_DEFAULT = {"bits": 8, "k": 20.0}
@@ -159,7 +160,7 @@ def reason_to_keep(tensor: Tensor) -> str:
         return f"small ({tensor.numel()} weights)"
     if min(shape[1:]) < NARROWEST:
         return "narrow"
-    wide = tensor.dtype == torch.float64 and float(tensor.detach().abs().max()) > torch.finfo(torch.float32).max
+    wide = torch.finfo(tensor.dtype).max > LARGEST and float(tensor.detach().abs().max()) > LARGEST
     return "beyond float32's range" if wide else ""
 
 

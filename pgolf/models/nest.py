@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgolf.errors import CheckpointError, UsageError
@@ -68,11 +69,18 @@ class Group:
 
         One number is a figure of the run. Of tensors that lie loose beside a state dict, only what is large counts.
         """
-        floats = [t for t in self.tensors.values() if t.is_floating_point() or t.is_complex()]
-        if self.role or not any(t.numel() > 1 for t in floats):
+        likely = [t for t in self.tensors.values() if _is_likely(t)]
+        if self.role or not any(t.numel() > 1 for t in likely):
             return False
         loose = self.mixed or not self.named
-        return not loose or any((t.dim() > 1 and t.numel() >= SMALL_MATRIX) or 2 * t.numel() >= beside for t in floats)
+        return not loose or any((t.dim() > 1 and t.numel() >= SMALL_MATRIX) or 2 * t.numel() >= beside for t in likely)
+
+
+def _is_likely(tensor: Tensor) -> bool:
+    """Whether a tensor has a weight's numbers: floats, or the codes of a quantizer; other integers are text and counters."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
+        return True
+    return tensor.dtype in {torch.int8, torch.uint8} and tensor.dim() > 1 and tensor.numel() >= SMALL_MATRIX
 
 
 @dataclass(frozen=True)
@@ -291,6 +299,7 @@ def _named(groups: Sequence[Group], state: str) -> Choice:
     for found in (
         [g for g in usable if state in {".".join(where) for where in (g.path, *g.also)} and state],
         [g for g in usable if any(_ends(where, state) for where in (g.path, *g.also))],
+        [g for g in usable if any(_begins(where, state) for where in (g.path, *g.also))],
     ):
         if len(found) == 1 and found[0].named:
             group = found[0]
@@ -313,6 +322,10 @@ def _named(groups: Sequence[Group], state: str) -> Choice:
 
 def _ends(where: tuple[str, ...], state: str) -> bool:
     return bool(state) and (".".join(where)).endswith(f".{state}")
+
+
+def _begins(where: tuple[str, ...], state: str) -> bool:
+    return state in {"", "."} or ".".join(where).startswith(f"{state}.")
 
 
 def _tree(groups: Sequence[Group], state: str) -> tuple[dict[str, Tensor], list[Group]] | None:

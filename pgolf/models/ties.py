@@ -57,7 +57,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one, or hold the same dtype, shape and values."""
     if a is b or (_place(a) is not None and _place(a) == _place(b)):
         return True
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_comparable(a), _comparable(b))
+    alike = a.dtype == b.dtype and not (a.is_nested or b.is_nested) and a.shape == b.shape
+    return alike and _is_plain(a) and _is_plain(b) and torch.equal(_comparable(a), _comparable(b))
 
 
 def _comparable(tensor: Tensor) -> Tensor:
@@ -67,10 +68,15 @@ def _comparable(tensor: Tensor) -> Tensor:
 
 def _place(tensor: Tensor) -> Any:
     """Where a tensor lies, None where that means nothing (empty, without data, a subclass with parts of its own)."""
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
-    if not plain or tensor.is_meta or not tensor.numel() or not tensor.data_ptr():
+    if not _is_plain(tensor) or not tensor.numel() or not tensor.data_ptr():
         return None
     return str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is numbers at one place, no subclass with parts of its own."""
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
+    return plain and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _of_equal_content(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -99,10 +105,9 @@ def _is_large_matrix(tensor: Tensor) -> bool:
 
 
 def _peek(tensor: Tensor) -> bytes:
-    """Some bytes from all over a tensor: unlike ones need no hash."""
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach()[0].reshape(-1)
-    some = flat[:: max(1, len(flat) // _PEEK)][:_PEEK]
-    return some.contiguous().view(torch.uint8).numpy().tobytes()
+    """Some bytes of the first and the last slice: unlike tensors need no hash."""
+    ends = torch.cat([part.reshape(-1)[:_PEEK] for part in (tensor.detach()[0], tensor.detach()[-1])])
+    return ends.view(torch.uint8).numpy().tobytes()
 
 
 def _digest(tensor: Tensor) -> tuple[Any, ...]:

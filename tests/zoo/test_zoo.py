@@ -76,6 +76,12 @@ def sharing():
     return made().state_dict()
 
 
+def holding_itself():
+    value = {"model": STATE}
+    value["me"] = value
+    return value
+
+
 BESIDE = {
     "plain": lambda: STATE,
     "sharing storage": sharing,
@@ -129,6 +135,11 @@ BESIDE = {
     "the same twice": lambda: {"model": STATE, "best": STATE},
     "an equal copy": lambda: {"model": STATE, "ema": {name: t.clone() for name, t in STATE.items()}},
     "odd name": lambda: {"my_transformer_v2": STATE, "seen": torch.tensor(9)},
+    "extra state of layers": lambda: {"model": {**STATE, "blocks.0._extra_state": None}, "seen": {"ids": torch.arange(9)}},
+    "a batch of text": lambda: {"model": STATE, "batch": {"x": torch.ones(64, 64, dtype=torch.int64)}},
+    "sparse moments": lambda: {"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.eye(4).to_sparse()}}}},
+    "a dict that holds itself": holding_itself,
+    "parameters": lambda: {name: torch.nn.Parameter(t.clone()) for name, t in STATE.items()},
     "grad scaler": lambda: {"model": STATE, "scaler": {"scale": torch.tensor(65536.0), "growth": torch.ones(3)}},
 }  # fmt: skip
 
@@ -179,6 +190,10 @@ SEVERAL = {
     "a loose matrix": lambda: {"model": STATE, "adapter": torch.randn(64, 48)},
     "a flat average": lambda: {"model": STATE, "ema": torch.cat([t.flatten() for t in AVERAGE.values()])},
     "statistics": lambda: {"model": STATE, "normalizer": {"mean": torch.rand(48), "std": torch.rand(48)}},
+    "decay and average": lambda: {"model": STATE, "ema": (0.99, AVERAGE)},
+    "a quantized copy": lambda: {"model": STATE, "int8": {"w": quantized(64)}},
+    "codes": lambda: {"model": STATE, "int8": {"w": torch.ones(64, 64, dtype=torch.int8)}},
+    "without data": lambda: {"model": STATE, "draft": {n: t.to("meta") for n, t in STATE.items()}},
     "log_head": lambda: {"model": STATE, "losses": {"w": torch.randn(64, 64)}},
 }
 
@@ -202,6 +217,8 @@ def test_weights_that_would_be_lost_are_an_error_with_the_ways_to_choose(kind, f
         ("gan", "discriminator", plain("Critic")),
         ("list", "1", AVERAGE),
         ("shadow list", "model", STATE),
+        ("decay and average", "ema", AVERAGE),
+        ("without data", "model", STATE),
     ],
 )
 def test_a_chosen_set_is_packed_alone(kind, state, wanted, folder):
@@ -504,7 +521,7 @@ def test_values_at_the_end_of_a_range_come_back_finite(dtype, folder):
     w = torch.randn(64, 64, generator=generator()) * torch.finfo(dtype).max / 8
     w[::7, ::5] = torch.finfo(dtype).max
     state = {"w": w.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype), "v": torch.randn(64, 64)}
-    for budget in (2000, 5000, 20_000):
+    for budget in (6000, 20_000):
         loaded = packed_at(state, budget)
         assert torch.isfinite(loaded["w"].float()).all()
 
@@ -555,10 +572,10 @@ def test_integers_come_back_to_the_bit_on_every_path(folder):
 # ---- what is no state dict of plain tensors
 
 
-def quantized():
+def quantized(side=8):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is about to drop them
-        return torch.quantize_per_tensor(torch.randn(8, 8), 0.1, 0, torch.qint8)
+        return torch.quantize_per_tensor(torch.randn(side, side), 0.1, 0, torch.qint8)
 
 
 REFUSED = {
