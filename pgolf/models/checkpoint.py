@@ -178,16 +178,11 @@ def _untied(
     aliases = {name: equal.get(first, first) for name, first in shared.items()} | equal
     left = {name: tensor for name, tensor in tensors.items() if name not in equal}
     wanted = like.completed(checked).keys() if like is not None else tied
+    roots = {tied.get(name, name): name for name in reversed(checked)}
     for name in sorted(wanted - checked.keys()):
-        if (target := _present(name, tied, checked)) is not None:
+        if (target := roots.get(tied.get(name, name))) is not None:
             aliases[name] = aliases.get(target, target)
     return left, dict(sorted(aliases.items()))
-
-
-def _present(name: str, tied: Mapping[str, str], there: Mapping[str, Any]) -> str | None:
-    """The name in `there` that a missing one is tied to."""
-    root = tied.get(name, name)
-    return next((other for other in sorted(there) if tied.get(other, other) == root), None)
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:

@@ -313,10 +313,8 @@ def _named(groups: Sequence[Group], state: str) -> Choice:
         raise UsageError(f"--state {state}: no such weights; there are: {', '.join(there[:12]) or 'none'}")
     tensors, used = flat
     left = [(g, g.role or "not chosen") for g in groups if g not in used]
-    rest = [
-        (Group(g.path, {n: t for n, t in g.tensors.items() if not any(t is u for u in tensors.values())}), "not chosen")
-        for g in used
-    ]
+    held = {id(t) for t in tensors.values()}
+    rest = [(Group(g.path, {n: t for n, t in g.tensors.items() if id(t) not in held}), "not chosen") for g in used]
     return Choice(state, tensors, (*left, *((g, why) for g, why in rest if g.tensors)), (), "--state")
 
 
@@ -356,7 +354,7 @@ def _choices(groups: Sequence[Group]) -> Iterator[str]:
 def _fitting(groups: Sequence[Group], models: Sequence[Group], like: Blueprint, path: str) -> Choice | None:
     """The one set of weights that fits a module, None where none does. Raises CheckpointError where several do."""
     fits: list[tuple[str, Mapping[str, Tensor], list[Group]]] = []
-    for where, tensors, used in _sets(models):
+    for where, tensors, used in _sets(models, len(like.full) - len(like.ties)):
         known = [kept for _, kept, _ in fits]
         if _fits(tensors, like) and not any(_same(tensors, kept) for kept in known):
             fits.append((where, tensors, used))
@@ -377,15 +375,25 @@ def _fitting(groups: Sequence[Group], models: Sequence[Group], like: Blueprint, 
     return Choice(where, tensors, tuple(left), (), "the module")
 
 
-def _sets(models: Sequence[Group]) -> Iterator[tuple[str, Mapping[str, Tensor], list[Group]]]:
+def _by_front(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """First part, or first two parts, of names -> what lies under them."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        words = name.split(".")
+        for k in (1, 2):
+            if len(words) > k:
+                parts.setdefault(".".join(words[:k]), {})[".".join(words[k:])] = tensor
+    return parts
+
+
+def _sets(models: Sequence[Group], fewest: int) -> Iterator[tuple[str, Mapping[str, Tensor], list[Group]]]:
     """Every set of weights that could be meant: groups, parts of flat ones, trees of groups."""
     for group in models:
         taken, _ = _split(group)
         yield group.where, taken, [group]
     for group in models:
-        for front in dict.fromkeys(".".join(n.split(".")[:k]) for n in group.tensors for k in (1, 2)):
-            part = {n.removeprefix(f"{front}."): t for n, t in group.tensors.items() if n.startswith(f"{front}.")}
-            if part and len(part) < len(group.tensors):
+        for front, part in _by_front(group.tensors).items():
+            if fewest <= len(part) < len(group.tensors):
                 yield ".".join((*group.path, front)), part, [group]
     for path in dict.fromkeys(g.path[:k] for g in models for k in range(len(g.path))):
         if (tree := _tree(models, ".".join(path))) and len(tree[1]) > 1:

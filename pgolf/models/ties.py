@@ -106,8 +106,8 @@ def _is_large_matrix(tensor: Tensor) -> bool:
 
 def _peek(tensor: Tensor) -> bytes:
     """Some bytes of the first and the last slice: unlike tensors need no hash."""
-    ends = torch.cat([part.reshape(-1)[:_PEEK] for part in (tensor.detach()[0], tensor.detach()[-1])])
-    return ends.view(torch.uint8).numpy().tobytes()
+    ends = [part.reshape(-1)[:_PEEK].contiguous() for part in (tensor.detach()[0], tensor.detach()[-1])]
+    return b"".join(end.view(torch.uint8).numpy().tobytes() for end in ends)
 
 
 def _digest(tensor: Tensor) -> tuple[Any, ...]:

@@ -41,6 +41,11 @@ def refuse_foreign(path: Path) -> None:
     shard = _SHARD.search(path.name)
     if shard and int(shard[2]) > 1:
         raise CheckpointError(f"{path}: is one of {int(shard[2])} shards of a model: name the folder, {path.parent}")
+    if path.suffix == ".distcp" or path.name == ".metadata":
+        raise CheckpointError(
+            f"{path}: is a part of a sharded checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{path.parent} OUT.pt makes one file of it"
+        )
     with path.open("rb") as file:
         start = file.read(32)
     if not start and path.suffix != ".safetensors":
@@ -142,7 +147,8 @@ def _refused(path: Path, reason: str) -> CheckpointError:
     except Exception:
         wanted = []
     if not wanted:
-        first = reason.strip().split("\n")[0][:160]
+        first = reason.partition("WeightsUnpickler error: ")[2] or reason  # the true one stands after torch's advice
+        first = first.strip().split("\n")[0][:160]
         return CheckpointError(f"{path}: not a checkpoint that torch.load reads with weights_only ({first})")
     wanted = [name for name in wanted if not inert.stands_for(name)] or wanted
     for prefix, what in _WANTED:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
+from pgolf.kernels.weight import PackedWeight
 from pgolf.models import blueprint
 from pgolf.models.names import COUNTER, fitted
 
@@ -106,6 +107,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises ModelError naming missing, unexpected and misshapen keys, and two values of one parameter.
     """
     plan, theirs = blueprint.of(model), model.state_dict()
+    if packed := [name for name, tensor in theirs.items() if isinstance(tensor, PackedWeight)]:
+        raise ModelError(
+            f"{packed[0]} of {plan.kind} is packed, which nothing can be loaded into: build the module anew"
+        )
     placed = {name: state[given] for given, name in names_in(model, state).items()}
     short = {name: bare for bare, name in plan.full.items()}
     given = {short.get(name, name): tensor for name, tensor in placed.items()}
