@@ -86,6 +86,7 @@ def estimate(
     rules: str | Sequence[str] = (),
     settings: Settings | None = None,
     code: str | Path | Sequence[str | Path] = (),
+    state: str | None = None,
 ) -> Estimate:
     """What `pgolf.pack` with the same arguments would give, in seconds and without data.
 
@@ -93,7 +94,7 @@ def estimate(
     that of an earlier step does. Raises as `pack` does, but a budget that cannot be met gives fits == False.
     """
     began = time.perf_counter()
-    source = packing.as_checkpoint(model)
+    source = packing.as_checkpoint(model, state)
     limit = None if budget is None else parse_size(budget)
     code_bytes = {str(c): counted_bytes(c) for c in packing.listed(code)}
     job = Job(source, packing.known_curvatures(source, curvature), packing.silent, "rans")

@@ -49,6 +49,7 @@ def pack(
     coder: str = "rans",
     deadline: float | None = None,
     progress: Progress | None = None,
+    state: str | None = None,
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
@@ -56,6 +57,7 @@ def pack(
     nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
+    state: dotted path of the weights to take, where a checkpoint has several.
     method: a name in `pgolf.quant.METHODS`, or "keep" to change no value. rules: as `--set`; settings: for what no rule
     speaks of. deadline: seconds from this call, after which the best artifact so far is returned; with one, bytes depend
     on the machine's speed. In a process group rank 0 packs and writes; all ranks get its report, or its error.
@@ -66,7 +68,7 @@ def pack(
         raise UsageError("give a budget or a target rise, not both")
 
     def alone() -> Report:
-        job = Job(source := as_checkpoint(model), known_curvatures(source, curvature), progress or silent, coder)
+        job = Job(source := as_checkpoint(model, state), known_curvatures(source, curvature), progress or silent, coder)
         limit = None if budget is None else parse_size(budget)
         code_bytes = {str(c): counted_bytes(c) for c in listed(code)}
         searched = limit is not None or target_rise is not None
@@ -136,18 +138,20 @@ def listed(value: str | Path | Sequence[Any]) -> Sequence[Any]:
     return [value] if isinstance(value, (str, Path)) else value
 
 
-def as_checkpoint(model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path) -> Checkpoint:
-    """The tensors of whatever `pack` takes. Raises CheckpointError."""
+def as_checkpoint(
+    model: nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path, state: str | None = None
+) -> Checkpoint:
+    """The tensors of whatever `pack` takes. state: which of a file's or nested dict's. Raises CheckpointError."""
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
-        return checkpoint.read(model)
+        return checkpoint.read(model, state=state)
     if not isinstance(model, nn.Module):
-        return checkpoint.from_nest(model)
+        return checkpoint.from_nest(model, state=state)
     if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
         raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
-    state, known = model.state_dict(keep_vars=False), blueprint.of(model)
-    tensors = {bare: state[name] for bare, name in known.full.items()}
+    held, known = model.state_dict(keep_vars=False), blueprint.of(model)
+    tensors = {bare: held[name] for bare, name in known.full.items()}
     taken = stripped({name: bare for bare, name in known.full.items()})
     notes = (f"names without {', '.join(taken)}, which wrappers put there",) if taken else ()
     return checkpoint.from_mapping(tensors, notes=notes, like=known)

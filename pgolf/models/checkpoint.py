@@ -22,6 +22,7 @@ from pgolf.models.blueprint import Blueprint
 from pgolf.packer.format.artifact import DTYPE_SIZES
 
 MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
+MOST_VALUES = 1 << 20  # of a nest that is taken whole: one dict named twice in each of forty others makes 2^40
 BUFFER, INFINITE = "a buffer", "holds infinities"  # why a tensor keeps its bits
 _LIGHTNING = ({"pytorch-lightning_version"}, {"state_dict", "global_step", "loops"}, {"state_dict", "hyper_parameters"})
 
@@ -319,7 +320,8 @@ def _refuse_parts(loaded: Any, groups: Iterable[nest.Group], path: str) -> None:
         return
     shapes = loaded.get("param_shapes")
     listed = shapes if isinstance(shapes, list) else [shapes]
-    told = {n: tuple(shape) for part in listed if isinstance(part, Mapping) for n, shape in part.items()}
+    named = [pair for part in listed if isinstance(part, Mapping) for pair in part.items()]
+    told = {name: tuple(shape) for name, shape in named if isinstance(shape, (tuple, list))}
     there = {name: tuple(t.shape) for group in groups if group.path == ("module",) for name, t in group.tensors.items()}
     if any(there.get(name, shape) != shape for name, shape in told.items()) or "param_slice_mappings" in loaded:
         raise CheckpointError(
@@ -346,8 +348,8 @@ def _everything(loaded: Any, path: Path) -> Checkpoint:
         members: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
         if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping, list, tuple)) for v in value):
             members = enumerate(value)
-        if depth and value is loaded:
-            raise CheckpointError(f"{path}: a dict in it holds itself")
+        if (depth and value is loaded) or len(tensors) + len(beside) > MOST_VALUES:
+            raise CheckpointError(f"{path}: a dict in it holds itself, or the same ones without end")
         for key, inner in members:
             walk(inner, f"{name}.{key}" if name else str(key), depth + 1)
         if members:

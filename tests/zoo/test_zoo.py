@@ -150,6 +150,10 @@ def test_a_model_beside_whatever_else(kind, folder):
     loaded, report = pack("c.pt")
     holds(loaded, plain())
     assert loaded["wte.weight"].data_ptr() == loaded["lm_head.weight"].data_ptr(), "paid once"
+    ids = torch.arange(64)[None]
+    with torch.no_grad():
+        logits, wanted = pgolf.load_into("out.pgolf", made(seed=9))(ids), made()(ids)
+    assert (logits - wanted).norm() <= CLOSE * wanted.norm()
     found = fates(report)
     assert len(found["packed"]) + len(found.get("kept", ())) + len(found["alias"]) == len(STATE)
     in_file = []
@@ -681,3 +685,7 @@ def test_a_dict_handed_over_is_searched_as_a_file_is(folder):
     holds(pgolf.load("m.pgolf"), STATE)
     with pytest.raises(pgolf.errors.CheckpointError, match="several state dicts"):
         pgolf.pack(SEVERAL["ema"](), None)
+    pgolf.pack(SEVERAL["ema"](), "m.pgolf", budget=FRUGAL, state="ema")
+    holds(pgolf.load("m.pgolf"), AVERAGE)
+    torch.save(SEVERAL["ema"](), "c.pt")
+    assert pgolf.estimate("c.pt", budget=float(FRUGAL), state="ema").fits
