@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.models import calibrate_model
+from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -19,12 +19,14 @@ from pgolf.commands.shared import (
     progress_bars,
     refuse_overwrite,
     seq_len_option,
+    state_option,
 )
 
 
 @click.command()
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--calib", metavar="TOKENS.bin|self|random", default="self", show_default=True, help="Text to run on.")
 @click.option("-o", "--out", required=True, metavar="CURV.safetensors", type=click.Path(path_type=Path))
 @click.option(
@@ -42,11 +44,9 @@ def calibrate(
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
     """
-    from pgolf.models import checkpoint
-
     refuse_overwrite(out, force)
     with progress_bars() as progress:
-        curvature = calibrate_model(checkpoint.read(ckpt), user, calibration, progress)
+        curvature = calibrate_model(read_checkpoint(ckpt, user), user, calibration, progress)
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

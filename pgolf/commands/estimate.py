@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import json_option, print_lines
+from pgolf.commands.shared import json_option, print_lines, state_option
 from pgolf.errors import BudgetError
 
 
@@ -18,6 +18,7 @@ from pgolf.errors import BudgetError
 @click.option("--method", metavar="M", help="As in pack.")
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@state_option
 @json_option
 def estimate(
     ckpt: Path,
@@ -26,6 +27,7 @@ def estimate(
     method: str | None,
     rules: tuple[str, ...],
     code: tuple[str, ...],
+    state: str | None,
     as_json: bool,
 ) -> None:
     """Foresee in seconds what pack would give: bytes, and what they cost. Exit code 4 if it would not fit.
@@ -39,7 +41,7 @@ def estimate(
 
     curvature = Curvature.load(curvature_file) if curvature_file else None
     found = forecast.estimate(
-        checkpoint.read(ckpt), budget=budget, curvature=curvature, method=method, rules=rules, code=code
+        checkpoint.read(ckpt, state=state), budget=budget, curvature=curvature, method=method, rules=rules, code=code
     )
     print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:

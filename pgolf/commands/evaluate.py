@@ -20,6 +20,7 @@ from pgolf.commands.shared import (
     print_lines,
     progress_bars,
     refuse_unwritable,
+    state_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import AuditError, UsageError
@@ -65,6 +66,7 @@ class _Judge:
 @click.command("eval")
 @click.argument("sources", metavar="A [B]", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--data", metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
 @click.option(
     "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of the shard."
@@ -197,7 +199,7 @@ def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress
     from pgolf.scoring.static import to_device
 
     judge.text.starts(judge.reading)  # an error now, not after the model was built
-    model = to_device(model_with(source, judge.user.model), need(judge.options.device))
+    model = to_device(model_with(source, judge.user), need(judge.options.device))
     reading = judge.reading
     if judge.options.seq_len is None and judge.scorer is None:
         reading = replace(reading, seq_len=usable_context(model, judge.user.logits))

@@ -21,18 +21,25 @@ FEWEST_TOKENS = 16  # of a shard to calibrate on
 PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
 
-def model_with(source: Path, spec: str | None) -> nn.Module:
+def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False) -> Checkpoint:
+    """The checkpoint at `path`, for the module that --model names and the weights that --state names, where given."""
+    from pgolf.models import checkpoint, usermodel
+
+    like = None if user.model is None else usermodel.load(user.model)
+    return checkpoint.read(path, everything=everything, state=user.state, like=like)
+
+
+def model_with(source: Path, user: ModelOptions) -> nn.Module:
     """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights."""
     from pgolf.loading import dense
-    from pgolf.models import checkpoint
 
-    if is_artifact(source):
+    if not source.is_dir() and is_artifact(source):
         entries, meta = dense.read(source)
-        state, config = dense.tensors_of(entries), meta.get("config")
+        weights, config = dense.tensors_of(entries), meta.get("config")
     else:
-        found = checkpoint.read(source)
-        state, config = found.state_dict(), found.config
-    return build(spec, state, config, str(source))
+        found = read_checkpoint(source, user)
+        weights, config = found.state_dict(), found.config
+    return build(user.model, weights, config, str(source))
 
 
 def is_artifact(source: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pgolf.commands.models import calibrate_model
+from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -23,6 +23,7 @@ from pgolf.commands.shared import (
     refuse_overwrite,
     refuse_unwritable,
     seq_len_option,
+    state_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -51,6 +52,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 )
 @click.option("-o", "--out", metavar="OUT.pgolf", type=click.Path(path_type=Path), help="[default: CKPT's name]")
 @model_options
+@state_option
 @click.option(
     "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
 )
@@ -103,7 +105,6 @@ def pack(
     from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
-    from pgolf.models import checkpoint
     from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
 
@@ -112,7 +113,7 @@ def pack(
     refuse_unwritable(report_file)
     known = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
-    source = checkpoint.read(ckpt, everything=method == KEEP)
+    source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
         curvature = (
             Curvature.load(curvature_file)

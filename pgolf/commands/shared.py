@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgolf.common.files import not_a_file
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
@@ -29,10 +30,12 @@ LINE_SECONDS = 20  # between two lines of progress in a log
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """--model: FILE.py:NAME of the user's model; --logits: its method, in place of those that are looked for."""
+    """--model: FILE.py:NAME of the user's model; --logits: its method, in place of those that are looked for; --state: which
+    weights of the checkpoint."""
 
     model: str | None
     logits: str | None
+    state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ seq_len_option = click.option(
     help="Longest sequence of calibration text [default: what the model takes, up to 1024].",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
+state_option = click.option("--state", metavar="NAME", help="Weights to take where a checkpoint has several: ema.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 
 
@@ -117,8 +121,8 @@ def refuse_unwritable(path: Path | None) -> None:
     """UsageError before any work is done, where a file that may be replaced could not be written."""
     if path is None:
         return
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the file to write")
+    if what := not_a_file(path):
+        raise UsageError(f"{path} is {what}: name the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.live import live_table
-from pgolf.commands.models import build, calibrate_model, usable_context
+from pgolf.commands.models import build, calibrate_model, read_checkpoint, usable_context
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -23,6 +23,7 @@ from pgolf.commands.shared import (
     print_lines,
     print_table,
     progress_bars,
+    state_option,
 )
 from pgolf.errors import UsageError
 
@@ -64,6 +65,7 @@ class _Wanted:
 @click.command()
 @click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
+@state_option
 @click.option("--data", required=True, metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
 @click.option("--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of it.")
 @click.option("--bytes", "sidecar", metavar="SIDECAR.bin", type=click.Path(path_type=Path), help="Bytes of each token.")
@@ -151,11 +153,10 @@ def sweep(
 
 def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[str, Any]:
     """The sweep of one checkpoint."""
-    from pgolf.models import checkpoint
     from pgolf.sweep import run
     from pgolf.sweep.setup import calibration_facts
 
-    source = checkpoint.read(ckpt)
+    source = read_checkpoint(ckpt, wanted.user)
     points, series = _points(source, wanted.plan)
     setup, options = _setup(ckpt, wanted, wanted.text.seq_len or _context(source, wanted.user)), wanted.calibration
     how = calibration_facts(wanted.curvature_file, options.calib, tokens=options.tokens, seed=options.seed)
@@ -222,6 +223,7 @@ def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
             data=str(wanted.data),
             model=wanted.user.model,
             logits=wanted.user.logits,
+            state=wanted.user.state,
             tokenizer=str(text.tokenizer) if text.tokenizer and not counts else None,
             sidecar=str(counts) if counts else None,
             count=text.count,

@@ -53,7 +53,7 @@ def _write_file(out: Path, state: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     from pgolf.common.files import replacing
-    from pgolf.models.checkpoint import torch_save
+    from pgolf.models.torchfile import torch_save
 
     if out.suffix == ".pt":
         torch_save(state, out)

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module elsewhere
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link",
+}  # fmt: skip
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -35,10 +41,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     It is a temporary sibling, synced and then renamed, so a reader sees the old file or the whole new one. It is locked
     while it is written: what a killed process left behind is unlocked, and the next writer of `path` removes it.
+    Raises OSError for a folder, device, pipe or socket, which a rename would take away from whoever uses it, and for a
+    symbolic link: to follow it could spoil a file that nobody named, to replace it is not what was asked for.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was to be written there", str(path))
+    refuse_special(path)
     remove_abandoned(path, Path.unlink)
     try:
         name, held = locked_sibling(path, _new_file)
@@ -58,6 +65,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in {None, name, str(name)}:
             error.filename = str(path)  # a full disk does not say where
         raise
+
+
+def refuse_special(path: Path) -> None:
+    """Raises OSError where something that is no regular file has the name."""
+    if what := not_a_file(path):
+        kind = (IsADirectoryError, errno.EISDIR) if what == "a folder" else (OSError, errno.EINVAL)
+        raise kind[0](kind[1], f"is {what}, a file was to be written there", str(path))
+
+
+def not_a_file(path: Path) -> str:
+    """What has the name `path` where it is not a regular file: "a device"; "" for a file or nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def _new_file(name: Path) -> int:

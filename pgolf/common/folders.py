@@ -39,7 +39,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     It is locked meanwhile, as a file is: the next writer tells what a killed process left from what is being written.
     """
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a link to a folder stays, and what it points to is replaced
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder, one was to be written there", str(path))
     _tidy(path)
     made, held = locked_sibling(path, _new_folder)
     try:

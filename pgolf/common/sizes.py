@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
+from numbers import Integral, Real
 
 from pgolf.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _SIZE = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+Size = str | int | float | Real  # NumPy's numbers are Real
 
 
-def parse_size(text: str | int) -> int:
-    """ "16MB" -> 16000000, "15.3 MiB" -> 16043212 (rounded down), "16_000_000" -> itself. Raises UsageError."""
-    if isinstance(text, int):
-        text = str(text)
-    match = _SIZE.fullmatch(text)
-    unit = match and _UNITS.get(match[2].lower())
-    if not match or not unit:
-        raise UsageError(f"size {text!r} is not a number of bytes: write 16MB, 500kB, 15.2MiB or plain digits")
-    whole, _, fraction = match[1].replace("_", "").replace(",", "").partition(".")
-    size = int(whole + fraction) * unit // int(10 ** len(fraction))
-    if size <= 0:
-        raise UsageError(f"size {text!r} is not above zero")
-    return size
+def parse_size(size: Size) -> int:
+    """ "16MB" -> 16000000, "15.3 MiB" -> 16043212 (rounded down), "16_000_000", 16e6, numpy.int64(...) -> itself.
+
+    Raises UsageError.
+    """
+    num_bytes = _number(size)
+    if num_bytes is None:
+        raise UsageError(f"size {size!r} is not a number of bytes: write 16MB, 500kB, 15.2MiB or plain digits")
+    if num_bytes <= 0:
+        raise UsageError(f"size {size!r} is not above zero")
+    return num_bytes
+
+
+def _number(size: object) -> int | None:
+    """Whole bytes, exactly; None for what is no size."""
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        return int(Fraction(match[1].replace("_", "").replace(",", "")) * unit) if match and unit else None
+    if isinstance(size, bool) or not isinstance(size, Real):
+        return None
+    if isinstance(size, Integral):
+        return int(size)
+    return math.floor(float(size)) if math.isfinite(float(size)) else None
 
 
 def show_size(num_bytes: float) -> str:

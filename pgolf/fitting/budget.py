@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgolf.code.weigh import counted_bytes
-from pgolf.common.sizes import parse_size, show_size
+from pgolf.common.sizes import Size, parse_size, show_size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import search
+from pgolf.fitting.plan import listed
 from pgolf.fitting.search import Attempt
 from pgolf.fitting.trial import Job, Trial
 
@@ -52,12 +53,14 @@ class Goal:
         return self.budget - code
 
 
-def goal_of(budget: int | str | None = None, target_rise: float | None = None, code: Sequence[str | Path] = ()) -> Goal:
+def goal_of(
+    budget: Size | None = None, target_rise: float | None = None, code: str | Path | Sequence[str | Path] = ()
+) -> Goal:
     """The goal that a user names. Raises UsageError for two of them, and for what is no size."""
     if budget is not None and target_rise is not None:
         raise UsageError("give a budget or a target rise, not both")
     limit = None if budget is None else parse_size(budget)
-    return Goal(limit, target_rise, {str(c): counted_bytes(c) for c in code})
+    return Goal(limit, target_rise, {str(c): counted_bytes(c) for c in listed(code)})
 
 
 def meet(job: Job, goal: Goal, *, hurried: bool = False) -> Trial:

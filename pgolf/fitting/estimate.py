@@ -24,6 +24,7 @@ from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
 
 if TYPE_CHECKING:
+    from pgolf.common.sizes import Size
     from pgolf.fitting.inputs import Model
     from pgolf.quant.curvature.store import Curvature
     from pgolf.quant.settings import Settings
@@ -74,12 +75,13 @@ class Estimate:
 def estimate(
     model: Model,
     *,
-    budget: int | str | None = None,
+    budget: Size | None = None,
     curvature: Curvature | None = None,
     method: str | None = None,
-    rules: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
     settings: Settings | None = None,
-    code: Sequence[str | Path] = (),
+    code: str | Path | Sequence[str | Path] = (),
+    state: str | None = None,
 ) -> Estimate:
     """What `pgolf.pack` with the same arguments would give, in seconds and without data.
 
@@ -88,7 +90,7 @@ def estimate(
     """
     began = time.perf_counter()
     goal = budgets.goal_of(budget, code=code)
-    job = job_of(model, curvature, method=method, rules=rules, settings=settings, search=goal.moves)
+    job = job_of(model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state)
     made = _made(job, goal.room() if job.searched else None)
     rise, error = _damage(job, made.trial)
     weights = max(job.weights(job.quantized), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.common.progress import Progress, silent
-from pgolf.errors import CheckpointError, CurvatureError
+from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import plan
+from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
-from pgolf.models import checkpoint
+from pgolf.models import blueprint, checkpoint
 from pgolf.models.checkpoint import Checkpoint
-from pgolf.models.usermodel import unwrapped
+from pgolf.models.names import stripped, unwrapped
 from pgolf.quant.curvature import unreached
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
@@ -34,38 +36,71 @@ def job_of(
     curvature: Curvature | None = None,
     *,
     method: str | None = None,
-    rules: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
     settings: Settings | None = None,
     search: bool,
     coder: str = "rans",
     progress: Progress = silent,
+    state: str | None = None,
 ) -> Job:
     """The job of a model, from what a user may say; arguments as in `pack`. search: a goal will move the knob.
 
     Raises CheckpointError, CurvatureError, UsageError.
     """
-    source = as_checkpoint(model)
+    source = as_checkpoint(model, state)
     curvatures = known_curvatures(source, curvature)
+    parsed = [plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in plan.listed(rules)]
     plans = plan.make(
         source.tensors,
         method=method or "auto",
-        rules=[plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in rules],
+        rules=parsed,
         search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
+    plans = with_kept_bits(plans, source, parsed)
     notes = calibration_notes(source, curvature)
     return Job(source, plans, curvatures, coder, progress, notes=notes)
 
 
-def as_checkpoint(model: Model) -> Checkpoint:
-    """The tensors of whatever `pack` takes. Raises CheckpointError."""
+def with_kept_bits(plans: Mapping[str, TensorPlan], source: Checkpoint, rules: Sequence[Rule]) -> dict[str, TensorPlan]:
+    """The plans, with what must keep its bits (buffers, infinities) kept unless a rule says otherwise.
+
+    Raises UsageError for a cast that some value would not survive.
+    """
+    made = dict(plans)
+    for name, why in source.kept.items():
+        asked = any(fnmatchcase(name, rule.pattern) for rule in rules)
+        if not asked or (why == checkpoint.INFINITE and made[name].settings is not None):
+            made[name] = TensorPlan(None, why, integers=made[name].integers)
+    for name, each in made.items():
+        if each.cast and _overflows(source.tensors[name], each.cast):
+            raise UsageError(
+                f"--set: {name!r} has values beyond what {each.cast} holds, they would become infinite: keep it as it is"
+            )
+    return made
+
+
+def _overflows(tensor: Tensor, dtype: str) -> bool:
+    """Whether a cast makes finite values infinite."""
+    finite = torch.isfinite(tensor)
+    return bool((~torch.isfinite(tensor.to(getattr(torch, dtype))) & finite).any())
+
+
+def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
+    """The tensors of whatever `pack` takes. state: which of a file's or nested dict's. Raises CheckpointError."""
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
-        return checkpoint.read(model)
-    if isinstance(model, nn.Module) and any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
+        return checkpoint.read(model, state=state)
+    if not isinstance(model, nn.Module):
+        return checkpoint.from_nest(model, state=state)
+    if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
         raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
-    return checkpoint.from_mapping(model.state_dict(keep_vars=False) if isinstance(model, nn.Module) else model)
+    held, known = model.state_dict(keep_vars=False), blueprint.of(model)
+    tensors = {bare: held[name] for bare, name in known.full.items()}
+    taken = stripped({name: bare for bare, name in known.full.items()})
+    notes = (f"names without {', '.join(taken)}, which wrappers put there",) if taken else ()
+    return checkpoint.from_mapping(tensors, notes=notes, like=known)
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:
@@ -93,15 +128,18 @@ def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tupl
     """The shapes of all matrices, and the names of those that no token came to."""
     bare = unwrapped(source.tensors)
     shapes = {name: matrix_shape(tuple(tensor.shape)) for name, tensor in source.tensors.items()}
-    names = [name for name in source.tensors if {name, bare[name]} & curvature.unreached]
+    unseen = curvature.unreached | set(unwrapped(curvature.unreached).values())
+    names = [name for name in source.tensors if {name, bare[name]} & unseen]
     return {name: shape for name, shape in shapes.items() if shape is not None}, names
 
 
 def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
     found = {}
     bare = unwrapped(source.tensors)
+    theirs = {short: full for full, short in unwrapped(getattr(curvature, "shapes", ())).items()}
     for name, tensor in source.tensors.items():
-        mine = curvature.matrices(name) or curvature.matrices(bare[name])
+        known_as = (name, bare[name], theirs.get(bare[name], name))
+        mine = next((m for m in map(curvature.matrices, known_as) if m is not None), None)
         shape = matrix_shape(tuple(tensor.shape))
         if mine is None or shape is None:
             continue

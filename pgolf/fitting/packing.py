@@ -19,6 +19,7 @@ from pgolf.report import Report
 
 if TYPE_CHECKING:
     from pgolf.common.progress import Progress
+    from pgolf.common.sizes import Size
     from pgolf.fitting.inputs import Model
     from pgolf.quant.curvature.store import Curvature
     from pgolf.quant.settings import Settings
@@ -28,23 +29,25 @@ def pack(
     model: Model,
     path: str | Path | None,
     *,
-    budget: int | str | None = None,
+    budget: Size | None = None,
     target_rise: float | None = None,
     curvature: Curvature | None = None,
     method: str | None = None,
-    rules: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
     settings: Settings | None = None,
-    code: Sequence[str | Path] = (),
+    code: str | Path | Sequence[str | Path] = (),
     coder: str = "rans",
     deadline: float | None = None,
     progress: Progress | None = None,
+    state: str | None = None,
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
     model: a module, a state dict, a checkpoint's path, or what `pgolf.models.checkpoint.read` made of one. path: None writes
     nothing; the bytes are in the report.
-    budget: bytes or "16MB", for the artifact plus the `code` files as a submission counts them; target_rise: instead of
+    budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
+    state: dotted path of the weights to take, where a checkpoint has several.
     method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
     rules: as `--set`; settings: for what neither speaks of. deadline: seconds from this call, after which the best
     artifact so far is returned; with one, bytes depend on the machine's speed. In a process group rank 0 packs and
@@ -64,6 +67,7 @@ def pack(
             search=goal.moves,
             coder=coder,
             progress=progress or silent,
+            state=state,
         )
         if deadline is None:
             trial, how = meet(job, goal), ""

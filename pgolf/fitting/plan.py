@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from pgolf.quant.slices import NARROWEST, matrix_shape
 
 KEEP = "keep"  # the method that changes no value
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
+LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
@@ -213,8 +215,13 @@ def reason_to_keep(tensor: Tensor) -> str:
         return f"small ({tensor.numel()} weights)"
     if min(shape[1:]) < NARROWEST:
         return "narrow"
-    wide = tensor.dtype == torch.float64 and float(tensor.detach().abs().max()) > torch.finfo(torch.float32).max
+    wide = torch.finfo(tensor.dtype).max > LARGEST and float(tensor.detach().abs().max()) > LARGEST
     return "beyond float32's range" if wide else ""
+
+
+def listed(value: str | Path | Sequence[Any]) -> Sequence[Any]:
+    """One name or path given where several may be, as a list."""
+    return [value] if isinstance(value, (str, Path)) else value
 
 
 def coded_better(tensor: Tensor) -> bool:

@@ -11,8 +11,9 @@ from pgolf.common.one_thread import one_thread_each
 from pgolf.fitting.budget import Goal
 from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
+from pgolf.models.checkpoint import Checkpoint, Item
 from pgolf.packer.format.artifact import Entry
-from pgolf.report import Report, TensorRow
+from pgolf.report import Fate, Report, TensorRow
 
 LOST = 0.7  # relative error beyond which a tensor is more noise than weights
 
@@ -31,6 +32,21 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
         coder=job.coder,
         notes=[*told, *_losses(rows)],
     )
+
+
+def account_of(source: Checkpoint, rows: Sequence[TensorRow]) -> list[Fate]:
+    """What became of every tensor of the file, or of what was handed over."""
+    by_name = {row.name: row for row in rows}
+    return [_fate(item, by_name.get(item.name)) for item in source.account]
+
+
+def _fate(item: Item, row: TensorRow | None) -> Fate:
+    known = (item.path, item.name, list(item.shape), item.dtype, item.num_bytes)
+    if row is None:
+        return Fate(*known, fate="left out", why=item.why)
+    if item.why:
+        return Fate(*known, fate="alias", why=item.why)
+    return Fate(*known, fate="packed" if row.error is not None else "kept", why=row.kept)
 
 
 def _row(job: Job, name: str, trial: Trial) -> TensorRow:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
+
+NEAR = 0.5  # of the largest number of a dtype: rounding moves no value further at any step worth having
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,21 @@ class Job:
         meta = {"config": self.source.config} if self.source.config else {}
         began = time.perf_counter()
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
+        while bulky := self._bulky(entries, encoded):
+            entries |= {name: self._as_it_is(name, "coded it would take more") for name in bulky}
+            encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         return Trial(step, entries, encoded, time.perf_counter() - began)
+
+    def _bulky(self, entries: Mapping[str, Entry], encoded: Encoded) -> list[str]:
+        """Tensors whose codes take more bytes than they do: at a large budget steps finer than their own."""
+        sizes = {name: t.numel() * t.element_size() for name, t in self.source.tensors.items()}
+        bits = encoded.tensor_bits
+        return [n for n, e in entries.items() if e.planes and sizes[n] and bits[n] >= 8 * sizes[n]]
+
+    def _as_it_is(self, name: str, why: str) -> Entry:
+        tensor = self.source.tensors[name]
+        dtype = checkpoint.dtype_name(tensor.dtype)
+        return Entry(dtype, tuple(tensor.shape), raw=checkpoint.to_bytes(tensor), note=why)
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {
@@ -128,7 +145,10 @@ class Job:
             if plan.settings is None:
                 return kept_entry(tensor, plan)
             planes, note = self.quantize(name, step), describe(plan.at(step))
-            return Entry(checkpoint.dtype_name(tensor.dtype), tuple(tensor.shape), planes=tuple(planes), note=note)
+            dtype = checkpoint.dtype_name(tensor.dtype)
+            if overflows(tensor, planes):
+                return self._as_it_is(name, f"rounded, it would pass {dtype}'s range")
+            return Entry(dtype, tuple(tensor.shape), planes=tuple(planes), note=note)
 
     def quantize(self, name: str, step: float) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of its plan."""
@@ -216,6 +236,17 @@ class Job:
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
+    """Whether what the codes of a tensor give is not finite in its dtype: float16 ends at 65,504, float8 at 448."""
+    if tensor.dtype in {torch.float32, torch.float64} or not tensor.numel():
+        return False
+    if float(tensor.detach().float().abs().max()) < NEAR * torch.finfo(tensor.dtype).max:
+        return False
+    with np.errstate(over="ignore"):
+        made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
+    return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
 
 
 def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:

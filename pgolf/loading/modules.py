@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pgolf.kernels.device import need
 from pgolf.kernels.packed import width_of
@@ -75,13 +75,15 @@ def load_module(
     entries, _ = dense.read(path, decoder)
     reasons = {name: _why_dense(entry) if packed else "as asked" for name, entry in _resolved(entries).items()}
     state = dense.tensors_of(entries, decoder)
+    names = usermodel.names_in(module, state)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    reasons |= {name: "a buffer" for name in entries if not reasons[name] and names.get(name) not in parameters}
     usermodel.load_state(module, state)
     weights = {
         name: _packed(entry, state[name].dtype, place)
         for name, entry in entries.items()
         if _is_own(name, entry, reasons)
     }
-    names = _names_in(module, state)
     for name, entry in entries.items():
         if not reasons[name]:
             _replace(module, names[name], weights[entry.alias or name])
@@ -104,6 +106,8 @@ def _why_dense(entry: Entry) -> str:
     """Why a tensor cannot be packed, "" if it can."""
     if not entry.planes:
         return "not quantized"
+    if not getattr(torch, entry.dtype).is_floating_point:
+        return "integers"
     codes = [plane.codes for plane in entry.planes]
     if any(0 in c.shape for c in codes):
         return "empty"
@@ -117,12 +121,6 @@ def _why_dense(entry: Entry) -> str:
 def _packed(entry: Entry, dtype: torch.dtype, device: torch.device) -> PackedWeight:
     assert entry.planes is not None
     return PackedWeight.of([on_device.parts(plane, device) for plane in entry.planes], dtype)
-
-
-def _names_in(module: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
-    """Name in the artifact -> name in the module: wrapper prefixes may differ, as in `usermodel.load_state`."""
-    full = {bare: name for name, bare in usermodel.unwrapped(module.state_dict()).items()}
-    return {name: full.get(bare, bare) for name, bare in usermodel.unwrapped(state).items()}
 
 
 def _replace(module: nn.Module, name: str, weight: PackedWeight) -> None:

@@ -1,251 +1,216 @@
-"""Read a checkpoint, whoever wrote it, into named tensors: never running its pickle, never guessing silently.
+"""A checkpoint, whoever wrote it, as named tensors: nothing of its pickle is run, and nothing in it is lost in silence.
 
-What will surprise you:
-* Only `weights_only` unpickling is used. A checkpoint that needs more is refused, with the names of what it wants.
-* The state dict may be nested (`{"model": {...}, "optimizer": ...}`); the likeliest one is taken and named in `notes`.
-* Tensors that share storage exactly (tied weights) are read as one tensor and aliases, and come back tied.
+Reading goes four steps: what lies in the file (`torchfile`, `huggingface`), which of it is the model (`nest`), what the
+plain class calls it (`names`), which names are one tensor (`ties`). The account says what became of every tensor.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from pgolf.common.files import replacing
 from pgolf.errors import CheckpointError
-from pgolf.models import huggingface
+from pgolf.models import blueprint, huggingface, names, nest, ties, torchfile
+from pgolf.models.blueprint import Blueprint
 from pgolf.packer.format.artifact import DTYPE_SIZES
 
 MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
-_PREFERRED = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "weights", "ema", "params")
+MOST_VALUES = 1 << 20  # of a nest that is taken whole: one dict named twice in each of forty others makes 2^40
+BUFFER, INFINITE = "a buffer", "holds infinities"  # why a tensor keeps its bits
+_LIGHTNING = ({"pytorch-lightning_version"}, {"state_dict", "global_step", "loops"}, {"state_dict", "hyper_parameters"})
+
+
+@dataclass(frozen=True)
+class Item:
+    """What became of a tensor of the file. path: where it lies in it; name: what it is called now, "" if it was left out;
+    why: it was left out, or the name of the tensor that it is one with."""
+
+    path: str
+    name: str
+    why: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: name -> CPU tensor, names sorted. aliases: name -> the name in `tensors` that it shares storage with.
+    """tensors: name -> CPU tensor, names sorted. aliases: name -> the name in `tensors` that is the same tensor.
 
     config: what a dict beside the state dict under "config" says of the model, if JSON can hold it. notes: for the report.
+    kept: name -> why its bits must stay. account: one item for every tensor in the file.
     """
 
     tensors: dict[str, Tensor]
     aliases: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+    account: tuple[Item, ...] = ()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All names, aliases included (they share the tensor)."""
         return self.tensors | {name: self.tensors[target] for name, target in self.aliases.items()}
 
 
-def read(path: str | Path, *, everything: bool = False) -> Checkpoint:
+def read(
+    path: str | Path, *, everything: bool = False, state: str | None = None, like: nn.Module | None = None
+) -> Checkpoint:
     """The checkpoint at `path`: .safetensors, a Hugging Face folder, or anything torch.save wrote.
 
     everything: all tensors of nested dicts under names joined by dots, as for codes that lie beside their scales,
-    instead of the likeliest state dict. Raises CheckpointError.
+    instead of the likeliest state dict. state: dotted path of the weights to take, where there are several.
+    like: the module that they are for; its names decide. Raises CheckpointError; UsageError for a `state` that is not
+    there; ModelError where nothing fits `like`.
     """
-    path = Path(path)
+    path, plan = Path(path), None if like is None else blueprint.of(like)
     if path.is_dir():
-        return from_mapping(*huggingface.read(path))
+        folder = huggingface.read(path)
+        return from_nest(
+            folder.tensors, str(path), state, plan, config=folder.config, notes=folder.notes, tied=folder.ties
+        )
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+    torchfile.refuse_foreign(path)
     if path.suffix == ".safetensors":
-        return from_mapping(huggingface.read_safetensors(path))
-    loaded = torch_load(path)
+        tensors, tied = huggingface.read_safetensors(path)
+        return from_nest(tensors, str(path), state, plan, tied=tied)
+    loaded = torchfile.torch_load(path)
     if isinstance(loaded, Tensor):
         raise CheckpointError(f"{path}: holds a single tensor, not a state dict; save model.state_dict()")
-    if everything and not _is_state_dict(loaded):
+    if everything and state is None:
         return _everything(loaded, path)
-    state, where = _find_state_dict(loaded, str(path))
-    notes = (f"state dict found under {where!r}",) if where else ()
-    config = loaded.get("config") if isinstance(loaded, Mapping) and where else None
-    return from_mapping(state, config=_jsonable(config), notes=notes)
+    return from_nest(loaded, str(path), state, plan)
 
 
-def torch_load(path: Path) -> Any:
-    """What torch.save wrote, its checksums checked, mapped where it is a zip archive. Raises CheckpointError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
-            if zipfile.is_zipfile(path):
-                _check_archive(path)
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise _refused(path, str(error)) from None
-    except Exception as error:  # torch.load raises nearly anything on foreign bytes
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
-
-
-def torch_save(value: Any, path: Path) -> None:
-    """Write by torch.save, whole or not at all. Raises OSError."""
-    with replacing(path) as file:
-        try:
-            torch.save(value, file)
-        except RuntimeError as error:  # torch closes its archive after a failed write, and that fails again
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that a reader could understand in two ways, or whose parts do not match their checksums.
-
-    torch.save stores its parts one by one as they are, each with its CRC-32; torch.load does not look at it.
-    """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        stored = all(p.compress_type == zipfile.ZIP_STORED and p.file_size == p.compress_size for p in parts)
-        plain = stored and not any(p.flag_bits & 1 for p in parts)  # 1: encrypted
-        if not plain or len({p.filename for p in parts}) < len(parts):
-            raise CheckpointError(
-                f"{path}: a zip archive with compressed or repeated parts, not what torch.save writes"
-            )
-        if sum(p.file_size for p in parts) > path.stat().st_size:
-            raise CheckpointError(f"{path}: the parts of this zip archive overlap: it is damaged, or hostile")
-        if bad := archive.testzip():
-            raise CheckpointError(
-                f"{path}: {bad} in it does not match its checksum: it is damaged, copy it again (if it was saved without "
-                "checksums, save it again after torch.serialization.set_crc32_options(True))"
-            )
-
-
-class _Bounded:
-    """A file that never reads beyond its end: Python's own allocates first whatever length a hostile pickle asks for."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, length: int = -1) -> bytes:
-        left = max(0, self._size - self._file.tell())
-        return self._file.read(left if length < 0 else min(length, left))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _refused(path: Path, reason: str) -> CheckpointError:
-    try:
-        wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:
-        wanted = []
-    if not wanted:
-        first = reason.strip().split("\n")[0][:160]
-        return CheckpointError(f"{path}: not a checkpoint that torch.load reads with weights_only ({first})")
-    return CheckpointError(
-        f"{path}: its pickle wants {', '.join(wanted)}, which pgolf will not run; re-save it with "
-        "torch.save(model.state_dict(), ...), or allow them yourself with torch.serialization.add_safe_globals"
-    )
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and any(isinstance(v, Tensor) for v in value.values())
-        and all(isinstance(k, str) for k in value)
-    )
-
-
-def _find_state_dict(loaded: Any, path: str) -> tuple[Mapping[str, Any], str]:
-    """The state dict in what torch.load gave, and where it was found ("" = at the top)."""
-    found: dict[str, Mapping[str, Any]] = {}
-
-    def walk(value: Any, where: tuple[str, ...]) -> None:
-        if _is_state_dict(value):
-            found[".".join(where)] = value
-        elif isinstance(value, Mapping) and len(where) < 4:
-            for key, inner in value.items():
-                if "optim" not in str(key).lower():
-                    walk(inner, (*where, str(key)))
-
-    walk(loaded, ())
-    if not found:
-        raise CheckpointError(f"{path}: no state dict (names -> tensors) in it; save model.state_dict()")
-    for name in ("", *_PREFERRED):
-        for where, state in found.items():
-            if where == name or where.split(".")[-1] == name:
-                return state, where
-    if len(found) > 1:
-        raise CheckpointError(f"{path}: several state dicts ({', '.join(found)}); save the one to pack alone")
-    return next((state, where) for where, state in found.items())
-
-
-def _everything(loaded: Any, path: Path) -> Checkpoint:
-    """All tensors of a nest; the plain values beside them travel as the configuration, by name."""
-    tensors: dict[str, Tensor] = {}
-    beside: dict[str, Any] = {}
-
-    def walk(value: Any, name: str) -> None:
-        members = value.items() if isinstance(value, Mapping) else ()
-        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping)) for v in value):
-            members = enumerate(value)
-        for key, inner in members:
-            walk(inner, f"{name}.{key}" if name else str(key))
-        if members:
-            return
-        if name in tensors or name in beside:
-            raise CheckpointError(f"{path}: two values would be named {name!r}: rename one")
-        (tensors if isinstance(value, Tensor) else beside)[name] = value
-
-    walk(loaded, "")
-    if not tensors:
-        raise CheckpointError(f"{path}: no tensors in it")
-    config = _jsonable(beside)
-    lost = (f"beside the tensors, left out: {', '.join(sorted(beside)[:8])}",) if beside and config is None else ()
-    return from_mapping(tensors, config=config or None, notes=("every tensor of the file, names joined by dots", *lost))
-
-
-def _jsonable(config: Any) -> dict[str, Any] | None:
-    try:
-        return json.loads(json.dumps(config, sort_keys=True)) if isinstance(config, Mapping) else None
-    except (TypeError, ValueError):
-        return None
+def from_nest(
+    loaded: Any,
+    path: str = "the checkpoint",
+    state: str | None = None,
+    like: Blueprint | None = None,
+    *,
+    config: dict[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
+    tied: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """The checkpoint in a nest of dicts, lists and tuples, as `read` finds it in a file. Raises as `read` does."""
+    groups = nest.groups_of(loaded, path)
+    _refuse_parts(loaded, groups, path)
+    choice = nest.choose(groups, path, state, like)
+    if choice.where:
+        notes = (*notes, f"state dict found under {choice.where!r}")
+        config = config or _jsonable(loaded.get("config") if isinstance(loaded, Mapping) else None)
+    if choice.others:
+        notes = (*notes, f"not tensors, left out: {', '.join(sorted(choice.others)[:8])}")
+    fronts = (*names.PARALLEL, *names.LIGHTNING) if _is_lightning(loaded) else names.PARALLEL
+    tied = {**_told_by_deepspeed(loaded, choice.tensors), **(tied or {})}
+    made = from_mapping(choice.tensors, config, notes, like=like, fronts=fronts, tied=tied, where=choice.where)
+    left = [item for group, why in choice.left for item in _left_out(group, why)]
+    return Checkpoint(made.tensors, made.aliases, made.config, made.notes, made.kept, (*made.account, *left))
 
 
 def from_mapping(
-    state: Mapping[str, Any], config: dict[str, Any] | None = None, notes: tuple[str, ...] = ()
+    state: Mapping[str, Any],
+    config: dict[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
+    *,
+    like: Blueprint | None = None,
+    fronts: Iterable[str] = names.PARALLEL,
+    tied: Mapping[str, str] | None = None,
+    where: str = "",
 ) -> Checkpoint:
-    """A checkpoint from a state dict. Raises CheckpointError for what cannot be packed: no tensors, NaN, odd layouts."""
-    skipped = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
-    if skipped:
-        notes = (*notes, f"not tensors, left out: {', '.join(skipped[:8])}")
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[Any, str] = {}
-    for name in sorted(set(state) - set(skipped)):
-        tensor = _checked(name, state[name].detach())
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and tensor.data_ptr() and key in seen:
-            aliases[name] = seen[key]
-        else:
-            seen[key] = name
-            tensors[name] = tensor.cpu()
+    """A checkpoint from a flat state dict. Raises CheckpointError for what cannot be packed: no tensors, NaN, odd layouts.
+
+    like: the module that it is for, which then decides on names, buffers and ties. fronts: parts that wrappers put before
+    every name. tied: name -> name of the tensor that it is one with, where only the latter is there. where: for the account.
+    """
+    state, notes = _plain_tensors(state, notes)
+    bare, more = _renamed(state, like, tuple(fronts))
+    given = {short: state[name] for name, short in sorted(bare.items(), key=lambda pair: pair[1])}
+    tensors, aliases = _untied(given, {bare.get(a, a): bare.get(b, b) for a, b in (tied or {}).items()}, like)
     if not tensors:
         raise CheckpointError("the state dict holds no tensors")
     _refuse_repetition(tensors)
-    _refuse_non_finite(tensors)
-    return Checkpoint(tensors, aliases, config, notes)
+    kept, said = _kept(tensors, like)
+    account = _account(state, bare, aliases, where)
+    return Checkpoint(tensors, aliases, config, (*notes, *more, *said), kept, tuple(account))
+
+
+def _plain_tensors(state: Mapping[str, Any], notes: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    skipped = sorted(str(name) for name, value in state.items() if not isinstance(value, Tensor))
+    if skipped:
+        notes = (*notes, f"not tensors, left out: {', '.join(skipped[:8])}")
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, notes
+
+
+def _renamed(
+    state: Mapping[str, Tensor], like: Blueprint | None, fronts: tuple[str, ...]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(name -> name in the plain class, notes); the counter of a moving average is left out where its wrapper is gone."""
+    bare = names.unwrapped(state, fronts) if like is None else names.fitted(state.keys(), like.full.keys())
+    if (
+        (gone := bare.get(names.COUNTER))
+        and any(a != b for a, b in bare.items())
+        and (like is None or gone not in like.full)
+    ):
+        del bare[names.COUNTER]
+    taken = names.stripped(bare)
+    return bare, (f"names without {', '.join(taken[:4])}, which wrappers put there",) if taken else ()
+
+
+def _untied(
+    given: Mapping[str, Tensor], tied: Mapping[str, str], like: Blueprint | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors that are not one another, name -> the name in them that it is one with)."""
+    checked = {name: _checked(name, tensor.detach()) for name, tensor in given.items()}
+    if like is not None:
+        like.check(checked)
+        tied = like.ties
+    shared = ties.in_storage(checked)
+    tensors = {name: tensor.cpu() for name, tensor in checked.items() if name not in shared}
+    equal = ties.find(tensors)
+    aliases = {name: equal.get(first, first) for name, first in shared.items()} | equal
+    left = {name: tensor for name, tensor in tensors.items() if name not in equal}
+    wanted = like.completed(checked).keys() if like is not None else tied
+    roots = {tied.get(name, name): name for name in reversed(checked)}
+    for name in sorted(wanted - checked.keys()):
+        if (target := roots.get(tied.get(name, name))) is not None:
+            aliases[name] = aliases.get(target, target)
+    return left, dict(sorted(aliases.items()))
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as it can be stored. Raises CheckpointError that says what it is instead, and the mend."""
+    kind = type(tensor).__name__
     if hasattr(tensor, "full_tensor"):  # a DTensor: FSDP or tensor parallelism
         raise CheckpointError(f"tensor {name!r} is sharded over ranks: gather it first, with tensor.full_tensor()")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-        raise CheckpointError(f"tensor {name!r} is {tensor.layout}: convert it to a dense tensor first")
+    if "_flat_param" in name.split("."):
+        raise CheckpointError(
+            f"tensor {name!r} is a flat parameter of FSDP: gather a full state dict (FULL_STATE_DICT)"
+        )
+    if tensor.is_quantized:
+        raise CheckpointError(
+            f"tensor {name!r} is quantized ({tensor.dtype}): pack tensor.dequantize(), or its int_repr()"
+        )
+    if tensor.is_nested:
+        raise CheckpointError(f"tensor {name!r} is nested: convert it with tensor.to_padded_tensor(0.0) first")
+    if tensor.layout != torch.strided:
+        raise CheckpointError(
+            f"tensor {name!r} is {tensor.layout}: convert it to a dense tensor first, tensor.to_dense()"
+        )
     if tensor.is_meta:
         raise CheckpointError(f"tensor {name!r} has no data (meta device): load the weights before packing")
+    if is_traceable_wrapper_subclass(tensor):
+        raise CheckpointError(
+            f"tensor {name!r} is a {kind}, not plain numbers: pack the model from before it was converted"
+        )
     if dtype_name(tensor.dtype) not in DTYPE_SIZES:
         raise CheckpointError(f"tensor {name!r} has dtype {tensor.dtype}, which pgolf cannot store: convert it first")
     return tensor.resolve_conj().resolve_neg()
@@ -263,18 +228,156 @@ def _refuse_repetition(tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _refuse_non_finite(tensors: dict[str, Tensor]) -> None:
-    bad = [name for name, t in tensors.items() if (t.is_floating_point() or t.is_complex()) and not _all_finite(t)]
-    if bad:
-        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise CheckpointError(
-            f"NaN or infinite values in {names}: the training run diverged; pack an earlier checkpoint"
-        )
+# ---- NaN, infinities, buffers
+
+
+def _kept(tensors: Mapping[str, Tensor], like: Blueprint | None) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(name -> why its bits must stay, notes). Raises CheckpointError for NaN, and for infinities in a parameter.
+
+    Whether a tensor is a parameter only a module knows; without one, infinities are taken for a mask's.
+    """
+    sick = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
+    nan = [name for name in sick if bool(_flags(tensors[name], torch.isnan).any())]
+    if nan:
+        where = _listed({name: _flags(tensors[name], torch.isnan) for name in nan})
+        raise CheckpointError(f"NaN in {where}: the training run diverged; pack an earlier checkpoint")
+    weights = [name for name in sick if like is not None and name in like.full and name not in like.buffers]
+    if weights:
+        where = _listed({name: _flags(tensors[name], torch.isinf) for name in weights})
+        raise CheckpointError(f"infinite weights in {where}: the training run diverged; pack an earlier checkpoint")
+    kept = {name: BUFFER for name in (like.buffers if like is not None else ()) if name in tensors}
+    kept |= dict.fromkeys(sick, INFINITE)
+    said = _listed({name: _flags(tensors[name], torch.isinf) for name in sick})
+    notes = (f"infinite values, kept as they are: {said}; as a mask has them, a weight has not",) if sick else ()
+    return kept, notes
+
+
+def _listed(flags: Mapping[str, Tensor]) -> str:
+    """ "w (3 of 4,096 values, the first at [0, 17]), ..."."""
+    named = [f"{name} ({_counted(flags[name])})" for name in list(flags)[:5]]
+    return ", ".join(named) + (f" and {len(flags) - 5} more" if len(flags) > 5 else "")
+
+
+def _counted(flags: Tensor) -> str:
+    first = flags.nonzero()[0].tolist()
+    return f"{int(flags.sum()):,} of {flags.numel():,} values, the first at {first}"
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    plain = tensor.to(torch.float32) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
-    return bool(torch.isfinite(plain).all())
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(_comparable(tensor)).all())
+
+
+def _flags(tensor: Tensor, of: Any) -> Tensor:
+    found: Tensor = of(_comparable(tensor))
+    return found
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+# ---- the account
+
+
+def _account(
+    state: Mapping[str, Tensor], bare: Mapping[str, str], aliases: Mapping[str, str], where: str
+) -> Iterable[Item]:
+    for name in sorted(state):
+        short = bare.get(name, "")
+        why = aliases.get(short, "") if short else "counts the averaged models"
+        yield _item(f"{where}.{name}" if where else name, short, why, state[name])
+
+
+def _left_out(group: nest.Group, why: str) -> Iterable[Item]:
+    for name, tensor in group.tensors.items():
+        yield _item(".".join((*group.path, name)), "", why, tensor)
+
+
+def _item(path: str, name: str, why: str, tensor: Tensor) -> Item:
+    size = 0 if tensor.is_nested else tensor.numel() * tensor.element_size()
+    return Item(path, name, why, () if tensor.is_nested else tuple(tensor.shape), dtype_name(tensor.dtype), size)
+
+
+# ---- what trainers say of their files
+
+
+def _is_lightning(loaded: Any) -> bool:
+    return isinstance(loaded, Mapping) and any(marks <= loaded.keys() for marks in _LIGHTNING)
+
+
+def _told_by_deepspeed(loaded: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Missing name -> stored name, as a DeepSpeed checkpoint lists the parameters that share memory."""
+    shared = loaded.get("shared_params") if isinstance(loaded, Mapping) else None
+    pairs = shared.items() if isinstance(shared, Mapping) else ()
+    return {a: b for a, b in pairs if isinstance(a, str) and isinstance(b, str) and a not in tensors and b in tensors}
+
+
+def _refuse_parts(loaded: Any, groups: Iterable[nest.Group], path: str) -> None:
+    """Raises CheckpointError for one rank's part of a model."""
+    if not isinstance(loaded, Mapping):
+        return
+    shapes = loaded.get("param_shapes")
+    listed = shapes if isinstance(shapes, list) else [shapes]
+    named = [pair for part in listed if isinstance(part, Mapping) for pair in part.items()]
+    told = {name: tuple(shape) for name, shape in named if isinstance(shape, (tuple, list))}
+    there = {name: tuple(t.shape) for group in groups if group.path == ("module",) for name, t in group.tensors.items()}
+    if any(there.get(name, shape) != shape for name, shape in told.items()) or "param_slice_mappings" in loaded:
+        raise CheckpointError(
+            f"{path}: DeepSpeed's ZeRO left the weights on other ranks: run zero_to_fp32.py of the checkpoint's folder and "
+            "pack what it writes"
+        )
+    if isinstance(parts := loaded.get("mp_world_size"), int) and parts > 1:
+        raise CheckpointError(
+            f"{path}: holds one of {parts} parts of a model that was split over ranks: merge them first"
+        )
+
+
+# ---- every tensor of a file
+
+
+def _everything(loaded: Any, path: Path) -> Checkpoint:
+    """All tensors of a nest; the plain values beside them travel as the configuration, by name."""
+    tensors: dict[str, Tensor] = {}
+    beside: dict[str, Any] = {}
+
+    def walk(value: Any, name: str, depth: int) -> None:
+        if depth > nest.DEEPEST:
+            raise CheckpointError(f"{path}: nested more than {nest.DEEPEST} deep: save model.state_dict() alone")
+        members: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
+        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping, list, tuple)) for v in value):
+            members = enumerate(value)
+        if (depth and value is loaded) or len(tensors) + len(beside) > MOST_VALUES:
+            raise CheckpointError(f"{path}: a dict in it holds itself, or the same ones without end")
+        for key, inner in members:
+            walk(inner, f"{name}.{key}" if name else str(key), depth + 1)
+        if members:
+            return
+        if name in tensors or name in beside:
+            raise CheckpointError(f"{path}: two values would be named {name!r}: rename one")
+        (tensors if isinstance(value, Tensor) else beside)[name] = value
+
+    groups = nest.groups_of(loaded, str(path))
+    if [group.path for group in groups] == [()] and groups[0].named:
+        return from_nest(loaded, str(path))
+    walk(loaded, "", 0)
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors in it")
+    config = _jsonable(beside)
+    lost = (f"beside the tensors, left out: {', '.join(sorted(beside)[:8])}",) if beside and config is None else ()
+    notes = ("every tensor of the file, names joined by dots", *lost)
+    return from_mapping(tensors, config=config or None, notes=notes, fronts=())
+
+
+def _jsonable(config: Any) -> dict[str, Any] | None:
+    try:
+        return json.loads(json.dumps(config, sort_keys=True)) if isinstance(config, Mapping) else None
+    except (TypeError, ValueError):
+        return None
+
+
+# ---- bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -2,15 +2,18 @@
 
 What will surprise you:
 * transformers is not needed; what matters is which files it looks for and what it insists on in them.
-* A model whose head is tied to its embedding is stored under one name only; from_pretrained ties it again.
+* A model whose head is tied to its embedding is stored under one name only; from_pretrained ties it again. The file's
+  metadata says which name that was, as safetensors' own save_model does, so that pgolf reads both.
 * Its loader refuses safetensors whose metadata does not say {"format": "pt"}.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +21,93 @@ from torch import Tensor
 
 from pgolf.common.files import replacing
 from pgolf.errors import CheckpointError, UsageError
+from pgolf.models import ties, torchfile
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pgolf"}
+_HEADS = ("lm_head", "embed_out", "output_embeddings")  # what transformers ties to the embedding by itself
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, tuple[str, ...]]:
-    """(tensors, config, notes) of a folder. Raises CheckpointError."""
-    if (folder / WEIGHTS).is_file():
-        return read_safetensors(folder / WEIGHTS), _config(folder), ()
-    if (folder / INDEX).is_file():
-        return _sharded(folder), _config(folder), (f"weights read from the shards of {INDEX}",)
-    raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: save_pretrained(safe_serialization=True)")
+@dataclass(frozen=True)
+class Folder:
+    """tensors by name, config.json, notes for the report. ties: missing name -> the stored name of the same tensor."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+    ties: dict[str, str] | None = None
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file. Raises CheckpointError."""
+def read(folder: Path) -> Folder:
+    """What a folder holds. Raises CheckpointError."""
+    for name, reader in ((WEIGHTS, read_safetensors), (PICKLED, _read_pickled)):
+        index = f"{name}.index.json"
+        if (folder / name).is_file():
+            tensors, tied = reader(folder / name)
+            return Folder(tensors, _config(folder), (), tied)
+        if (folder / index).is_file():
+            notes = (f"weights read from the shards of {index}",)
+            return Folder(_sharded(folder, index, reader), _config(folder), notes)
+    raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: {_mend(folder)}")
+
+
+def _mend(folder: Path) -> str:
+    """What to do with a folder of another kind."""
+    names = sorted(path.name for path in folder.iterdir())
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+        return (
+            "it is torch.distributed.checkpoint's, sharded; python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch FOLDER OUT.pt makes one file of it"
+        )
+    if "zero_to_fp32.py" in names or any(name.startswith(("zero_pp_rank", "mp_rank", "bf16_zero")) for name in names):
+        return "it is DeepSpeed's; run its zero_to_fp32.py and pack what that writes"
+    if any(name.startswith("adapter_model") for name in names):
+        return "it holds an adapter (LoRA), not a model; merge_and_unload() it and save that"
+    files = [name for name in names if Path(name).suffix in _WEIGHT_FILES]
+    if files:
+        return f"name the file in it ({', '.join(files[:4])}), or save_pretrained(safe_serialization=True)"
+    return "save_pretrained(safe_serialization=True)"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(the tensors of one file, missing name -> the stored name that its metadata says). Raises CheckpointError."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (safetensors.SafetensorError, OSError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            told = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, AttributeError) as error:  # a dtype that this torch lacks
         raise CheckpointError(f"{path}: not a safetensors file ({error}); is it truncated?") from None
+    return tensors, {name: kept for name, kept in told.items() if name not in tensors and kept in tensors}
 
 
-def _sharded(folder: Path) -> dict[str, Tensor]:
-    shards = _json(folder / INDEX).get("weight_map")
+def _read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    loaded = torchfile.torch_load(path)
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path}: is not a flat state dict, as transformers writes it")
+    return {str(name): tensor for name, tensor in loaded.items()}, {}
+
+
+Reader = Callable[[Path], tuple[dict[str, Tensor], dict[str, str]]]
+
+
+def _sharded(folder: Path, index: str, reader: Reader) -> dict[str, Tensor]:
+    shards = _json(folder / index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-        raise CheckpointError(f"{folder / INDEX}: has no weight_map from names to files")
+        raise CheckpointError(f"{folder / index}: has no weight_map from names to files")
     foreign = [s for s in shards.values() if Path(s).name != s]
     if foreign:
-        raise CheckpointError(f"{folder / INDEX}: {foreign[0]!r} is not a file of the folder")
+        raise CheckpointError(f"{folder / index}: {foreign[0]!r} is not a file of the folder")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):
-        tensors |= read_safetensors(folder / shard)
+        if not os.path.isfile(folder / shard):  # Path's own raises for names too long
+            raise CheckpointError(f"{folder / index}: the shard {shard} is not there: copy the folder again")
+        tensors |= reader(folder / shard)[0]
     if lost := sorted(shards.keys() - tensors.keys()):
-        raise CheckpointError(f"{folder / INDEX}: {lost[0]} is not in the shard that it names")
+        raise CheckpointError(f"{folder / index}: {lost[0]} is not in the shard that it names")
     return tensors
 
 
@@ -92,9 +143,9 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     if config is not None and CONFIG not in {path.name for path in others}:
         with replacing(folder / CONFIG) as file:
             file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    kept, _ = untied(state)
+    kept, dropped = untied(state)
     with replacing(folder / WEIGHTS) as file:  # last: a folder with weights is whole
-        file.write(save(kept, {"format": "pt"}))
+        file.write(_saying(save(kept, {"format": "pt"}), dropped))
     (folder / INDEX).unlink(missing_ok=True)
     return [WEIGHTS, *sorted({path.name for path in others} | ({CONFIG} if config is not None else set()))]
 
@@ -103,16 +154,29 @@ def _holds_weights(path: Path) -> bool:
     return path.suffix in _WEIGHT_FILES or path.name.endswith(".index.json")
 
 
+def _saying(data: bytes, dropped: Mapping[str, str]) -> bytes:
+    """A safetensors file whose metadata also names the tied names, in order: its own writer orders keys at random."""
+    if not dropped:
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    head = json.loads(data[8:end])
+    head["__metadata__"] |= dict(sorted(dropped.items()))
+    told = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    told += b" " * (-len(told) % 8)
+    return len(told).to_bytes(8, "little") + told + data[end:]
+
+
 def untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors that share no storage, dropped name -> kept name): the first name of tied tensors stays."""
-    kept: dict[str, Tensor] = {}
-    seen: dict[tuple[int, Any], str] = {}
-    dropped: dict[str, str] = {}
-    for name in sorted(state, key=lambda n: ("lm_head" in n, n)):  # transformers ties the head to the embedding
-        tensor = state[name]
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
-            dropped[name] = seen[key]
-        else:
-            seen[key], kept[name] = name, tensor.contiguous()
+    """(tensors that share no storage, dropped name -> kept name): a head that is its embedding is dropped.
+
+    Other equal tensors are written under every name: from_pretrained would miss them.
+    """
+    ordered = {name: state[name] for name in sorted(state, key=lambda n: (any(h in n for h in _HEADS), n))}
+    shared = ties.in_storage(ordered)
+    dropped = {name: first for name, first in shared.items() if any(head in name for head in _HEADS)}
+    kept = {
+        name: tensor.clone() if name in shared else tensor.contiguous()
+        for name, tensor in ordered.items()
+        if name not in dropped
+    }
     return kept, dropped

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
-
-_PARALLEL, _COMPILED = "module.", "_orig_mod"  # what DDP and AveragedModel, and torch.compile, put into names
-_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+from pgolf.kernels.weight import PackedWeight
+from pgolf.models import blueprint
+from pgolf.models.names import COUNTER, fitted
 
 
 def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -94,41 +94,29 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Name -> the name without what wrappers put in: "module." where all have it, "_orig_mod." of any compiled part.
-
-    AveragedModel's counter, the only name without "module.", does not count.
-    """
-    bare = {name: ".".join(part for part in name.split(".") if part != _COMPILED) for name in names}
-    inner = [name for name in bare.values() if name != _COUNTER]
-    while inner and all(name.startswith(_PARALLEL) for name in inner):
-        bare = {name: short.removeprefix(_PARALLEL) for name, short in bare.items()}
-        inner = [name for name in bare.values() if name != _COUNTER]
-    return bare
+def names_in(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in `state` -> name in the module's state dict, whichever of the two is wrapped; what fits nothing stays."""
+    plan = blueprint.of(model)
+    bare = fitted([name for name in state if name != COUNTER], plan.full.keys())
+    return {name: plan.full.get(short, short) for name, short in bare.items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights strictly, wrapper prefixes aside. Raises ModelError naming missing, unexpected and misshapen keys."""
-    theirs = model.state_dict()
-    full = {bare: name for name, bare in unwrapped(theirs).items()}
-    given = {full.get(bare, bare): state[name] for name, bare in unwrapped(state).items()}
-    if _COUNTER not in theirs:
-        given.pop(_COUNTER, None)
-    missing, unexpected = sorted(theirs.keys() - given.keys()), sorted(given.keys() - theirs.keys())
-    shapes = [
-        f"{n} is {list(given[n].shape)} and should be {list(theirs[n].shape)}"
-        for n in sorted(theirs.keys() & given.keys())
-        if given[n].shape != theirs[n].shape
-    ]
-    problems = [
-        *([f"missing {_some(missing)}"] if missing else []),
-        *([f"unexpected {_some(unexpected)}"] if unexpected else []),
-        *([_some(shapes)] if shapes else []),
-    ]
-    if problems:
-        raise ModelError(f"the weights do not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(given)
+    """Load weights strictly, what wrappers do to names aside; a name that is tied to one that is there may be missing.
 
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    Raises ModelError naming missing, unexpected and misshapen keys, and two values of one parameter.
+    """
+    plan, theirs = blueprint.of(model), model.state_dict()
+    if packed := [name for name, tensor in theirs.items() if isinstance(tensor, PackedWeight)]:
+        raise ModelError(
+            f"{packed[0]} of {plan.kind} is packed, which nothing can be loaded into: build the module anew"
+        )
+    placed = {name: state[given] for given, name in names_in(model, state).items()}
+    short = {name: bare for bare, name in plan.full.items()}
+    given = {short.get(name, name): tensor for name, tensor in placed.items()}
+    plan.check(given)
+    full = {plan.full[bare]: tensor for bare, tensor in plan.completed(given).items()}
+    counters = {
+        name: state.get(name, tensor) for name, tensor in theirs.items() if name not in short
+    }  # of moving averages
+    model.load_state_dict(counters | full)

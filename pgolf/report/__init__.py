@@ -5,10 +5,11 @@ themes; page.py: HTML; curves.py: what they share). anatomy_page.py: an artifact
 """
 
 from pgolf.common.files import write_json, write_text
-from pgolf.report.pack_report import Report, TensorRow
+from pgolf.report.pack_report import Fate, Report, TensorRow
 from pgolf.report.terminal import estimate_lines, pack_summary, pack_table, submission_table
 
 __all__ = [
+    "Fate",
     "Report",
     "TensorRow",
     "estimate_lines",

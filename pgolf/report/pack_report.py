@@ -26,8 +26,27 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
+class Fate:
+    """What became of one tensor of the checkpoint. path: where it lay; name: in the artifact, "" if it is not there.
+
+    fate: "packed", "kept", "alias" (why: of which name) or "left out". num_bytes: as it was.
+    """
+
+    path: str
+    name: str
+    shape: list[int]
+    dtype: str
+    num_bytes: int
+    fate: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched."""
+    """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
+
+    account: every tensor of the checkpoint, those that were left out included.
+    """
 
     rows: list[TensorRow]
     data: bytes = field(repr=False)
@@ -37,6 +56,7 @@ class Report:
     coder: str = "rans"
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    account: list[Fate] = field(default_factory=list)
 
     @property
     def artifact_bytes(self) -> int:
@@ -76,4 +96,5 @@ class Report:
             "loss_rise": self.loss_rise,
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
+        plain["account"] = [asdict(fate) for fate in self.account]
         return plain | derived | {"rows": rows}

@@ -10,6 +10,8 @@ from pgolf.common.sizes import show_size
 if TYPE_CHECKING:
     from rich.table import Table
 
+MOST_LINES = 6  # of one kind
+
 
 def _compact() -> Table:
     from rich.table import Table
@@ -39,9 +41,33 @@ def pack_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def account_lines(account: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was left out of the checkpoint and why, folded by where it lay; names that are one tensor."""
+    folds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for item in account:
+        if item["fate"] == "left out":
+            folds.setdefault((item["path"].partition(".")[0], item["why"]), []).append(item)
+    lines = [
+        f"left out           {_folded(top, items)}, {show_size(sum(i['num_bytes'] for i in items))}: {why}"
+        for (top, why), items in list(folds.items())[:MOST_LINES]
+    ]
+    if (more := len(folds) - MOST_LINES) > 0:
+        lines.append(f"left out           {more} more kinds, see --json")
+    aliases = [f"{item['name']} = {item['why']}" for item in account if item["fate"] == "alias"]
+    if aliases:
+        rest = f" and {len(aliases) - MOST_LINES} more" if len(aliases) > MOST_LINES else ""
+        lines.append(f"one tensor         {', '.join(aliases[:MOST_LINES])}{rest}")
+    return lines
+
+
+def _folded(top: str, items: Sequence[Mapping[str, Any]]) -> str:
+    return str(items[0]["path"]) if len(items) == 1 else f"{top} ({len(items)} tensors)"
+
+
 def pack_summary(report: Mapping[str, Any]) -> list[str]:
     """The closing lines of `pgolf pack`."""
     lines = [f"note: {note}" for note in report["notes"]]
+    lines += account_lines(report.get("account", []))
     lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
     if report["loss_rise"] is not None:
         lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")

@@ -43,7 +43,8 @@ class _Bench:
         from pgolf.train.model import rebuild
 
         self.setup = setup
-        self.source = checkpoint.read(setup.checkpoint)
+        like = usermodel.load(setup.model) if setup.model else None
+        self.source = checkpoint.read(setup.checkpoint, state=setup.state, like=like)
         state = self.source.state_dict()
         config = self.source.config or {}
         model = usermodel.load(setup.model, state) if setup.model else rebuild.from_config(config, state)

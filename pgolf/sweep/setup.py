@@ -25,7 +25,8 @@ class Setup:
     """Inputs and scoring of every point. Paths are absolute: workers start elsewhere.
 
     model: FILE.py:NAME, None where the checkpoint says what it is. curvature: a file, None to pack without.
-    sidecar: byte counts instead of a tokenizer. rules: `--set`s that hold for every method.
+    state: which of the checkpoint's weights. sidecar: byte counts instead of a tokenizer. rules: `--set`s that hold for
+    every method.
     """
 
     checkpoint: str
@@ -41,6 +42,7 @@ class Setup:
     rules: tuple[str, ...] = ()
     curvature: str | None = None
     device: str = "cpu"
+    state: str | None = None
 
 
 def resolved(setup: Setup) -> Setup:
@@ -78,12 +80,22 @@ def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
     """
     facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
     del facts["curvature"]  # made from the rest, or named in `calibration`
+    if facts["state"] is None:
+        del facts["state"]  # folders of before there was a choice go on
     for name in _FILES:
-        facts[name] = file_hash(facts[name]) if facts[name] else None
+        facts[name] = content_hash(facts[name]) if facts[name] else None
     if setup.model:
         path, _, name = setup.model.rpartition(":")
         facts["model"] = f"{file_hash(path)}:{name}"
     return facts
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files. Raises DataError."""
+    if not Path(path).is_dir():
+        return file_hash(path)
+    files = sorted(p for p in Path(path).iterdir() if p.is_file())
+    return hashlib.sha256("".join(f"{p.name} {file_hash(p)}\n" for p in files).encode()).hexdigest()
 
 
 def file_hash(path: str | Path) -> str:

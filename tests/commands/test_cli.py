@@ -112,7 +112,7 @@ def bad_shard(path, magic=20240520, version=1, count=10, tokens=10):
     [
         (("pack", "none.pt"), 3, "none.pt: no such file"),
         (("pack", "toy.py"), 3, "not a checkpoint"),
-        (("pack", "nan.pt"), 3, "NaN or infinite values in bad"),
+        (("pack", "nan.pt"), 3, "NaN in bad (1 of 1 values, the first at [0])"),
         (("pack", "ckpt.pt", "--budget", "200", "--method", "sdclip"), 4, "smallest reachable"),
         (("pack", "ckpt.pt", "--budget", "lots"), 2, "size 'lots'"),
         (("pack", "ckpt.pt", "--method", "magic"), 2, "unknown method"),

@@ -1,14 +1,17 @@
 """A file is written whole or not at all, whatever a crash, a cleaner or a full disk does meanwhile."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from pgolf.common import files
+from pgolf.cli import main
+from pgolf.common import files, folders
 
 
 def test_replacing_writes_whole_files(tmp_path):
@@ -164,3 +167,58 @@ def test_a_full_disk_is_named(tmp_path):
         fill()
     assert caught.value.filename == str(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def special(folder, kind):
+    """Something that is no regular file, at folder/x."""
+    path = folder / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))  # names of sockets are short
+    elif kind == "device":
+        try:
+            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        (folder / "target").write_bytes(b"precious")
+        path.symlink_to(folder / ("target" if kind == "symbolic link" else "nowhere"))
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has none of them")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "symbolic link", "dangling symbolic link"])
+def test_only_regular_files_are_replaced(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = special(tmp_path, kind)
+    before = path.lstat().st_mode
+    with (
+        pytest.raises(OSError, match=f"is a {kind.removeprefix('dangling ')}, a file was to be written"),
+        files.replacing(path),
+    ):
+        pass
+    for command in (
+        ["pack", "c.pt", "-o", "x", "--force"],
+        ["calibrate", "c.pt", "--model", "m.py:M", "-o", "x", "--force"],
+    ):
+        said = CliRunner().invoke(main, command)
+        assert said.exit_code == 2
+        assert f"x is a {kind.removeprefix('dangling ')}: name the file to write" in said.stderr
+    assert path.lstat().st_mode == before
+    assert sorted(os.listdir(tmp_path)) == ["target", "x"] if kind == "symbolic link" else ["x"]
+
+
+def test_a_folder_takes_the_place_of_a_folder_only(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(NotADirectoryError), folders.replacing_folder(tmp_path / "file"):
+        pass
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    folders.write_folder(tmp_path / "link", {"a": b"1"})
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "a").read_bytes() == b"1"
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "real"]

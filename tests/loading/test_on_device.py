@@ -156,3 +156,32 @@ def test_another_model_is_refused(tmp_path):
     pgolf.pack(toy_module(toy_state()), tmp_path / "t.pgolf", method="rtn")
     with pytest.raises(ModelError, match="do not fit"):
         pgolf.load_module(tmp_path / "t.pgolf", Banked(), packed=True)
+
+
+def test_integers_and_buffers_stay_what_they_are(tmp_path):
+    """float32 would round the first, and a buffer is no parameter to be packed."""
+    model = nn.Module()
+    model.up = nn.Linear(64, 64, bias=False)
+    model.register_buffer("ids", torch.randint(-900, 900, (64, 64), generator=generator()))
+    model.register_buffer("large", torch.randint(2**30, 2**31 - 1, (64, 64), generator=generator()).to(torch.int32))
+    model.register_buffer("cos", torch.rand(64, 64, generator=generator()))
+    state = model.state_dict()
+    pgolf.pack(state, tmp_path / "a.pgolf", budget=26_000)
+    there = on_device.load(tmp_path / "a.pgolf", "cpu")
+    for name in ("ids", "large"):
+        assert torch.equal(there[name], state[name])
+        assert there[name].dtype == state[name].dtype
+    summary = modules.load_module(tmp_path / "a.pgolf", model, packed=True)
+    assert (summary.dense["ids"], summary.dense["large"]) == ("integers", "not quantized")
+    assert "cos" not in summary.packed
+    assert torch.equal(model.ids, state["ids"])
+
+
+def test_nothing_is_loaded_into_packed_weights(tmp_path):
+    """The copy would be lost without a word."""
+    pgolf.pack(toy_state(), tmp_path / "a.pgolf", budget=7_000)
+    module = toy_module(toy_state(1))
+    assert modules.load_module(tmp_path / "a.pgolf", module, packed=True).packed
+    for again in (pgolf.load_into, modules.load_module):
+        with pytest.raises(ModelError, match="is packed, which nothing can be loaded into"):
+            again(tmp_path / "a.pgolf", module)

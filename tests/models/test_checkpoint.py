@@ -64,8 +64,12 @@ def test_unsafe_globals_are_named_with_the_mend(tmp_path):
 
 
 def test_non_finite_weights_are_named(tmp_path):
-    state = {"ok": torch.ones(2), "sick": torch.tensor([1.0, float("nan")]), "worse": torch.tensor([float("inf")])}
-    with pytest.raises(CheckpointError, match="sick, worse"):
+    nan = float("nan")
+    state = {"ok": torch.ones(2), "sick": torch.tensor([1.0, nan]), "worse": torch.tensor([[nan, nan], [nan, 0.0]])}
+    said = (
+        r"NaN in sick \(1 of 2 values, the first at \[1\]\), worse \(3 of 4 values, the first at \[0, 0\]\): .*diverged"
+    )
+    with pytest.raises(CheckpointError, match=said):
         checkpoint.read(save(tmp_path, state))
     with pytest.raises(CheckpointError, match="f8"):
         checkpoint.from_mapping({"f8": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)})

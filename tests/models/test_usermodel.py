@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pgolf.errors import ModelError, UsageError
-from pgolf.models import usermodel
+from pgolf.models import names, usermodel
 from pgolf.train.model import rebuild
 from tests.helpers import TOY_MODEL, toy_state
 
@@ -80,7 +80,7 @@ def test_names_of_compiled_parts_and_averaged_models_fit(model_file):
     averaged = {f"module.{name}": t for name, t in state.items()} | {"n_averaged": torch.tensor(3)}
     for given in (compiled, averaged):
         assert torch.equal(usermodel.load(f"{model_file}:Toy", given).up.weight, state["up.weight"])
-    assert usermodel.unwrapped(["module.a", "module.b._orig_mod.c"]) == {
+    assert names.unwrapped(["module.a", "module.b._orig_mod.c"]) == {
         "module.a": "a", "module.b._orig_mod.c": "b.c"
     }  # fmt: skip
-    assert usermodel.unwrapped(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
+    assert names.unwrapped(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}

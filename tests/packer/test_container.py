@@ -195,7 +195,7 @@ def test_a_header_that_no_reader_takes_is_not_written(monkeypatch):
     monkeypatch.setattr(container, "MAX_HEADER", size)
     assert container.parse(an_artifact())
     monkeypatch.setattr(container, "MAX_HEADER", size - 1)
-    with pytest.raises(ValueError, match=f"{size} bytes, more than"):
+    with pytest.raises(UsageError, match=f"{size} bytes, more than"):
         an_artifact()
 
 

@@ -23,7 +23,7 @@ from pgolf.common.folders import replacing_folder, write_folder
 from pgolf.data.shards import write_shard
 from pgolf.errors import MemoryLimitError, PgolfError, is_out_of_memory
 from pgolf.fitting import trial
-from pgolf.models.checkpoint import torch_save
+from pgolf.models.torchfile import torch_save
 from tests.helpers import sweep_inputs, toy_state, without_times
 
 MODEL = "--model toy.py:Toy"

@@ -40,7 +40,7 @@ def canonical(value: Any) -> bytes:
 def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
     """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
 
-    Raises ValueError if the header is larger than a reader accepts, UsageError if the sections are.
+    Raises UsageError if the header or the sections are larger than a reader accepts.
     """
     names = sorted(stored)
     index = [_section_record(name, stored[name]) for name in names]
@@ -48,7 +48,10 @@ def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, gen
         raise UsageError("over a gigabyte of the kept tensors is repetition, as of masks: leave such buffers out")
     raw = canonical({**head, "sections": index})
     if len(raw) > MAX_HEADER:
-        raise ValueError(f"the header would take {len(raw)} bytes, more than the format allows")
+        raise UsageError(
+            f"the header would take {len(raw)} bytes, more than the {MAX_HEADER} that the format allows: too many tensors "
+            "(200,000?), or too long names or configuration; stack tensors into banks"
+        )
     header = general.compress(raw, codecs=HEADER_CODECS)
     body = header.data + b"".join(stored[n].data for n in names)
     content = zlib.crc32(raw) ^ zlib.crc32(b"".join(sections[name] for name in names))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pgolf.common.nested import differences
 from pgolf.errors import CheckpointError, UsageError
-from pgolf.models.checkpoint import torch_load, torch_save
+from pgolf.models.torchfile import torch_load, torch_save
 
 if TYPE_CHECKING:
     from pgolf.train.loop.trainer import Trainer
