@@ -115,3 +115,13 @@ def test_a_bomb_stops_at_the_declared_size(codec):
     bomb = compress(bytes(5_000_000), 1, (codec,))
     with pytest.raises(ArtifactError, match="section"):
         decompress(replace(bomb, size=1000))
+
+
+def test_large_floats_are_compressed_in_no_time_and_no_worse(monkeypatch):
+    raw = np.random.default_rng(0).normal(size=1 << 16).astype(np.float16).tobytes()
+    slow = compress(raw, 2)
+    monkeypatch.setattr(general, "LARGE", len(raw))
+    monkeypatch.setitem(CODECS, "brotli", replace(CODECS["brotli"], encode=lambda _: pytest.fail("the slowest level")))
+    quick = compress(raw, 2)
+    assert len(quick.data) < 1.01 * len(slow.data)
+    assert general.decompress(quick.data, quick.codec, quick.shuffle, quick.size) == raw
