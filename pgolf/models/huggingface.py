@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+from safetensors.torch import save
 from torch import Tensor
 
 from pgolf.common.files import replacing
@@ -73,8 +75,6 @@ def _mend(folder: Path) -> str:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of one file, missing name -> the stored name that its metadata says). Raises CheckpointError."""
-    import safetensors
-
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
@@ -131,8 +131,6 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     config: for config.json, unless `like`, the folder that was packed, has one. Its other files (tokenizer, generation
     settings, code; no weights) are copied. Raises UsageError for a `like` that is no folder.
     """
-    from safetensors.torch import save
-
     if like is not None and not like.is_dir():
         raise UsageError(f"--like {like}: not a folder")
     others = [] if like is None else [p for p in sorted(like.iterdir()) if p.is_file() and not _holds_weights(p)]

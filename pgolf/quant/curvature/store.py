@@ -36,6 +36,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pgolf.common.files import replacing
@@ -226,8 +228,6 @@ class Curvature:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors, the same bytes every time, to a temporary sibling that then takes the place of `path`."""
-        from safetensors.torch import save as to_bytes
-
         tensors: dict[str, Tensor] = {}
         for i, (_, sums) in enumerate(sorted(self.sums.items())):
             for side in SIDES:
@@ -257,8 +257,6 @@ class Curvature:
     @staticmethod
     def load(path: str | Path) -> Curvature:
         """Read what `save` wrote; CurvatureError if it is something else, damaged or of a later version."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("pgolf.curvature")

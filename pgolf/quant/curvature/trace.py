@@ -22,22 +22,18 @@ from torch.overrides import TorchFunctionMode
 from pgolf.errors import CurvatureError
 from pgolf.quant.curvature.products import PRODUCTS, Call, Product, flattened, function_name
 
-CASTS = {"to", "float", "bfloat16", "half", "double", "type", "type_as", "cuda", "cpu"}
-CASTS |= {"contiguous", "clone", "detach", "data", "requires_grad_", "positive"}
+# fmt: off
+CASTS = {
+    "to", "float", "bfloat16", "half", "double", "type", "type_as", "cuda", "cpu",
+    "contiguous", "clone", "detach", "data", "requires_grad_", "positive",
+}
 TRANSPOSES = {"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"}
 VIEWS = TRANSPOSES | {
-    "view",
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "flatten",
-    "unflatten",
-    "permute",
-    "movedim",
-    "moveaxis",
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "movedim", "moveaxis",
+    "squeeze", "unsqueeze", "expand", "expand_as", "select", "narrow", "__getitem__",
+    "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
 }
-VIEWS |= {"squeeze", "unsqueeze", "expand", "expand_as", "select", "narrow", "__getitem__"}
-VIEWS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+# fmt: on
 SCALINGS = {"mul", "multiply", "div", "divide", "true_divide"}
 LOOKUPS = {"embedding", "index_select", "__getitem__"}
 DROPOUTS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
