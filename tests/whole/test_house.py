@@ -51,9 +51,22 @@ def circle_through(graph: dict[str, set[str]]) -> list[str]:
     return next((circle for name in graph if (circle := visit(name, []))), [])
 
 
-def test_no_import_runs_in_a_circle():
-    graph = {name: imports_of(path) - {name, "pgolf"} for name, path in MODULES.items()}
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return {name: imports_of(path) - {name, "pgolf"} for name, path in MODULES.items()}
+
+
+def test_no_import_runs_in_a_circle(graph):
     assert circle_through(graph) == []
+
+
+def test_a_checkpoint_on_its_way_down_enters_few_rooms(graph):
+    reached, new = set(), {"pgolf.fitting.packing"}
+    while new:
+        reached |= new
+        new = set().union(*(graph[name] for name in new)) - reached
+    rooms = {name.split(".")[1] for name in reached} - {"errors"}
+    assert rooms == {"fitting", "models", "quant", "packer", "code", "report", "common"}
 
 
 def test_circles_are_found():
