@@ -97,8 +97,15 @@ def _grown_damping(job: Job) -> list[str]:
 
 
 def _losses(rows: Sequence[TensorRow]) -> list[str]:
-    """A note of the tensors of which hardly anything is left."""
-    lost = [row.name for row in rows if row.error is not None and row.error > LOST]
-    if not lost:
+    """A note of the tensors of which hardly anything is left, where that is no choice of the market.
+
+    With curvature the market empties a tensor that the loss does not need: an alarm is due only where most weights went.
+    """
+    quantized = [row for row in rows if row.error is not None]
+    lost = [row for row in quantized if (row.error or 0.0) > LOST]
+    blind = [row for row in lost if row.loss_rise is None]
+    if 2 * sum(row.weights for row in lost) > sum(row.weights for row in quantized):
+        blind = lost
+    if not blind:
         return []
-    return [f"too few bytes for this model: of {len(lost)} tensors hardly anything is left ({lost[0]}, ...)"]
+    return [f"too few bytes for this model: of {len(blind)} tensors hardly anything is left ({blind[0].name}, ...)"]
