@@ -43,6 +43,6 @@ def arguments() -> list[str]:
 
 
 if __name__ == "__main__":
-    if not GOLF3M.is_dir():
+    if not GOLF3M.is_dir() and "--help" not in sys.argv:
         sys.exit(f"{GOLF3M} is not there: run `pgolf sweep` on a checkpoint of your own")
     main([*arguments(), *sys.argv[1:]])

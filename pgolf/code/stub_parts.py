@@ -1,7 +1,7 @@
 """What the decoder stub does to single definitions: takes out what a decoder can do without, and shortens names.
 
-What will surprise you: these rewritings know the packer's own habits (checks are functions named check_..., nothing but
-dataclasses is called by keyword). The tests of the stub compare every bit, so a breach of the habits shows.
+They know the packer's own habits: checks are functions named check_..., nothing but dataclasses is called by keyword. The
+tests of the stub compare every bit, so a breach of the habits shows.
 """
 
 from __future__ import annotations

@@ -29,14 +29,14 @@ def bench(
     import torch
 
     from pgolf import report
-    from pgolf.bench.run import run
     from pgolf.bench.sizes import Sizes
+    from pgolf.bench.suite import measure_all
     from pgolf.kernels.device import need, triton
 
     refuse_unwritable(out)
     place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sizes = Sizes(layers=layers, peak_tflops=peak_tflops)
-    facts = run(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True))
+    facts = measure_all(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True))
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     facts |= {"device": name, "torch": torch.__version__, "triton": getattr(triton, "__version__", None)}
     if "missing" in facts:

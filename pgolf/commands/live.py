@@ -13,7 +13,7 @@ import click
 Rows = list[dict[str, Any]]
 
 
-class Progress:
+class SoFar:
     """The points so far and how long the rest will take, judged by those that this run has measured."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def live_table() -> Iterator[Callable[[Rows], None]]:
     """A function to be called with the rows so far; where stderr is no terminal it prints a line each time."""
-    progress = Progress()
+    progress = SoFar()
     if not sys.stderr.isatty():
 
         def tell(rows: Rows) -> None:

@@ -163,7 +163,7 @@ def _invented_tokens(
     from pgolf.quant.curvature import selftext
 
     seed, logits = calibration.seed, user.logits
-    length = selftext.usable_length(model, context, logits=logits)
+    length = selftext.text_length(model, context, logits=logits)
     sequences = max(1, calibration.tokens // length)
     if calibration.calib == "random":
         return selftext.random_tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -101,12 +101,12 @@ def pack(
 
     Example: pgolf pack ckpt.pt --budget 16MB --model train.py:GPT --calib tokens.bin
     """
-    from pgolf import report
     from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
     from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
+    from pgolf.report import write_json
 
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
@@ -136,12 +136,18 @@ def pack(
         )
     facts = made.to_json() | {"path": str(out)}
     if report_file:
-        report.write_json(report_file, facts)
+        write_json(report_file, facts)
+    _tell(facts, as_json)
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    from pgolf import report
+
     if as_json:
         click.echo(json.dumps(facts))
         return
     print_table(report.pack_table(facts))
-    print_lines([*report.pack_summary(facts), f"written            {out}"])
+    print_lines([*report.pack_summary(facts), f"written            {facts['path']}"])
 
 
 def _default_name(ckpt: Path) -> Path:

@@ -178,9 +178,9 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
 def _points(source: Checkpoint, options: PlanOptions) -> tuple[list[Point], str | None]:
     """Every point to measure, and the series that the others are compared with."""
     from pgolf.common.sizes import parse_size
-    from pgolf.sweep.plan import plan
+    from pgolf.sweep.wanted import wanted_points
 
-    return plan(
+    return wanted_points(
         options.methods,
         weights=sum(t.numel() for t in source.tensors.values()),
         budgets=[parse_size(text) for text in _words(options.budgets)],

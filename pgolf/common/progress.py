@@ -10,6 +10,9 @@ Progress = Callable[[str, int, int], None]
 Advance = Callable[[int, int], None]
 """(steps done, of how many): for work of one part."""
 
+Counted = Callable[[int, int | None], None]
+"""The same, None where nobody knows how many there will be."""
+
 
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody asked for."""

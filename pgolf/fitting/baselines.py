@@ -15,5 +15,5 @@ CONTEST_K = (9.0, HOME_K, 20.0, 30.0, 45.0)  # a curve from about 4 to 2.3 bits 
 
 
 def contest(k: float = HOME_K) -> dict[str, Any]:
-    """Arguments of `pipeline.pack` for the contest's packer with int6 clips at k standard deviations."""
+    """Arguments of `fitting.packing.pack` for the contest's packer with int6 clips at k standard deviations."""
     return {"method": "gptq", "coder": "brotli", "settings": Settings(step=k / HOME_K, scale_per_octave=HALF)}

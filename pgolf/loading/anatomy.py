@@ -10,20 +10,19 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pgolf.errors import CurvatureError, UsageError
 from pgolf.loading import dense
 from pgolf.packer.format import artifact, container
 from pgolf.packer.format.artifact import Entry
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgolf.quant.curvature.store import Curvature
+from pgolf.quant.curvature.loss import loss_rise
+from pgolf.quant.curvature.store import Curvature
 
 BARS = 8  # of a histogram, on either side of zero
 _NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
@@ -125,10 +124,6 @@ def curvature_shares(entries: Mapping[str, Entry], curvature: Curvature) -> dict
 
     Raises CurvatureError where nothing fits.
     """
-    import torch
-
-    from pgolf.quant.curvature.loss import loss_rise
-
     costs = {}
     for name, entry in entries.items():
         known = curvature.matrices(name) if entry.planes is not None else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pgolf.errors import ArtifactError
 from pgolf.models import checkpoint
+from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 
@@ -40,8 +41,8 @@ def decoder_on(device: torch.device | str) -> OnDevice | None:
     """What decodes and dequantizes on a device; None is numpy on the processor. Raises DeviceError."""
     if str(device) == "cpu":
         return None
-    from pgolf.kernels.device import need
-    from pgolf.loading.on_device import OnDevice
+    from pgolf.kernels.device import need  # brings triton, where it is installed
+    from pgolf.loading.on_device import OnDevice  # the same
 
     return OnDevice(need(device))
 
@@ -87,7 +88,5 @@ def kept(entry: Entry) -> Tensor:
 
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:
     """Load an artifact's weights into `module`, strictly. Raises ArtifactError, or ModelError naming wrong keys."""
-    from pgolf.models.usermodel import load_state
-
     load_state(module, load(path))
     return module

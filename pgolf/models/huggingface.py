@@ -1,11 +1,4 @@
-"""Folders as Hugging Face's transformers writes and reads them: config.json, model.safetensors whole or in shards.
-
-What will surprise you:
-* transformers is not needed; what matters is which files it looks for and what it insists on in them.
-* A model whose head is tied to its embedding is stored under one name only; from_pretrained ties it again. The file's
-  metadata says which name that was, as safetensors' own save_model does, so that pgolf reads both.
-* Its loader refuses safetensors whose metadata does not say {"format": "pt"}.
-"""
+"""Folders as Hugging Face's transformers writes and reads them, without it: config.json, model.safetensors whole or in shards."""
 
 from __future__ import annotations
 
@@ -17,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+from safetensors.torch import save
 from torch import Tensor
 
 from pgolf.common.files import replacing
@@ -73,8 +68,6 @@ def _mend(folder: Path) -> str:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of one file, missing name -> the stored name that its metadata says). Raises CheckpointError."""
-    import safetensors
-
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
@@ -131,8 +124,6 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     config: for config.json, unless `like`, the folder that was packed, has one. Its other files (tokenizer, generation
     settings, code; no weights) are copied. Raises UsageError for a `like` that is no folder.
     """
-    from safetensors.torch import save
-
     if like is not None and not like.is_dir():
         raise UsageError(f"--like {like}: not a folder")
     others = [] if like is None else [p for p in sorted(like.iterdir()) if p.is_file() and not _holds_weights(p)]
@@ -145,7 +136,7 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
             file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     kept, dropped = untied(state)
     with replacing(folder / WEIGHTS) as file:  # last: a folder with weights is whole
-        file.write(_saying(save(kept, {"format": "pt"}), dropped))
+        file.write(_saying(save(kept, {"format": "pt"}), dropped))  # without that format from_pretrained refuses it
     (folder / INDEX).unlink(missing_ok=True)
     return [WEIGHTS, *sorted({path.name for path in others} | ({CONFIG} if config is not None else set()))]
 
@@ -169,7 +160,8 @@ def _saying(data: bytes, dropped: Mapping[str, str]) -> bytes:
 def untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors that share no storage, dropped name -> kept name): a head that is its embedding is dropped.
 
-    Other equal tensors are written under every name: from_pretrained would miss them.
+    from_pretrained ties it again; the file's metadata says its name, as safetensors' own save_model does. Other equal
+    tensors are written under every name: from_pretrained would miss them.
     """
     ordered = {name: state[name] for name in sorted(state, key=lambda n: (any(h in n for h in _HEADS), n))}
     shared = ties.in_storage(ordered)

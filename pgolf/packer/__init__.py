@@ -21,7 +21,7 @@ def encode(codes: Mapping[str, NDArray[Any]]) -> bytes:
     be the output channels, as in a weight: the coder looks for structure by row and by column of [first, rest].
     Raises UsageError on anything else.
     """
-    from pgolf.packer import arrays
+    from pgolf.packer import arrays  # brings brotli and zstandard
 
     return arrays.encode(codes)
 
@@ -31,6 +31,6 @@ def decode(data: bytes) -> dict[str, NDArray[Any]]:
 
     Byte order becomes the machine's own. Raises ArtifactError for anything but a whole artifact made by `encode`.
     """
-    from pgolf.packer import arrays
+    from pgolf.packer import arrays  # brings brotli and zstandard
 
     return arrays.decode(data)

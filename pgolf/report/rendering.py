@@ -19,7 +19,7 @@ def render(name: str, **values: Any) -> str:
 @cache
 def environment() -> Environment:
     """What every template knows besides its values: both themes, `shown` (Python's format) and `tojson`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # for pages only, tables start without it
 
     made = Environment(
         loader=PackageLoader("pgolf.report"),

@@ -14,7 +14,7 @@ MOST_LINES = 6  # of one kind
 
 
 def _compact() -> Table:
-    from rich.table import Table
+    from rich.table import Table  # what prints JSON starts without it
 
     return Table(box=None, header_style="bold", pad_edge=False)
 

@@ -14,11 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+
 from pgolf.code.script import smallest
 from pgolf.code.stand_in import decoder, imported, imports_pgolf, parsed, with_decoder
 from pgolf.common.folders import write_folder
 from pgolf.common.sizes import show_size
 from pgolf.errors import ArtifactError, BudgetError, UsageError
+from pgolf.loading import dense
+from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.format import container
 
 LIMIT = 16_000_000
@@ -119,11 +123,6 @@ def count(folder: Path, *, limit: int = LIMIT) -> Count:
 
 def _try_decoder(art: Path) -> None:
     """Raises ArtifactError unless the decoder loads the artifact to the bits that pgolf loads it to."""
-    import torch
-
-    from pgolf.loading import dense
-    from pgolf.models.checkpoint import to_bytes
-
     expected = dense.load(art)
     coder = container.parse(_read(art))[0]["coder"]
     if coder != "rans":

@@ -6,14 +6,23 @@ import math
 import time
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from pgolf.common.one_thread import one_thread
+from pgolf.data import shards, sidecar
 from pgolf.errors import BudgetError
+from pgolf.fitting import packing
+from pgolf.loading import dense
+from pgolf.models import checkpoint, usermodel
+from pgolf.models.logits import logits_of
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.store import Curvature
+from pgolf.scoring import bpb
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pgolf.train.model import rebuild
 
 _one_at_a_time = Lock()  # threads of a Dask worker would share one module
 
@@ -37,11 +46,6 @@ class _Bench:
     """A checkpoint, its curvature, its model and the text: read once a process, packed and scored again and again."""
 
     def __init__(self, setup: Setup) -> None:
-        from pgolf.data import shards, sidecar
-        from pgolf.models import checkpoint, usermodel
-        from pgolf.quant.curvature.store import Curvature
-        from pgolf.train.model import rebuild
-
         self.setup = setup
         like = usermodel.load(setup.model) if setup.model else None
         self.source = checkpoint.read(setup.checkpoint, state=setup.state, like=like)
@@ -66,10 +70,6 @@ class _Bench:
         }
 
     def point(self, point: Point) -> dict[str, Any]:
-        from pgolf.fitting import packing
-        from pgolf.loading import dense
-        from pgolf.packer.format import artifact
-
         how = point.how() | {"rules": (*point.rules, *self.setup.rules)}
         try:
             made = packing.pack(self.source, None, curvature=self.curvature, **how)
@@ -91,11 +91,6 @@ class _Bench:
         }
 
     def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        from pgolf.common.one_thread import one_thread
-        from pgolf.models import usermodel
-        from pgolf.models.logits import logits_of
-        from pgolf.scoring import bpb
-
         usermodel.load_state(self.model, state)
         with one_thread():  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(

@@ -47,7 +47,7 @@ class Point:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def how(self) -> dict[str, Any]:
-        """Arguments of `pipeline.pack`."""
+        """Arguments of `fitting.packing.pack`."""
         scales = LOG_SCALE if self.coder == "rans" else HALF
         options: dict[str, Any] = {"scale_per_octave": scales} | self.options
         settings = Settings(**options)

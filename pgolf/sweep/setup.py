@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgolf import __version__
+from pgolf.common.threads import workers
 from pgolf.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,6 +120,4 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What it ran on, for the head of results."""
-    from pgolf.common.threads import workers
-
     return {"cpu": platform.processor() or platform.machine(), "cores": workers(), "system": platform.system()}

@@ -21,7 +21,7 @@ from pgolf.cli import main
 from click.testing import CliRunner
 for command in ("pack", "inspect", "unpack", "eval", "train", "bench", "demo"):
     assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0, command
-import pgolf.bench.run
+import pgolf.bench.suite
 from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
 from pgolf.loading import dense, modules, on_device
 path = sys.argv[1]

@@ -111,10 +111,10 @@ class Positions(Model):
 
 
 def test_the_context_that_a_model_takes() -> None:
-    assert selftext.usable_length(Model(), 1024) == 1023
-    assert selftext.usable_length(Positions(), 1024) == 99
-    assert selftext.usable_length(Positions(), 100) == 99
-    ids = self_generate(Positions(), sequences=2, length=selftext.usable_length(Positions(), 1024))
+    assert selftext.text_length(Model(), 1024) == 1023
+    assert selftext.text_length(Positions(), 1024) == 99
+    assert selftext.text_length(Positions(), 100) == 99
+    ids = self_generate(Positions(), sequences=2, length=selftext.text_length(Positions(), 1024))
     assert ids.shape == (2, 99)
     assert selftext.vocabulary(Model()) == V
 
@@ -123,7 +123,7 @@ def test_a_model_that_fails_on_any_length_says_so() -> None:
     model = Model()
     model.forward = lambda ids: 1 / 0
     with pytest.raises(CurvatureError, match="ZeroDivisionError"):
-        selftext.usable_length(model, 1024)
+        selftext.text_length(model, 1024)
 
 
 @pytest.mark.gpu

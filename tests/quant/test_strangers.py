@@ -15,7 +15,7 @@ import pgolf
 from pgolf.errors import CurvatureError
 from pgolf.quant.curvature.batches import batches_of
 from pgolf.quant.curvature.collect import _signs, calibrate
-from pgolf.quant.curvature.selftext import self_generate, usable_length
+from pgolf.quant.curvature.selftext import self_generate, text_length
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.slices import matrix_shape
 from tests.quant.test_collect import Messy, V, batches
@@ -137,8 +137,8 @@ class Whole(nn.Module):
 
 def test_text_of_its_own_under_a_rule_of_lengths() -> None:
     model = Whole()
-    assert usable_length(model, 100) == 96
-    assert usable_length(model, 72) == 48  # 64 is a size of the table, so that positions could not be told apart
+    assert text_length(model, 100) == 96
+    assert text_length(model, 72) == 48  # 64 is a size of the table, so that positions could not be told apart
     ids = self_generate(model, sequences=2, length=48)
     assert ids.shape == (2, 48)
     assert torch.equal(ids, self_generate(model, sequences=2, length=48))

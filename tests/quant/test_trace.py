@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pgolf.errors import CurvatureError
-from pgolf.quant.curvature.trace import Block, Piece, Tracer, locate
+from pgolf.quant.curvature.trace import Piece, Rectangle, Tracer, locate
 
 
 class Told:
     """A sink that keeps what it hears."""
 
     def __init__(self) -> None:
-        self.products: list[tuple[list[Block], Tensor, Tensor]] = []
-        self.lookups: list[tuple[Block, Tensor]] = []
+        self.products: list[tuple[list[Rectangle], Tensor, Tensor]] = []
+        self.lookups: list[tuple[Rectangle, Tensor]] = []
         self.lost: list[tuple[str, str]] = []
 
-    def product(self, blocks, x, y, flat) -> None:
-        self.products.append((list(blocks), x, flat(y.detach())))
+    def product(self, rectangles, x, y, flat) -> None:
+        self.products.append((list(rectangles), x, flat(y.detach())))
 
-    def lookup(self, block, ids, y) -> None:
-        self.lookups.append((block, ids))
+    def lookup(self, rectangle, ids, y) -> None:
+        self.lookups.append((rectangle, ids))
 
     def unknown(self, name, function) -> None:
         self.lost.append((name, function))
@@ -38,10 +38,10 @@ def trace(function, **parameters: Tensor) -> Told:
     return told
 
 
-def rebuilt(blocks: list[Block], parameters: dict[str, Tensor]) -> Tensor:
-    """The used matrix [O, I] put together from the blocks."""
-    used = torch.full((max(b.outputs.stop for b in blocks), max(b.inputs.stop for b in blocks)), torch.nan)
-    for b in blocks:
+def rebuilt(rectangles: list[Rectangle], parameters: dict[str, Tensor]) -> Tensor:
+    """The used matrix [O, I] put together from the rectangles."""
+    used = torch.full((max(b.outputs.stop for b in rectangles), max(b.inputs.stop for b in rectangles)), torch.nan)
+    for b in rectangles:
         value = parameters[b.name]
         part = (value if value.dim() == 2 else value[b.index])[b.rows, b.cols] * b.scale
         used[b.outputs, b.inputs] = part.T if b.transposed else part
@@ -49,11 +49,11 @@ def rebuilt(blocks: list[Block], parameters: dict[str, Tensor]) -> Tensor:
 
 
 def check(function, **parameters: Tensor) -> Told:
-    """Every product's blocks give back the matrix that took x to y."""
+    """Every product's rectangles give back the matrix that took x to y."""
     told = trace(function, **parameters)
     assert told.products
-    for blocks, x, y in told.products:
-        assert torch.allclose(x @ rebuilt(blocks, parameters).T, y, atol=1e-5)
+    for rectangles, x, y in told.products:
+        assert torch.allclose(x @ rebuilt(rectangles, parameters).T, y, atol=1e-5)
     return told
 
 
@@ -73,6 +73,11 @@ PRODUCTS = {
     "einsum": lambda w: torch.einsum("b t i, o i -> b o t", X, w),
     "einsum, list": lambda w: torch.einsum("oi,bti->bto", [w, X]),
     "einsum, ellipsis": lambda w: torch.einsum("...i,oi->...o", X, w),
+    "einsum, implicit": lambda w: torch.einsum("ij,kj", X[0], w),
+    "einsum, implicit, many letters": lambda w: torch.einsum("bti,ui", X, w),
+    "einsum, implicit and ellipsis": lambda w: torch.einsum("...i,oi", X, w),
+    "einsum, letters in no order": lambda w: torch.einsum("zi,ai", X[0], w),
+    "einsum, two ellipses": lambda w: torch.einsum("...i,...oi->...o", X, w),
     "einsum, view": lambda w: torch.einsum("bti,phi->bthp", X, w.view(2, 2, 6)),
     "rows": lambda w: F.linear(X, w[1:3]),
     "every second row": lambda w: F.linear(X, w[::2]),
@@ -93,8 +98,8 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_a_matrix(name: str) -> None:
     told = trace(PRODUCTS[name], w=W)
-    ((blocks, x, y),) = told.products
-    assert torch.allclose(x.float() @ rebuilt(blocks, {"w": W}).T, y.float(), atol=1e-5)
+    ((rectangles, x, y),) = told.products
+    assert torch.allclose(x.float() @ rebuilt(rectangles, {"w": W}).T, y.float(), atol=1e-5)
     assert told.lost == []
 
 
@@ -131,9 +136,9 @@ def test_pieces_of_several_parameters() -> None:
 def test_lookups(lookup) -> None:
     ids = torch.tensor([[1, 3, 3]])
     told = trace(lambda w: lookup(w, ids), w=W)
-    ((block, seen),) = told.lookups
+    ((rectangle, seen),) = told.lookups
     assert seen.flatten().tolist() == [1, 3, 3]
-    assert (block.rows, block.cols) == (slice(0, 4, 1), slice(0, 6, 1))
+    assert (rectangle.rows, rectangle.cols) == (slice(0, 4, 1), slice(0, 6, 1))
 
 
 LOST = {
@@ -143,6 +148,7 @@ LOST = {
     "reshape": lambda w: F.linear(X, w.T.reshape(4, 6)),
     "expand": lambda w: F.linear(X, w[:1].expand(4, 6)),
     "einsum": lambda w: torch.einsum("bti,oi->bt", X, w),
+    "einsum of any size": lambda w: torch.einsum("bti,oi->bto", X[..., :1], w),
     "mm": lambda w: w @ w.T,
     "__getitem__": lambda w: w[torch.tensor([True, False, True, False])],
 }
@@ -195,8 +201,8 @@ def test_locate_finds_any_slice_of_any_bank(shape: tuple[int, int, int], data: s
         t = (t.view(n * R, C) if flat else t[k])[rows, cols]
         return t.T if flip else t
 
-    blocks = locate(Piece("bank", bank.shape, pick(torch.empty(shape, device="meta"))))
-    if blocks is not None:
-        assert torch.equal(rebuilt(blocks, {"bank": bank}), pick(bank))
+    rectangles = locate(Piece("bank", bank.shape, pick(torch.empty(shape, device="meta"))))
+    if rectangles is not None:
+        assert torch.equal(rebuilt(rectangles, {"bank": bank}), pick(bank))
     else:
         assert False, "not found"  # noqa: B011, PT015

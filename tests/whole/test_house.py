@@ -51,14 +51,42 @@ def circle_through(graph: dict[str, set[str]]) -> list[str]:
     return next((circle for name in graph if (circle := visit(name, []))), [])
 
 
-def test_no_import_runs_in_a_circle():
-    graph = {name: imports_of(path) - {name, "pgolf"} for name, path in MODULES.items()}
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return {name: imports_of(path) - {name, "pgolf"} for name, path in MODULES.items()}
+
+
+def test_no_import_runs_in_a_circle(graph):
     assert circle_through(graph) == []
+
+
+def test_a_checkpoint_on_its_way_down_enters_few_rooms(graph):
+    reached, new = set(), {"pgolf.fitting.packing"}
+    while new:
+        reached |= new
+        new = set().union(*(graph[name] for name in new)) - reached
+    rooms = {name.split(".")[1] for name in reached} - {"errors"}
+    assert rooms == {"fitting", "models", "quant", "packer", "code", "report", "common"}
 
 
 def test_circles_are_found():
     assert circle_through({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert circle_through({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def late_imports_of(path: Path) -> set[int]:
+    """Lines inside functions that import pgolf's own modules."""
+    functions = (n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.FunctionDef))
+    late = (n for function in functions for n in ast.walk(function) if isinstance(n, ast.ImportFrom))
+    return {n.lineno for n in late if (n.module or "").partition(".")[0] == "pgolf"}
+
+
+def test_a_late_import_says_why():
+    """Beyond the commands, which import what they need when they run, and faces, which find a name when it is used."""
+    for name, path in MODULES.items():
+        if not name.startswith("pgolf.commands") and name not in {"pgolf", "pgolf.cli", "pgolf.train"}:
+            lines = path.read_text().splitlines()
+            assert [n for n in late_imports_of(path) if "  # " not in lines[n - 1]] == [], path
 
 
 def test_no_module_lies_loose():

@@ -13,7 +13,7 @@ def loops() -> Loops | None:
     if os.environ.get("PGOLF_COMPILED", "1") == "0":
         return None
     try:
-        from pgolf.packer.backends import rans_numba
+        from pgolf.packer.backends import rans_numba  # needs numba
     except ImportError:
         return None
     return rans_numba
@@ -23,6 +23,6 @@ def host() -> Device | None:
     """This processor as a `Device` with compiled loops of its own, or None under the same conditions."""
     if loops() is None:
         return None
-    from pgolf.packer.backends.host import Host
+    from pgolf.packer.backends.host import Host  # needs numba
 
     return Host()

@@ -1,13 +1,6 @@
 """Measure the curvature of any PyTorch language model: one forward and one backward pass a batch.
 
-What will surprise you:
-* Labels are drawn from the model's own softmax; no targets are needed, and what is measured is the KL divergence.
-* The head's outputs need no drawn labels: between its product and the logits there is at most an elementwise function
-  (a softcap, a temperature), so the covariance of its gradients is known, diag(p) - p pᵀ. Drawn labels would give rare
-  pieces of the vocabulary either nothing or far too much. Whether the function is elementwise is tested, not assumed.
-* q, k and v multiply the same tensor: its Gram matrix is computed once.
-* Gram matrices are most of the work beside the passes, so of E[g gᵀ] only the diagonal is summed unless it is asked for:
-  the factors that the quantizers use by default weight every vector by the length of the one on the other side.
+Labels are drawn from the model's own softmax: no targets are needed, and what is measured is the KL divergence.
 """
 
 from __future__ import annotations
@@ -19,19 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.common import ranks
+from pgolf.common.progress import Counted
 from pgolf.errors import CurvatureError
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
 from pgolf.quant.curvature.batches import batches_of
 from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
-from pgolf.quant.curvature.trace import Block, Tracer
+from pgolf.quant.curvature.trace import Rectangle, Tracer
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
 SKETCH_TOKENS = 512  # tokens whose summed gradient is one sample of the factors of a parameter that is not followed
 SIGN_ROWS = 1 << 24  # random signs drawn at a time: as int64 they are four times the logits of a large vocabulary
-
-Progress = Callable[[int, int | None], None]
 
 
 def calibrate(
@@ -44,14 +36,15 @@ def calibrate(
     tokens: int | None = None,
     seed: int = 0,
     logits: Callable[..., Any] | str | None = None,
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> Curvature:
-    """H = E[x xᵀ] and G = E[g gᵀ] of every matrix and bank slice of `model`, in nats per token: see curvature.py.
+    """H = E[x xᵀ] and G = E[g gᵀ] of every matrix and bank slice of `model`, in nats per token: see store.py.
 
     batches: int64 [B, T] token ids, or one tensor [sequences, T], or what a DataLoader gives, see batches.py; many small
     ones make the scale of G more exact.
     tokens: use at most so many. output_side=False skips the backward pass: no G. full_output=False keeps its diagonal.
-    plain=True also keeps all of E[g gᵀ], not its diagonal alone, for `Curvature.get(weighted=False)`.
+    plain=True also keeps all of E[g gᵀ], not its diagonal alone, for `Curvature.get(weighted=False)`; Gram matrices are most
+    of the work beside the passes, and the factors that quantizers use by default weight each vector by the other side's length.
     logits: a callable or method name that takes ids to logits [B, T, V]; by default `forward_logits`, `logits` or the
     model. progress(tokens done, total or None). The model is left as it was: modes, gradients, hooks, RNG states,
     weights. In a process group every rank gives batches of its own (`tokens` counts for each) and all get the same
@@ -100,7 +93,7 @@ def _parts(ids: Tensor, so_far: Curvature) -> Sequence[Tensor]:
 class Last(NamedTuple):
     """The product executed last: see Sink.product. version: of y, when it was made."""
 
-    blocks: Sequence[Block]
+    rectangles: Sequence[Rectangle]
     x: Tensor
     y: Tensor
     version: int
@@ -163,7 +156,7 @@ class Collector:
         self.curvature.batches += 1
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
-        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice of a parameter whose use is not followed: see curvature.py."""
+        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice of a parameter whose use is not followed: see store.py."""
         for k, slope in enumerate(gradient.reshape(-1, *gradient.shape[-2:])):
             if not slope.any():
                 continue
@@ -175,54 +168,56 @@ class Collector:
                 setattr(sums, side, part if have is None else have + part)
             sums.uses += 1
 
-    def product(self, blocks: Sequence[Block], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
+    def product(self, rectangles: Sequence[Rectangle], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
         """See trace.Sink."""
         if x.shape[0] == 0:  # an expert that no token chose
             return
         with torch.no_grad():
             gram = self._shared_gram(x)
-        for block in blocks:
-            self._seen(block)
-            sums = self._sums(block)
-            share = self._share(block)
-            side, where = ("rows", block.rows) if block.transposed else ("cols", block.cols)
-            self._add(sums, side, block, where, gram[block.inputs, block.inputs] * (share * block.scale**2))
+        for rectangle in rectangles:
+            self._seen(rectangle)
+            sums = self._sums(rectangle)
+            share = self._share(rectangle)
+            side, where = ("rows", rectangle.rows) if rectangle.transposed else ("cols", rectangle.cols)
+            self._add(
+                sums, side, rectangle, where, gram[rectangle.inputs, rectangle.inputs] * (share * rectangle.scale**2)
+            )
             sums.uses += share * x.shape[0]
         if not self._output_side:
             return
         if not y.requires_grad:
-            for block in blocks:
-                self.unknown(block.name, "a product under no_grad")
+            for rectangle in rectangles:
+                self.unknown(rectangle.name, "a product under no_grad")
             return
 
         x = x.detach()
 
         def hook(g: Tensor) -> None:
             if self._listening:
-                self._outputs(blocks, x, flat(g.detach()))
+                self._outputs(rectangles, x, flat(g.detach()))
 
-        self._last = Last(blocks, x, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
+        self._last = Last(rectangles, x, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
 
-    def lookup(self, block: Block, ids: Tensor, y: Tensor) -> None:
+    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor) -> None:
         """See trace.Sink."""
         if ids.numel() == 0:
             return
-        self._seen(block)
-        sums = self._sums(block, "lookup")
-        height = len(range(block.rows.stop)[block.rows])
+        self._seen(rectangle)
+        sums = self._sums(rectangle, "lookup")
+        height = len(range(rectangle.rows.stop)[rectangle.rows])
         counts = torch.bincount(ids.flatten() % height, minlength=height).float()
-        self._add(sums, "rows", block, block.rows, counts)
+        self._add(sums, "rows", rectangle, rectangle.rows, counts)
         sums.uses += ids.numel()
         if self._output_side and y.requires_grad:
 
             def hook(g: Tensor) -> None:
                 flat = g.detach().reshape(-1, g.shape[-1])
                 gram = _gram(flat)
-                self._add(sums, "cols", block, block.cols, gram)
-                self._add(sums, "far_cols", block, block.cols, gram)  # the other side is one-hot: of length 1
+                self._add(sums, "cols", rectangle, rectangle.cols, gram)
+                self._add(sums, "far_cols", rectangle, rectangle.cols, gram)  # the other side is one-hot: of length 1
                 energy = flat.float().square().sum(1)
                 strong = torch.bincount(ids.flatten() % height, weights=energy, minlength=height).float()
-                self._add(sums, "far_rows", block, block.rows, strong)
+                self._add(sums, "far_rows", rectangle, rectangle.rows, strong)
 
             y.register_hook(hook)  # type: ignore[no-untyped-call]
 
@@ -230,35 +225,42 @@ class Collector:
         """See trace.Sink."""
         self.curvature.unknown.setdefault(name, set()).add(function)
 
-    def _outputs(self, blocks: Sequence[Block], x: Tensor, g: Tensor) -> None:
+    def _outputs(self, rectangles: Sequence[Rectangle], x: Tensor, g: Tensor) -> None:
         """Gradients g [N, O] at the outputs of a product with x [N, I]."""
-        whole = any(self._keeps_plain(block) for block in blocks)
-        self._add_outputs(blocks, _gram(g) if whole else g.float().square().sum(0))
-        for block in blocks:
-            inputs, outputs = x[:, block.inputs].float() * block.scale, g[:, block.outputs].float()
+        whole = any(self._keeps_plain(rectangle) for rectangle in rectangles)
+        self._add_outputs(rectangles, _gram(g) if whole else g.float().square().sum(0))
+        for rectangle in rectangles:
+            inputs, outputs = x[:, rectangle.inputs].float() * rectangle.scale, g[:, rectangle.outputs].float()
             lengths = inputs.square().sum(1, keepdim=True)
             weighted = outputs * lengths.sqrt()
-            self._add_outputs([block], _gram(weighted) if self._full(block) else weighted.square().sum(0), far=True)
-            self._add_inputs(block, inputs, outputs.square().sum(1))
+            self._add_outputs(
+                [rectangle], _gram(weighted) if self._full(rectangle) else weighted.square().sum(0), far=True
+            )
+            self._add_inputs(rectangle, inputs, outputs.square().sum(1))
 
-    def _add_inputs(self, block: Block, inputs: Tensor, energy: Tensor) -> None:
-        """Add Σ |g|² x xᵀ to the inputs' side of a block; energy [N]: |g|² of every use."""
-        side, where = ("far_rows", block.rows) if block.transposed else ("far_cols", block.cols)
-        self._add(self._sums(block), side, block, where, _gram(inputs * energy.sqrt()[:, None]))
+    def _add_inputs(self, rectangle: Rectangle, inputs: Tensor, energy: Tensor) -> None:
+        """Add Σ |g|² x xᵀ to the inputs' side of a rectangle; energy [N]: |g|² of every use."""
+        side, where = ("far_rows", rectangle.rows) if rectangle.transposed else ("far_cols", rectangle.cols)
+        self._add(self._sums(rectangle), side, rectangle, where, _gram(inputs * energy.sqrt()[:, None]))
 
-    def _add_outputs(self, blocks: Sequence[Block], G: Tensor, *, far: bool = False) -> None:
-        """Add Σ g gᵀ [O, O], or its diagonal [O], to the outputs' side of the blocks; far: G is of the one block's own."""
-        for block in blocks:
-            side, where = ("cols", block.cols) if block.transposed else ("rows", block.rows)
+    def _add_outputs(self, rectangles: Sequence[Rectangle], G: Tensor, *, far: bool = False) -> None:
+        """Add Σ g gᵀ [O, O], or its diagonal [O], to the outputs' side of the rectangles; far: G is of the only one."""
+        for rectangle in rectangles:
+            side, where = ("cols", rectangle.cols) if rectangle.transposed else ("rows", rectangle.rows)
             if far:
-                self._add(self._sums(block), f"far_{side}", block, where, G)
+                self._add(self._sums(rectangle), f"far_{side}", rectangle, where, G)
                 continue
-            part = G[block.outputs] if G.dim() == 1 else G[block.outputs, block.outputs]
-            part = part.diagonal() if part.dim() == 2 and not self._keeps_plain(block) else part
-            self._add(self._sums(block), side, block, where, part)
+            part = G[rectangle.outputs] if G.dim() == 1 else G[rectangle.outputs, rectangle.outputs]
+            part = part.diagonal() if part.dim() == 2 and not self._keeps_plain(rectangle) else part
+            self._add(self._sums(rectangle), side, rectangle, where, part)
 
     def _exact_head(self, logits: Tensor) -> None:
-        """Add the exact covariance of the gradients at the last product, and drop the drawn ones, where that is right."""
+        """Add the exact covariance of the gradients at the last product, and drop the drawn ones, where that is right.
+
+        Between the head's product and the logits there is at most an elementwise function (a softcap, a temperature), so
+        the covariance of its gradients is known, diag(p) - p pᵀ; drawn labels would give rare pieces of the vocabulary
+        either nothing or far too much. Whether the function is elementwise is tested, not assumed.
+        """
         if self._last is None:
             return
         last = self._last
@@ -275,19 +277,19 @@ class Collector:
     def _add_head(self, last: Last, p: Tensor, c: Tensor) -> None:
         """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
         variance = c.square() * p * (1 - p)
-        if any(self._keeps_plain(block) for block in last.blocks):
-            self._add_outputs(last.blocks, _softmax_covariance(c * p, variance.sum(0)))
+        if any(self._keeps_plain(rectangle) for rectangle in last.rectangles):
+            self._add_outputs(last.rectangles, _softmax_covariance(c * p, variance.sum(0)))
         else:
-            self._add_outputs(last.blocks, variance.sum(0))
-        for block in last.blocks:
-            inputs, outputs = last.x[:, block.inputs].float() * block.scale, variance[:, block.outputs]
+            self._add_outputs(last.rectangles, variance.sum(0))
+        for rectangle in last.rectangles:
+            inputs, outputs = last.x[:, rectangle.inputs].float() * rectangle.scale, variance[:, rectangle.outputs]
             lengths = inputs.square().sum(1, keepdim=True)
-            if self._full(block):
-                cp = (c * p)[:, block.outputs] * lengths.sqrt()
-                self._add_outputs([block], _softmax_covariance(cp, (outputs * lengths).sum(0)), far=True)
+            if self._full(rectangle):
+                cp = (c * p)[:, rectangle.outputs] * lengths.sqrt()
+                self._add_outputs([rectangle], _softmax_covariance(cp, (outputs * lengths).sum(0)), far=True)
             else:
-                self._add_outputs([block], (outputs * lengths).sum(0), far=True)
-            self._add_inputs(block, inputs, outputs.sum(1))
+                self._add_outputs([rectangle], (outputs * lengths).sum(0), far=True)
+            self._add_inputs(rectangle, inputs, outputs.sum(1))
 
     def _slope(self, logits: Tensor, last: Last) -> Tensor | None:
         """∂logits/∂y [as y], where the logits are an elementwise function of y; None otherwise.
@@ -305,49 +307,49 @@ class Collector:
             self._elementwise = bool(slope.any()) and bool(error <= 1e-2 * slope.abs().max())
         return slope if self._elementwise else None
 
-    def _full(self, block: Block) -> bool:
-        """Whether all of G is kept of a block's outputs: a table that is looked up too can use its diagonal only."""
-        shape = self.curvature.shapes[block.name]
-        looked_up = Key(block.name, block.index, "lookup") in self.curvature.sums
-        low = shape[-1 if block.transposed else -2] <= MAX_FULL_OUTPUTS
-        return self._has_full.setdefault(block.name, self._full_output and low and not looked_up)
+    def _full(self, rectangle: Rectangle) -> bool:
+        """Whether all of G is kept of a rectangle's outputs: a table that is looked up too can use its diagonal only."""
+        shape = self.curvature.shapes[rectangle.name]
+        looked_up = Key(rectangle.name, rectangle.index, "lookup") in self.curvature.sums
+        low = shape[-1 if rectangle.transposed else -2] <= MAX_FULL_OUTPUTS
+        return self._has_full.setdefault(rectangle.name, self._full_output and low and not looked_up)
 
-    def _keeps_plain(self, block: Block) -> bool:
+    def _keeps_plain(self, rectangle: Rectangle) -> bool:
         """Whether all of the unweighted G is kept: where rows are inputs, gptq feeds errors along the outputs."""
-        return self._full(block) and (self._plain or block.transposed)
+        return self._full(rectangle) and (self._plain or rectangle.transposed)
 
-    def _share(self, block: Block) -> float:
-        """How many of the matrix's outputs the block has: parts that share them out make up one use together."""
-        used = block.cols if block.transposed else block.rows
-        outputs = self.curvature.shapes[block.name][-1 if block.transposed else -2]
+    def _share(self, rectangle: Rectangle) -> float:
+        """How many of the matrix's outputs the rectangle has: parts that share them out make up one use together."""
+        used = rectangle.cols if rectangle.transposed else rectangle.rows
+        outputs = self.curvature.shapes[rectangle.name][-1 if rectangle.transposed else -2]
         return len(range(outputs)[used]) / outputs
 
-    def _sums(self, block: Block, use: str = "") -> Sums:
-        use = use or ("transposed" if block.transposed else "linear")
-        return self.curvature.sums.setdefault(Key(block.name, block.index, use), Sums())
+    def _sums(self, rectangle: Rectangle, use: str = "") -> Sums:
+        use = use or ("transposed" if rectangle.transposed else "linear")
+        return self.curvature.sums.setdefault(Key(rectangle.name, rectangle.index, use), Sums())
 
-    def _add(self, sums: Sums, side: str, block: Block, where: slice, part: Tensor) -> None:
+    def _add(self, sums: Sums, side: str, rectangle: Rectangle, where: slice, part: Tensor) -> None:
         """Add to the stretch `where` of one side."""
         have = getattr(sums, side)
-        size = self.curvature.shapes[block.name][-2 if side.endswith("rows") else -1]
+        size = self.curvature.shapes[rectangle.name][-2 if side.endswith("rows") else -1]
         if have is None:
             have = torch.zeros([size] * part.dim(), device=part.device)
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
 
-    def _seen(self, block: Block) -> None:
+    def _seen(self, rectangle: Rectangle) -> None:
         bounds = (
-            block.rows.start,
-            block.rows.stop,
-            block.rows.step,
-            block.cols.start,
-            block.cols.stop,
-            block.cols.step,
+            rectangle.rows.start,
+            rectangle.rows.stop,
+            rectangle.rows.step,
+            rectangle.cols.start,
+            rectangle.cols.stop,
+            rectangle.cols.step,
         )
-        self.curvature.used.setdefault(block.name, set()).add((block.index, *bounds))
+        self.curvature.used.setdefault(rectangle.name, set()).add((rectangle.index, *bounds))
 
     def _shared_gram(self, x: Tensor) -> Tensor:
-        """Σ x xᵀ, kept until another tensor comes: the tensor is held, so its address stays its own."""
+        """Σ x xᵀ, once for q, k and v: kept until another tensor comes. It is held, so its address stays its own."""
         key = (x.data_ptr(), x.shape, x.stride(), x._version)
         if self._gram is None or self._gram[1] != key:
             self._gram = (x, key, _gram(x))

@@ -1,8 +1,4 @@
-"""Factors of the input curvature: H⁻¹ = Uᵀ U with U upper triangular, robust to dead inputs and singular H.
-
-What will surprise you: where a factor does not exist the damping grows by itself, and says so to whoever called inside
-`watched`; the quantizers in between know nothing of it.
-"""
+"""Factors of the input curvature: H⁻¹ = Uᵀ U with U upper triangular, robust to dead inputs and singular H."""
 
 from __future__ import annotations
 
@@ -19,7 +15,10 @@ _grown: ContextVar[list[float] | None] = ContextVar("grown", default=None)
 
 @contextmanager
 def watched() -> Iterator[list[float]]:
-    """Collects, of this thread, by what share of a mean diagonal `cholesky` had to raise it; nothing where it did not."""
+    """Collects, of this thread, by what share of a mean diagonal `cholesky` had to raise it; nothing where it did not.
+
+    The quantizers between the two know nothing of it.
+    """
     shares: list[float] = []
     token = _grown.set(shares)
     try:

@@ -26,79 +26,22 @@ from pgolf.errors import CurvatureError
 from pgolf.models.logits import Logits
 from pgolf.quant.curvature.products import flattened, function_name
 
+# fmt: off
 POINTWISE = {
-    "add",
-    "sub",
-    "subtract",
-    "rsub",
-    "mul",
-    "multiply",
-    "div",
-    "divide",
-    "true_divide",
-    "neg",
-    "pow",
-    "square",
+    "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "addcmul", "lerp",
+    "neg", "abs", "sign", "reciprocal", "pow", "square", "sqrt", "rsqrt", "exp", "log", "sin", "cos",
+    "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardtanh", "hardswish",
+    "minimum", "maximum", "clamp", "clamp_min", "clamp_max", "where", "masked_fill", "copy",
+    "eq", "ne", "gt", "ge", "lt", "le",
+    "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__pow__", "__rpow__",
 }
-POINTWISE |= {
-    "sqrt",
-    "rsqrt",
-    "reciprocal",
-    "exp",
-    "log",
-    "abs",
-    "sign",
-    "sin",
-    "cos",
-    "tanh",
-    "sigmoid",
-    "relu",
-    "gelu",
+ALIKE = POINTWISE | {  # what may treat every position alike; whether it does is tried
+    "to", "float", "bfloat16", "half", "double", "type", "type_as", "contiguous", "clone", "dropout",
+    "linear", "matmul", "mm", "bmm", "einsum", "embedding", "__getitem__", "index_select",
+    "cat", "concat", "stack", "repeat_interleave", "reshape", "flatten", "glu",
+    "rms_norm", "layer_norm", "normalize", "softmax", "log_softmax", "mean", "sum", "norm", "var", "amax",
 }
-POINTWISE |= {
-    "silu",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "mish",
-    "hardtanh",
-    "hardswish",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-}
-POINTWISE |= {
-    "minimum",
-    "maximum",
-    "where",
-    "lerp",
-    "addcmul",
-    "masked_fill",
-    "eq",
-    "ne",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "copy",
-}
-POINTWISE |= {"__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__pow__", "__rpow__"}
-ALIKE = POINTWISE | {"to", "float", "bfloat16", "half", "double", "type", "type_as", "contiguous", "clone", "dropout"}
-ALIKE |= {
-    "linear",
-    "matmul",
-    "mm",
-    "bmm",
-    "einsum",
-    "embedding",
-    "__getitem__",
-    "index_select",
-    "cat",
-    "concat",
-    "stack",
-}
-ALIKE |= {"rms_norm", "layer_norm", "normalize", "softmax", "log_softmax", "mean", "sum", "norm", "var", "amax", "glu"}
-ALIKE |= {"repeat_interleave", "reshape", "flatten"}
+# fmt: on
 ATTENTION = "scaled_dot_product_attention"
 
 

@@ -1,12 +1,13 @@
 """The ways in which PyTorch code writes a product with a weight, brought to one form: y = x Wᵀ, for one or n matrices.
 
-What will surprise you: nothing is computed here. A handler reads a finished call and says how x, the result and the
-weight's layout are to be viewed; it returns None for what it does not know.
+Nothing is computed. A handler reads a finished call and says how x, the result and the weight's layout are to be viewed;
+it returns None for what it does not know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -112,6 +113,8 @@ def _einsum(call: Call, known: Known) -> Product | None:
     rest = [c for c in of_x if c not in of_w]
     if len(many) > 1 or not summed or not free or len(many + summed + free) != len(of_w) or not set(rest) <= set(of_y):
         return None
+    if any(x.shape[of_x.index(c)] != w.shape[of_w.index(c)] for c in many + summed):
+        return None  # a size of one that stands for any
     n = w.shape[of_w.index(many[0])] if many else 1
     inputs, outputs = (_size(w, of_w, which) for which in (summed, free))
     return Product(
@@ -128,22 +131,19 @@ def _size(w: Tensor, letters: str, which: list[str]) -> int:
     return size
 
 
-def _letters(equation: Any, operands: list[Tensor]) -> tuple[str, str, str] | None:
-    """The index letters of both operands and the result, an ellipsis written out; None for what is not handled."""
-    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
+def _letters(equation: Any, operands: list[Tensor]) -> list[str] | None:
+    """The index letters of both operands and the result, which may be implicit; ellipses written out. None: not handled."""
+    if not isinstance(equation, str) or len(operands) != 2:
         return None
-    left, right = equation.replace(" ", "").split("->")
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if not arrow:  # the letters that occur once, in the order of the alphabet, behind what the ellipses stand for
+        right = "..." * ("..." in left) + "".join(sorted(c for c in left if c not in ".," and left.count(c) == 1))
     terms = left.split(",")
-    spare = [c for c in "ZYXWVUTSRQ" if c not in equation]
-    for i, operand in enumerate(operands):
-        missing = operand.dim() - len(terms[i].replace("...", ""))
-        if "..." in terms[i] and missing > 0:
-            written = "".join(spare[:missing])
-            terms[i], right = terms[i].replace("...", written), right.replace("...", written)
-    terms = [term.replace("...", "") for term in (*terms, right)]
-    if any(len(set(term)) != len(term) for term in terms):
-        return None
-    return terms[0], terms[1], terms[2]
+    hidden = [n.dim() - len(term.replace("...", "")) for n, term in zip(operands, terms, strict=True)]
+    spare = "".join(c for c in ascii_uppercase if c not in equation)[: max(hidden)]
+    terms = [term.replace("...", spare[len(spare) - n :]) for term, n in zip(terms, hidden, strict=True)]
+    terms.append(right.replace("...", spare))
+    return None if any(len(set(term)) != len(term) for term in terms) else terms
 
 
 PRODUCTS: dict[str, Callable[[Call, Known], Product | None]] = {

@@ -1,12 +1,7 @@
 """Calibration text without data: the model writes it itself.
 
-What will surprise you:
-* Nothing is assumed of the model but ids -> logits. What it computed for earlier positions is reused all the same (see
-  incremental.py), after a comparison with whole passes. A model that does not stand this comparison is run on the whole
-  prefix for every token, which costs `length` / 2 times as much.
-* Long sequences calibrate better than short ones: a layer's inputs after ten tokens are not those after five hundred.
-  On golf3m at 3.5 bits, 6,000 tokens each, KL over that with real text of 1,024: 1,023 tokens at temperature 1 1.13x,
-  255 tokens 1.21x, and at temperature 0.8 1.24x (one seed).
+Nothing is assumed of the model but ids -> logits. What it computed for earlier positions is reused all the same (see
+incremental.py), after a comparison with whole passes.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgolf.common.progress import Advance
 from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.models import lengths
 from pgolf.models.logits import Logits, device_of, logits_of, original, undisturbed
@@ -26,7 +22,6 @@ from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, odd_
 KEPT_BYTES = 3 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
 WHOLE_TOKENS = 8192  # of a group where nothing can be kept
 
-Progress = Callable[[int, int], None]
 NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
 
 
@@ -40,14 +35,19 @@ def self_generate(
     vocab: int | None = None,
     seed: int = 0,
     logits: Callable[..., Any] | str | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Tensor:
     """int64 [sequences, length] on the CPU: text sampled from `model` at `temperature`. Choose an odd length.
 
     bos: the first token of every sequence; None draws it evenly from the vocabulary. vocab: draw only the first so many
     tokens (of a padded vocabulary). progress(tokens done, total). Costs `length` passes over one new position of each
     sequence, and as many for every further group of sequences that KEPT_BYTES divides them into. The model is left as
-    it was. Raises ModelError, CurvatureError.
+    it was. A model that does not stand the comparison with whole passes is run on the whole prefix for every token, which
+    costs `length` / 2 times as much. Raises ModelError, CurvatureError.
+
+    Long sequences calibrate better than short ones: a layer's inputs after ten tokens are not those after five hundred.
+    On golf3m at 3.5 bits, 6,000 tokens each, KL over that with real text of 1,024: 1,023 tokens at temperature 1 1.13x,
+    255 tokens 1.21x, and at temperature 0.8 1.24x (one seed).
     """
     if sequences < 1 or length < 2 or not temperature > 0:
         raise CurvatureError(f"cannot generate {sequences} sequences of {length} tokens at temperature {temperature}")
@@ -81,7 +81,7 @@ def self_generate(
     return torch.cat(done)
 
 
-def usable_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
+def text_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
     """The longest length up to `wanted` tokens that `model` takes and `self_generate` is quick with: odd if possible.
 
     Odd, because `self_generate` runs even lengths one token longer (see incremental.py). Raises as `logits_of`.

@@ -18,11 +18,9 @@ of an error that is equally large all along a row, or all down a column, is exac
 A matrix whose use is not followed (an autograd.Function of its own, a fused attention, an elementwise gain) still has a
 gradient, and the product with the same partial traces as F comes from it alone: E[∇ᵀ∇] = tr(G)·H, E[∇∇ᵀ] = tr(H)·G.
 
-What will surprise you:
-* Sums are kept, not means, so that merging is adding; `get` divides.
-* The dropped terms matter where attention averages over positions: the bare product foresees 0.35 to 0.6 of what
-  errors in the value matrices of a small trained model cost. |∇|² of a batch estimates N·tr F with all its terms, so
-  `get` scales G until tr G · tr H agrees. One batch scatters by 10 to 30%, so n of them correct by the power n / (n + 1).
+The dropped terms matter where attention averages over positions: the bare product foresees 0.35 to 0.6 of what errors in
+the value matrices of a small trained model cost. |∇|² of a batch estimates N·tr F with all its terms, so `get` scales G
+until tr G · tr H agrees. One batch scatters by 10 to 30%, so n of them correct by the power n / (n + 1).
 """
 
 from __future__ import annotations
@@ -36,6 +34,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pgolf.common.files import replacing
@@ -81,8 +81,9 @@ GRADIENT = "gradient"
 
 @dataclass
 class Sums:
-    """Sums over `uses` vectors: rows float32 [R, R] or [R] (a diagonal), cols [C, C] or [C]; None if not measured.
+    """Sums over `uses` vectors, not means, so that merging is adding; None if not measured.
 
+    rows: float32 [R, R] or [R] (a diagonal); cols: [C, C] or [C].
     far_rows, far_cols: of the same shapes, every vector weighted by the squared length of the one on the other side.
     A part that has a share of the matrix's outputs counts for this share of a use, and its inputs' side likewise.
     """
@@ -226,8 +227,6 @@ class Curvature:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors, the same bytes every time, to a temporary sibling that then takes the place of `path`."""
-        from safetensors.torch import save as to_bytes
-
         tensors: dict[str, Tensor] = {}
         for i, (_, sums) in enumerate(sorted(self.sums.items())):
             for side in SIDES:
@@ -257,8 +256,6 @@ class Curvature:
     @staticmethod
     def load(path: str | Path) -> Curvature:
         """Read what `save` wrote; CurvatureError if it is something else, damaged or of a later version."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("pgolf.curvature")

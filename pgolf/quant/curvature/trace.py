@@ -22,22 +22,18 @@ from torch.overrides import TorchFunctionMode
 from pgolf.errors import CurvatureError
 from pgolf.quant.curvature.products import PRODUCTS, Call, Product, flattened, function_name
 
-CASTS = {"to", "float", "bfloat16", "half", "double", "type", "type_as", "cuda", "cpu"}
-CASTS |= {"contiguous", "clone", "detach", "data", "requires_grad_", "positive"}
+# fmt: off
+CASTS = {
+    "to", "float", "bfloat16", "half", "double", "type", "type_as", "cuda", "cpu",
+    "contiguous", "clone", "detach", "data", "requires_grad_", "positive",
+}
 TRANSPOSES = {"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"}
 VIEWS = TRANSPOSES | {
-    "view",
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "flatten",
-    "unflatten",
-    "permute",
-    "movedim",
-    "moveaxis",
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "movedim", "moveaxis",
+    "squeeze", "unsqueeze", "expand", "expand_as", "select", "narrow", "__getitem__",
+    "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
 }
-VIEWS |= {"squeeze", "unsqueeze", "expand", "expand_as", "select", "narrow", "__getitem__"}
-VIEWS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+# fmt: on
 SCALINGS = {"mul", "multiply", "div", "divide", "true_divide"}
 LOOKUPS = {"embedding", "index_select", "__getitem__"}
 DROPOUTS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
@@ -60,7 +56,7 @@ class Weight(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class Rectangle:
     """Where a used matrix [outputs, inputs] lies in a parameter: a rectangle of one slice of it.
 
     index: slice of a bank, 0 in a matrix. rows, cols: the rectangle. outputs, inputs: its place in the used matrix.
@@ -80,11 +76,11 @@ class Block:
 class Sink(Protocol):
     """What is told of every use, in the order of execution."""
 
-    def product(self, blocks: Sequence[Block], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
-        """A used matrix [O, I] that the blocks fill takes x [N, I] to flat(y) [N, O]; `flat` fits y's gradient too."""
+    def product(self, rectangles: Sequence[Rectangle], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
+        """A used matrix [O, I] that the rectangles fill takes x [N, I] to flat(y) [N, O]; `flat` fits y's gradient too."""
 
-    def lookup(self, block: Block, ids: Tensor, y: Tensor) -> None:
-        """y [..., C] holds rows `ids` [...] of the block."""
+    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor) -> None:
+        """y [..., C] holds rows `ids` [...] of the rectangle."""
 
     def unknown(self, name: str, function: str) -> None:
         """Parameter `name` went into a function through which it cannot be followed."""
@@ -202,8 +198,8 @@ class Tracer(TorchFunctionMode):
         matrices = _matrices(weight, product) if product else None
         if not product or not matrices:
             return False
-        for k, blocks in enumerate(matrices):
-            self._sink.product(blocks, product.x[k].detach(), call.result, partial(_take, product.flat, k))
+        for k, rectangles in enumerate(matrices):
+            self._sink.product(rectangles, product.x[k].detach(), call.result, partial(_take, product.flat, k))
         return True
 
     def _looked_up(self, weight: Weight, call: Call) -> bool:
@@ -213,10 +209,10 @@ class Tracer(TorchFunctionMode):
         piece = weight.pieces[0]
         if ids is None or len(weight.pieces) > 1 or call.result.shape != (*ids.shape, *piece.layout.shape[1:]):
             return False
-        blocks = locate(piece) if piece.layout.dim() == 2 else None
-        if not blocks or len(blocks) > 1 or blocks[0].transposed or piece.scale != 1.0:
+        rectangles = locate(piece) if piece.layout.dim() == 2 else None
+        if not rectangles or len(rectangles) > 1 or rectangles[0].transposed or piece.scale != 1.0:
             return False
-        self._sink.lookup(blocks[0], ids.detach(), call.result)
+        self._sink.lookup(rectangles[0], ids.detach(), call.result)
         return True
 
 
@@ -240,26 +236,26 @@ def _views(layout: Any, base: Tensor) -> bool:
     )
 
 
-def _matrices(weight: Weight, product: Product) -> list[list[Block]] | None:
-    """For each of the n used matrices, the blocks that fill it."""
-    matrices: list[list[Block]] = [[] for _ in range(product.x.shape[0])]
+def _matrices(weight: Weight, product: Product) -> list[list[Rectangle]] | None:
+    """For each of the n used matrices, the rectangles that fill it."""
+    matrices: list[list[Rectangle]] = [[] for _ in range(product.x.shape[0])]
     outputs = inputs = 0
     for piece in weight.pieces:
         layout = product.matrix(piece.layout)
         if not _views(layout, piece.layout):
             return None
         for k in range(len(matrices)):
-            blocks = locate(piece._replace(layout=layout[k]), outputs, inputs)
-            if blocks is None:
+            rectangles = locate(piece._replace(layout=layout[k]), outputs, inputs)
+            if rectangles is None:
                 return None
-            matrices[k] += blocks
+            matrices[k] += rectangles
         stacked = layout.shape[2] == product.x.shape[2]
         outputs, inputs = (outputs + layout.shape[1], 0) if stacked else (0, inputs + layout.shape[2])
     return matrices
 
 
-def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Block] | None:
-    """The blocks of a used matrix [O, I] whose first element stands at (output, inp); None if no rectangles."""
+def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Rectangle] | None:
+    """The rectangles of a used matrix [O, I] whose first element stands at (output, inp); None if no rectangles."""
     n_rows, n_cols = (int(n) for n in piece.shape[-2:])
     n_out, n_in = piece.layout.shape
     down, right = (int(s) if n > 1 else 0 for s, n in zip(piece.layout.stride(), piece.layout.shape, strict=True))
@@ -271,12 +267,12 @@ def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Block] | None:
         if row_stride % n_cols or start % n_cols + col_stride * (wide - 1) >= n_cols:
             continue
         cols = _slice(start % n_cols, col_stride, wide)
-        blocks = []
+        rectangles = []
         for index, rows, first, last in _by_slice(start // n_cols, row_stride // n_cols, tall, n_rows):
             outputs = slice(output, output + n_out) if transposed else slice(output + first, output + last)
             inputs = slice(inp + first, inp + last) if transposed else slice(inp, inp + n_in)
-            blocks.append(Block(piece.name, index, rows, cols, outputs, inputs, transposed, piece.scale))
-        return blocks
+            rectangles.append(Rectangle(piece.name, index, rows, cols, outputs, inputs, transposed, piece.scale))
+        return rectangles
     return None
 
 

@@ -60,7 +60,7 @@ class RoundingRule:
 
     def of_block(self, cols: slice) -> BlockRule:
         """The rule of a range of columns, as the compiled loops take it."""
-        from pgolf.quant.rounding.viterbi import BlockRule, predecessors
+        from pgolf.quant.rounding.viterbi import BlockRule, predecessors  # needs numba
 
         return BlockRule(
             rows=self.rows,
@@ -121,7 +121,7 @@ def round_row_block(
     base: Tensor, U: Tensor, push: NDArray[np.float32], rule: RoundingRule, state: NDArray[np.int32], commit: int
 ) -> NDArray[np.int32]:
     """int32 [C, n]: codes of the targets [C, n] of some rows; `state` [C] becomes the state after `commit` rows."""
-    from pgolf.quant.rounding.viterbi import Block, Rounded, round_columns
+    from pgolf.quant.rounding.viterbi import Block, Rounded, round_columns  # needs numba
 
     T, codes = base.clone(), np.empty(base.shape, np.int32)
     for start in range(0, len(T), COL_BLOCK):
@@ -139,7 +139,7 @@ def gaussian_rates(states: int) -> Rates:
     extras.need("scipy")
     from scipy.special import ndtr
 
-    from pgolf.quant.rounding.viterbi import Rates
+    from pgolf.quant.rounding.viterbi import Rates  # needs numba
 
     first, tables, classes, size = -24, 29, 100, 64
     sigma = np.exp2(np.arange(first, first + classes) / SPREAD_STEPS)

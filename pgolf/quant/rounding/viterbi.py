@@ -27,6 +27,8 @@ LARGEST = np.float32(2.0**20)  # targets saturate where float32 still tells even
 FAR = np.float32(1e30)
 
 
+# Compiled loops take these types, whose names must stay: numba unpickles what an older file left in its cache, names and all,
+# before it sees that it is older.
 class Rates(NamedTuple):
     """Bits of a code by spread class: from a table for narrow classes, a parabola for wide ones.
 

@@ -31,6 +31,7 @@ from pgolf.errors import PgolfError, UsageError
 from pgolf.loading import dense
 from pgolf.report import write_json
 from pgolf.scoring.bpb import EvalResult, evaluate
+from pgolf.train.loop.demo_model import DEMO, prepare_demo
 from pgolf.train.loop.memory import check_memory
 from pgolf.train.loop.metrics import MetricsLog, plot_loss
 from pgolf.train.loop.pack_after import measured_while_training, pack_checkpoint
@@ -126,7 +127,6 @@ def _files(preset: str, data: str | Path | None, tokenizer: str | Path | None, r
         return find_data(data, vocab_size, tokenizer)
     if preset != "tiny":
         raise UsageError(f"--preset {preset} needs --data DIR, a folder of token shards; `pgolf tokenize` makes one")
-    from pgolf.train.loop.demo_model import DEMO, prepare_demo
 
     folder = run.out / "data"
     if run.ranks.rank == 0 and not (folder / "val.bin").exists():

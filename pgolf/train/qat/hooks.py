@@ -20,9 +20,9 @@ Whether it pays is a matter of measurement: with error feedback in the packer it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from pgolf.quant.slices import matrix_shape
 from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
-from pgolf.train.qat.settings import QATReport, QATSettings
+from pgolf.train.qat.settings import QATOptions, QATReport, QATSettings
 
 SPREAD_UPDATES = 16  # updates for which the spread of codes is believed
 PROBE = 64  # values by which a parameter is recognised as unchanged
@@ -59,7 +59,7 @@ class QAT:
     """Hooks of one model; see the module's docstring.
 
     Everything is a function of (weights, seed, number of updates): the same run twice, or resumed, gives the same bits.
-    grid, options: as in QATSettings. k: SDClip's clip, as in the grid's "k=12.85". curvature: what method `auto` and its
+    grid, rules, options: as in QATSettings. k: SDClip's clip, as in the grid's "k=12.85". curvature: what method `auto` and its
     lattices need: a Curvature, or a function that measures one on the model as it then is.
     Raises UsageError if no tensor would be touched, for patterns that match none, and for settings that make no sense.
     """
@@ -71,10 +71,11 @@ class QAT:
         *,
         k: float | None = None,
         curvature: Curvature | Callable[[], Curvature] | None = None,
-        **options: Any,
+        rules: Sequence[str] = (),
+        **options: Unpack[QATOptions],
     ) -> None:
         words = [word for word in (grid, "" if k is None else f"k={k:g}") if word]
-        self.settings = QATSettings(grid=",".join(words), **options)
+        self.settings = QATSettings(grid=",".join(words), rules=tuple(rules), **options)
         self.model, self.updates = original(model), 0
         self._curvature = curvature
         self._params = dict(self.model.named_parameters())

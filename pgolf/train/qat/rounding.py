@@ -23,10 +23,12 @@ class Moment:
     generator: torch.Generator
 
 
-Rounded = tuple[Tensor, Tensor | None]  # what the model sees [n, R, C]; factor of the gradient on its way back, None: 1
+SeenAndSlope = tuple[
+    Tensor, Tensor | None
+]  # what the model sees [n, R, C]; factor of the gradient on its way back, None: 1
 
 
-def straight_through(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
+def straight_through(weight: Tensor, lattice: Lattice, moment: Moment) -> SeenAndSlope:
     """The nearest lattice points; gradients as if nothing had been rounded (arXiv 1308.3432).
 
     Those of clipped codes too: a weight beyond the clip may come back.
@@ -35,7 +37,7 @@ def straight_through(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounde
     return lattice.weights(round_clipped(lattice.codes(weight), lattice.top)), None
 
 
-def soft(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
+def soft(weight: Tensor, lattice: Lattice, moment: Moment) -> SeenAndSlope:
     """Soft rounding with its own derivative, from nearly linear to nearly hard (Agustsson & Theis, arXiv 2006.09952)."""
     codes = lattice.codes(weight)
     hardness = HARDNESS[0] + (HARDNESS[1] - HARDNESS[0]) * moment.share
@@ -46,7 +48,7 @@ def soft(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
     return lattice.weights(rounded), hardness * (1 - curve.square()) / reach
 
 
-def noise(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
+def noise(weight: Tensor, lattice: Lattice, moment: Moment) -> SeenAndSlope:
     """Noise like the quantizer's errors, uniform where they arise and spread as its feedback spreads them; clips too.
 
     Uniform over a lattice cell, but never wider than the codes themselves: rows that the packer will round to zero lose
@@ -59,7 +61,7 @@ def noise(weight: Tensor, lattice: Lattice, moment: Moment) -> Rounded:
     return weight + lattice.spilled(lattice.weights(clipped + uniform * width)), None
 
 
-ROUNDINGS: dict[str, Callable[[Tensor, Lattice, Moment], Rounded]] = {
+ROUNDINGS: dict[str, Callable[[Tensor, Lattice, Moment], SeenAndSlope]] = {
     "ste": straight_through,
     "soft": soft,
     "noise": noise,

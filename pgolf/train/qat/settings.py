@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from pgolf.common import grammar
 from pgolf.errors import UsageError
@@ -37,6 +37,17 @@ class QATSettings:
             raise UsageError(f"QAT start {self.start:g} must lie between 0 and 1: it is a share of the training")
         if not (0 < self.bits <= 16 and 0 < self.recalibrate <= 1 and self.rate >= 0):
             raise UsageError("QAT bits must lie in 0..16, recalibrate in 0..1, and rate must not be negative")
+
+
+class QATOptions(TypedDict, total=False):
+    """What `QAT` takes by name as QATSettings does."""
+
+    start: float
+    rounding: str
+    bits: float
+    recalibrate: float
+    rate: float
+    seed: int
 
 
 @dataclass(frozen=True)

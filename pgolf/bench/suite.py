@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from pgolf.bench import evaluation, kernels, loading
+from pgolf.bench import kernels, loading, scored
 from pgolf.bench.sizes import Sizes
 
 MISSING = "a CUDA device: kernels, evaluation and all bars need one (see benchmarks/gpu.sh)"
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
-def run(device: torch.device, path: Path | None, sizes: Sizes, progress: Progress) -> dict[str, Any]:
+def measure_all(device: torch.device, path: Path | None, sizes: Sizes, progress: Say) -> dict[str, Any]:
     """All measurements, JSON-able. path: an artifact to load; None: a synthetic one."""
     with tempfile.TemporaryDirectory() as folder:
         progress("artifact")
@@ -28,7 +28,7 @@ def run(device: torch.device, path: Path | None, sizes: Sizes, progress: Progres
         return facts | on_gpu(chosen, device, sizes, facts["load"], progress)
 
 
-def on_gpu(path: Path, device: torch.device, sizes: Sizes, load: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def on_gpu(path: Path, device: torch.device, sizes: Sizes, load: dict[str, Any], progress: Say) -> dict[str, Any]:
     """What needs a GPU; load: what `loading` measured, for the bars."""
     facts: dict[str, Any] = {}
     measures: dict[str, Callable[[], Any]] = {
@@ -37,7 +37,7 @@ def on_gpu(path: Path, device: torch.device, sizes: Sizes, load: dict[str, Any],
         "dequant": lambda: kernels.dequantizing(device, sizes, facts["limits"]),
         "softcap_nll": lambda: kernels.scoring(device, sizes, facts["limits"]),
         "quant_linear": lambda: kernels.products(device, sizes),
-        "eval": lambda: evaluation.evaluation(device, sizes),
+        "eval": lambda: scored.evaluation(device, sizes),
     }
     for name, measure in measures.items():
         progress(name)

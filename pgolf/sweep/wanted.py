@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pgolf.sweep.points import Point, points_of
 
 
-def plan(
+def wanted_points(
     methods: str,
     *,
     weights: int,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pgolf.bench import clock, loading, run
+from pgolf.bench import clock, loading, suite
 from pgolf.bench.sizes import Sizes
 from pgolf.cli import main
 from tests.kernels.places import HAS_GPU, needs_triton
@@ -32,7 +32,7 @@ def test_every_measurement_runs(tmp_path, monkeypatch):
     path = loading.synthetic(tmp_path / "a.pgolf", 1)
     load = loading.loading(path, torch.device("cpu"), tmp_path)
     assert load["lrzip"] == {"missing": "lrzip is not installed"}
-    facts = run.on_gpu(path, torch.device("cpu"), SMALL, load, lambda _: None)
+    facts = suite.on_gpu(path, torch.device("cpu"), SMALL, load, lambda _: None)
     assert json.loads(json.dumps(facts))["bars"]["seconds to decode 36M codes"]["wanted"] == 5e-3
     assert {bar["met"] for bar in facts["bars"].values()} <= {True, False}
     assert facts["rans_decode"]["symbols"] == 12 * 6 + 10 * 6
