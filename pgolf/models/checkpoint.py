@@ -79,7 +79,7 @@ def read(
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
     torchfile.refuse_foreign(path)
-    if path.suffix == ".safetensors":
+    if torchfile.is_safetensors(path):
         tensors, tied = huggingface.read_safetensors(path)
         return from_nest(tensors, str(path), state, plan, tied=tied)
     loaded = torchfile.torch_load(path)
