@@ -30,6 +30,7 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
         budget=goal.budget,
         step=trial.step if job.searched else None,
         coder=job.coder,
+        account=account_of(job.source, rows),
         notes=[*told, *_losses(rows)],
     )
 

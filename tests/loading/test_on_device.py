@@ -167,7 +167,7 @@ def test_integers_and_buffers_stay_what_they_are(tmp_path):
     model.register_buffer("cos", torch.rand(64, 64, generator=generator()))
     state = model.state_dict()
     pgolf.pack(state, tmp_path / "a.pgolf", budget=26_000)
-    there = on_device.load(tmp_path / "a.pgolf", "cpu")
+    there = dense.load_by(tmp_path / "a.pgolf", on_device.OnDevice(torch.device("cpu")))
     for name in ("ids", "large"):
         assert torch.equal(there[name], state[name])
         assert there[name].dtype == state[name].dtype

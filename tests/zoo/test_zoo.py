@@ -565,9 +565,9 @@ def test_integers_come_back_to_the_bit_on_every_path(folder):
         "small": torch.randint(0, 900, (64, 64), generator=generator()),
     }
     holds(packed_at(state, 90_000), state)
-    from pgolf.loading import on_device
+    from pgolf.loading import dense, on_device
 
-    there = on_device.load("m.pgolf", "cpu")
+    there = dense.load_by("m.pgolf", on_device.OnDevice(torch.device("cpu")))
     for name in ("ids", "codes", "wide", "small"):
         assert torch.equal(there[name], state[name])
         assert there[name].dtype == state[name].dtype
