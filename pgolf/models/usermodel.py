@@ -6,6 +6,7 @@ What it prints goes to stderr: stdout is for our data.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
@@ -58,7 +59,7 @@ def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
     module = importlib.util.module_from_spec(spec)
     neighbours = str(path.parent.resolve())
     sys.path.insert(0, neighbours)  # the file may import its neighbours
-    previous, arguments = sys.modules.get(spec.name), sys.argv
+    previous, arguments, here = sys.modules.get(spec.name), sys.argv, Path.cwd()
     sys.modules[spec.name] = module  # dataclasses look their module up
     sys.argv = [str(path)]  # ours are none of the file's business, and trainers read their own source by it
     try:
@@ -68,6 +69,7 @@ def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
         raise ModelError(f"{option} {path}: importing it fails ({type(error).__name__}: {one_line(error)})") from error
     finally:
         sys.argv = arguments
+        os.chdir(here)  # what else the user named is meant from here
         with suppress(ValueError):  # the file may have changed it too
             sys.path.remove(neighbours)
         if previous is not None:
