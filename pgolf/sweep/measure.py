@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+from contextlib import redirect_stdout
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -97,7 +99,10 @@ class _Bench:
         from pgolf.scoring import bpb
 
         usermodel.load_state(self.model, state)
-        with one_thread():  # the last digits do not depend on how many cores a worker found
+        with (
+            redirect_stdout(sys.stderr),
+            one_thread(),
+        ):  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(
                 logits_of(self.model, self.setup.logits),
                 self.tokens,

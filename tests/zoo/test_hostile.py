@@ -91,6 +91,14 @@ def test_slices_of_one_buffer_are_tensors_of_their_own(folder):
         assert all((loaded[n] - t).norm() < 2e-3 * t.norm() for n, t in state.items())
 
 
+@pytest.mark.parametrize("model", [(), ("--model", "zoo.py:GPT")])
+def test_an_average_of_averages_has_the_plain_names(model, folder):
+    counters = {"n_averaged": torch.tensor(3), "module.n_averaged": torch.tensor(2)}
+    torch.save(animals.renamed(STATE, "module.module.") | counters, "c.pt")
+    packed("c.pt", *model)
+    assert pgolf.load("o.pgolf").keys() == STATE.keys()
+
+
 def test_what_safetensors_cannot_hold_is_unpacked_as_pt(folder):
     for name, tensor in (("wide", random(8, 8).to(torch.complex128)), ("\ud800", random(8, 8))):
         torch.save({name: tensor}, "c.pt")
@@ -207,6 +215,28 @@ def test_what_a_model_prints_is_not_among_the_data(folder):
     result = pack_by(f"\nprint('import')\n{talks}", "Mine")
     assert json.loads(result.stdout)["artifact_bytes"] <= 60_000
     assert {"import", "run"} <= set(result.stderr.split())
+
+
+def test_what_a_model_prints_is_not_among_the_scores(folder):
+    write_shard(folder / "val.bin", np.arange(600) % 64)
+    write_shard(folder / "bytes.bin", np.full(600, 3))
+    talks = "class Mine(GPT):\n    def forward(self, ids):\n        print('run')\n        return super().forward(ids)\n"
+    (folder / "mine.py").write_text(f"{animals.MODEL}\n{talks}")
+    text = ("--model", "mine.py:Mine", "--data", "val.bin", "--bytes", "bytes.bin", "--seq-len", 64, "--json")
+    assert json.loads(run("eval", "c.pt", *text).stdout)["tokens"] == 599
+    sweep = ("--bits", 4, "--methods", "rtn", "--calib", "none", "--jobs", 1, "--baseline", "none", "-o", "s")
+    assert json.loads(run("sweep", "c.pt", *text, *sweep).stdout)["before"]["tokens"] == 599
+
+
+@pytest.mark.parametrize("rise", [float("nan"), float("inf")])
+def test_a_rise_that_is_no_number(rise):
+    with pytest.raises(pgolf.errors.UsageError, match="a target rise of"):
+        pgolf.pack(STATE, None, target_rise=rise)
+
+
+def test_a_seed_that_no_generator_takes(folder):
+    for seed in (-1, 1 << 70):
+        assert "'--seed'" in run("pack", "c.pt", "--seed", seed, code=2).stderr
 
 
 def test_a_file_that_parses_the_command_line_sees_its_own(folder):
