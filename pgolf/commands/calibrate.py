@@ -33,7 +33,7 @@ from pgolf.commands.shared import (
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Tokens to run on."
 )
 @seq_len_option
-@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @json_option
 @force_option
 @gathered(user=ModelOptions, calibration=CalibrationOptions)

@@ -14,7 +14,7 @@ from pgolf.commands.shared import json_option, print_table, progress_bars
 @click.option(
     "-o", "--out", metavar="DIR", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True
 )
-@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A toy of seconds instead of a minute: shows the path, not the quality.")
 @json_option
 def demo(out: Path, seed: int, quick: bool, as_json: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,29 +205,30 @@ def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress
     reading = judge.reading
     if judge.options.seq_len is None and judge.scorer is None:
         reading = replace(reading, seq_len=usable_context(model, judge.user.logits))
-    scored = evaluation.score(
-        model,
-        judge.text,
-        reading,
-        source=str(source),
-        logits=judge.user.logits,
-        own_scorer=judge.scorer,
-        progress=lambda done, total: progress(f"score {source.name}", done, total),
-    )
-    if not audit.audit:
-        return scored.result, []
-    return scored.result, evaluation.audited(
-        scored,
-        model,
-        judge.text,
-        reading,
-        logits=judge.user.logits,
-        tokenizer=judge.options.tokenizer,
-        artifact_bytes=source.stat().st_size if is_artifact(source) else None,
-        code=audit.code,
-        cap=parse_size(audit.budget),
-        progress=lambda done, total: progress("audit", done, total),
-    )
+    with redirect_stdout(sys.stderr):  # what the model prints: stdout is for our data
+        scored = evaluation.score(
+            model,
+            judge.text,
+            reading,
+            source=str(source),
+            logits=judge.user.logits,
+            own_scorer=judge.scorer,
+            progress=lambda done, total: progress(f"score {source.name}", done, total),
+        )
+        if not audit.audit:
+            return scored.result, []
+        return scored.result, evaluation.audited(
+            scored,
+            model,
+            judge.text,
+            reading,
+            logits=judge.user.logits,
+            tokenizer=judge.options.tokenizer,
+            artifact_bytes=source.stat().st_size if is_artifact(source) else None,
+            code=audit.code,
+            cap=parse_size(audit.budget),
+            progress=lambda done, total: progress("audit", done, total),
+        )
 
 
 def _facts(results: Sequence[dict[str, Any]], change: Interval | None, checks: Sequence[Check]) -> dict[str, Any]:

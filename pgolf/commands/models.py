@@ -102,7 +102,7 @@ def _calibration_tokens(
     model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
 ) -> tuple[Tensor, list[str]]:
     """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
-    calib, context = calibration.calib or "self", calibration.seq_len or CONTEXT
+    calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
         ids = _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
         return ids, _shortened(ids.shape[1], context - context % 2, calibration.tokens)

@@ -71,7 +71,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Calibration tokens."
 )
 @seq_len_option
-@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @click.option(
     "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."
 )

@@ -96,7 +96,7 @@ class _Wanted:
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="To calibrate on."
 )
-@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @click.option("--count", type=click.Choice(["exact", "contest"]), default="exact", show_default=True, help="Byte rule.")
 @click.option(
     "--seq-len",

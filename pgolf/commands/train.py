@@ -30,7 +30,7 @@ from pgolf.errors import UsageError
 @click.option("--qat-set", metavar="PATTERN=...", multiple=True, help="QAT per tensor, as --set of pgolf pack.")
 @click.option("--pack", metavar="SIZE", help="Pack the result to this budget: model.pgolf and its report in DIR.")
 @click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
-@click.option("--seed", metavar="S", type=int, default=0, show_default=True)
+@click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @json_option
 def train(
     preset: str,

@@ -49,6 +49,10 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
         click.echo(f"{len(state)} tensors{more} written to {out}")
 
 
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or name == name.encode(errors="replace").decode()
+
+
 def _write_file(out: Path, state: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
@@ -58,5 +62,10 @@ def _write_file(out: Path, state: dict[str, Tensor]) -> None:
     if out.suffix == ".pt":
         torch_save(state, out)
         return
+    for name, tensor in state.items():
+        if str(tensor.dtype) == "torch.complex128" or not _is_unicode(name):
+            raise UsageError(
+                f"-o {out}: safetensors cannot hold {name!r} ({tensor.dtype}): name a file that ends in .pt"
+            )
     with replacing(out) as file:
         file.write(save({name: tensor.clone().contiguous() for name, tensor in state.items()}))

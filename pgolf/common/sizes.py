@@ -10,7 +10,8 @@ from numbers import Integral, Real
 from pgolf.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9][0-9_,]{0,99}(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+MOST = 10**30  # bytes; a float's arithmetic ends beyond
 Size = str | int | float | Real  # NumPy's numbers are Real
 
 
@@ -24,6 +25,8 @@ def parse_size(size: Size) -> int:
         raise UsageError(f"size {size!r} is not a number of bytes: write 16MB, 500kB, 15.2MiB or plain digits")
     if num_bytes <= 0:
         raise UsageError(f"size {size!r} is not above zero")
+    if num_bytes >= MOST:
+        raise UsageError(f"size {str(size)[:40]!r} is more than any file has")
     return num_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -27,7 +28,10 @@ def read_shard(path: str | Path) -> Tokens:
     """The tokens of one shard, uint16 or uint32 [N], mapped read-only. DataError unless header and file size agree."""
     path = Path(path)
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise DataError(f"{path} is no regular file: a shard is mapped, save it as one")
+        size = found.st_size
         header = np.fromfile(path, "<i4", count=HEADER_BYTES // 4)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
@@ -40,7 +44,10 @@ def read_shard(path: str | Path) -> Tokens:
 def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> tuple[int, str]:
     """How many tokens a shard holds, and their dtype."""
     if header.size < 1 or header[0] != MAGIC:
-        raise DataError(f"{path} is not a token shard: its first word should be {MAGIC}")
+        raise DataError(
+            f"{path} is not a token shard: its first word should be {MAGIC}; pgolf tokenize makes one of text, "
+            "pgolf.data.shards.write_shard of token ids"
+        )
     if size < HEADER_BYTES:
         raise DataError(f"{path} is truncated: {size} bytes, shorter than its {HEADER_BYTES}-byte header")
     version, count = int(header[1]), int(header[2])

@@ -163,6 +163,12 @@ def _count_spelled(tokens: NDArray[np.integer], out: NDArray[np.uint16], lut: To
             out[at : at + 3] = (0 if lut.prefixes and begins else 1), 0, 0
 
 
+def unspelled(text: str, table: TokenBytes) -> str:
+    """A document that SentencePiece decoded, with the spaces that were spelled in bytes, which it gives back as `▁`; the
+    space that the tokenizer put before the document is dropped."""
+    return (text.removeprefix(SPACE) if table.prefixes else text).replace(SPACE, " ")
+
+
 def unknown_share(tokens: NDArray[np.integer], tokenizer: str | Path) -> float:
     """The share of `tokens` [N] that are the tokenizer's unknown piece: of their text nothing is left."""
     unknown = load_tokenizer(tokenizer).unk_id()

@@ -59,6 +59,8 @@ def goal_of(
     """The goal that a user names. Raises UsageError for two of them, and for what is no size."""
     if budget is not None and target_rise is not None:
         raise UsageError("give a budget or a target rise, not both")
+    if target_rise is not None and not math.isfinite(target_rise):
+        raise UsageError(f"a target rise of {target_rise} cannot be reached: give a number")
     limit = None if budget is None else parse_size(budget)
     return Goal(limit, target_rise, {str(c): counted_bytes(c) for c in listed(code)})
 

@@ -22,6 +22,8 @@ from pgolf.quant.slices import NARROWEST, matrix_shape
 KEEP = "keep"  # the method that changes no value
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
 LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
+LEAST = 2.0**-110  # likewise, where no weight reaches it: steps and squares fall below what float32 tells from 0
+WITHOUT_ARITHMETIC = {torch.uint16, torch.uint32, torch.uint64}  # of torch's own: no minimum, no comparison
 CODE_LIKE = 1 << 12  # larger integers are no quantizer's codes
 ZLIB_LEVEL = 1  # a quick look is enough to tell tables from codes
 DICTIONARY_GAIN = 1.1  # codes without any pattern: zlib stays a little above their entropy
@@ -215,8 +217,10 @@ def reason_to_keep(tensor: Tensor) -> str:
         return f"small ({tensor.numel()} weights)"
     if min(shape[1:]) < NARROWEST:
         return "narrow"
-    wide = torch.finfo(tensor.dtype).max > LARGEST and float(tensor.detach().abs().max()) > LARGEST
-    return "beyond float32's range" if wide else ""
+    if torch.finfo(tensor.dtype).max <= LARGEST:
+        return ""
+    largest = float(tensor.detach().abs().max())
+    return "beyond float32's range" if largest > LARGEST or 0 < largest < LEAST else ""
 
 
 def listed(value: str | Path | Sequence[Any]) -> Sequence[Any]:
@@ -230,6 +234,8 @@ def coded_better(tensor: Tensor) -> bool:
     Codes of a quantizer do; masks, position tables and permutations do not.
     """
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() < SMALLEST:
+        return False
+    if tensor.dtype in WITHOUT_ARITHMETIC:
         return False
     low, high = int(tensor.min()), int(tensor.max())
     if low < -(1 << 31) or high >= 1 << 31 or max(-low, high) >= CODE_LIKE:

@@ -117,6 +117,10 @@ def _same(weight: PackedWeight, **_: Any) -> PackedWeight:
     return weight._like()
 
 
+def _clone(weight: PackedWeight, **_: Any) -> PackedWeight:
+    return weight._like([None if part is None else part.clone() for part in weight.parts])
+
+
 def _cast(weight: PackedWeight, dtype: torch.dtype | None = None, device: Any = None, **_: Any) -> PackedWeight | None:
     if dtype is not None and not dtype.is_floating_point:
         return None
@@ -161,6 +165,7 @@ def _product_and_bias(bias: Tensor, x: Tensor, weight: Tensor, **scaled: Any) ->
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.detach.default: _same,
     aten.alias.default: _same,
+    aten.clone.default: _clone,
     aten._to_copy.default: _cast,
     aten.t.default: _transpose,
     aten.transpose.int: _transpose,

@@ -50,6 +50,8 @@ def decoder_on(device: torch.device | str) -> OnDevice | None:
 def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
     """(entries, meta) of an artifact file; decoder: as `device` of `artifact.decode`. Raises ArtifactError."""
     try:
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise ArtifactError(f"{path}: is no regular file")  # a pipe or device may have no end
         data = Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pgolf.errors import ModelError
 from pgolf.models import names, ties
@@ -69,7 +70,8 @@ class Blueprint:
 
 
 def of(module: nn.Module) -> Blueprint:
-    """The blueprint of a module, wrapped or compiled or neither."""
+    """The blueprint of a module, wrapped or compiled or neither. Raises ModelError for one that has no weights yet, or codes."""
+    refuse_unready(module)
     state = module.state_dict()
     plain = plain_names(module, state)
     short = {name: plain[name] for name in state if name in plain}
@@ -82,6 +84,20 @@ def of(module: nn.Module) -> Blueprint:
         frozenset(short[name] for name in kinds if name in short),
         found,
     )
+
+
+def refuse_unready(module: nn.Module) -> None:
+    """Raises ModelError for what is no module, and for weights that have no shape yet or are a quantizer's codes."""
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"a {type(module).__name__} is no nn.Module: give the module itself")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet (a lazy module): run the module once on a batch of tokens first")
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise ModelError(
+                f"{name or 'the module'} is quantized ({type(part).__name__}): give the module from before"
+            )
 
 
 def plain_names(module: nn.Module, state: Mapping[str, object]) -> dict[str, str]:
@@ -118,7 +134,7 @@ def _is(module: nn.Module, name: str) -> bool:
 
 def _innermost(module: nn.Module) -> nn.Module:
     while (attribute := _attribute(module)) is not None:
-        module = module._modules[attribute] or module
+        module = module.get_submodule(attribute)
     return module
 
 

@@ -7,6 +7,7 @@ position's only, or nothing but a loss. The loss is then the place to look: `cro
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from pgolf.errors import CurvatureError, ModelError
 
 IDS = ("input_ids", "ids", "idx", "tokens", "token_ids", "inputs", "input_seq", "x")
 TARGETS = ("targets", "target", "labels", "label", "y", "target_ids", "target_seq", "tgt", "next_tokens")
+NO_TARGET = re.compile(r"mask|pos|cache|state|segment|type|len|past|image", re.I)  # what else a model may ask for
 BATCHES = ("batch", "data", "sample", "examples")
 COPIES = {"to", "int", "long", "type", "contiguous", "clone", "cat", "concat", "flatten", "reshape", "pad", "cuda"}
 
@@ -61,8 +63,10 @@ def _ways_of_forward(model: nn.Module) -> list[Way]:
     by_position = [p for p in given if p.kind is not p.KEYWORD_ONLY]
     needed = [p for p in given if p.default is p.empty]
     names = [p.name for p in given]
-    first = () if by_position or len(given) < len(parameters) else _first_of(IDS, names)
-    target = _first_of(TARGETS, names) or tuple(p.name for p in needed[1:2])
+    gathers = {p.kind for p in parameters if p not in given}
+    any_name = IDS[:1] if inspect.Parameter.VAR_KEYWORD in gathers else ()
+    first = () if by_position or inspect.Parameter.VAR_POSITIONAL in gathers else _first_of(IDS, names) or any_name
+    target = _first_of(TARGETS, names) or tuple(p.name for p in needed[1:2] if not NO_TARGET.search(p.name))
     alone = Way(partial(_called, model, first, ()))
     taught = Way(partial(_called, model, first, target), targets=True)
     ways = [alone] if len(needed) <= 1 else []

@@ -79,7 +79,7 @@ def read(
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
     torchfile.refuse_foreign(path)
-    if path.suffix == ".safetensors":
+    if torchfile.is_safetensors(path):
         tensors, tied = huggingface.read_safetensors(path)
         return from_nest(tensors, str(path), state, plan, tied=tied)
     loaded = torchfile.torch_load(path)
@@ -155,12 +155,9 @@ def _renamed(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """(name -> name in the plain class, notes); the counter of a moving average is left out where its wrapper is gone."""
     bare = names.unwrapped(state, fronts) if like is None else names.fitted(state.keys(), like.full.keys())
-    if (
-        (gone := bare.get(names.COUNTER))
-        and any(a != b for a, b in bare.items())
-        and (like is None or gone not in like.full)
-    ):
-        del bare[names.COUNTER]
+    if names.COUNTER in bare and any(a != b for a, b in bare.items()):
+        real = set() if like is None else like.full.keys()
+        bare = {name: short for name, short in bare.items() if short != names.COUNTER or short in real}
     taken = names.stripped(bare)
     return bare, (f"names without {', '.join(taken[:4])}, which wrappers put there",) if taken else ()
 

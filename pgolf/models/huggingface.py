@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pgolf"}
+_SECOND = re.compile(r"adapter_model\.(safetensors|bin)|(pytorch_)?model_\d+\.(safetensors|bin)")  # of PEFT, accelerate
 _HEADS = ("lm_head", "embed_out", "output_embeddings")  # what transformers ties to the embedding by itself
 
 
@@ -39,6 +41,8 @@ def read(folder: Path) -> Folder:
     """What a folder holds. Raises CheckpointError."""
     for name, reader in ((WEIGHTS, read_safetensors), (PICKLED, _read_pickled)):
         index = f"{name}.index.json"
+        if (folder / name).is_file() or (folder / index).is_file():
+            _refuse_second(folder, name)
         if (folder / name).is_file():
             tensors, tied = reader(folder / name)
             return Folder(tensors, _config(folder), (), tied)
@@ -46,6 +50,16 @@ def read(folder: Path) -> Folder:
             notes = (f"weights read from the shards of {index}",)
             return Folder(_sharded(folder, index, reader), _config(folder), notes)
     raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: {_mend(folder)}")
+
+
+def _refuse_second(folder: Path, taken: str) -> None:
+    """Raises CheckpointError where weights of an adapter, or of a second model, lie beside those that would be read."""
+    more = sorted(path.name for path in folder.iterdir() if _SECOND.fullmatch(path.name))
+    if more:
+        raise CheckpointError(
+            f"{folder}: holds {', '.join(more[:3])} beside {taken}: name the file to pack; an adapter (LoRA) is merged by "
+            "merge_and_unload()"
+        )
 
 
 def _mend(folder: Path) -> str:
@@ -60,10 +74,18 @@ def _mend(folder: Path) -> str:
         return "it is DeepSpeed's; run its zero_to_fp32.py and pack what that writes"
     if any(name.startswith("adapter_model") for name in names):
         return "it holds an adapter (LoRA), not a model; merge_and_unload() it and save that"
+    inner = [name for name in names if (folder / name).is_dir() and _is_checkpoint(folder / name)]
+    if inner:
+        return f"name the folder in it ({', '.join(inner[:4])}{', ...' * (len(inner) > 4)})"
     files = [name for name in names if Path(name).suffix in _WEIGHT_FILES]
     if files:
         return f"name the file in it ({', '.join(files[:4])}), or save_pretrained(safe_serialization=True)"
     return "save_pretrained(safe_serialization=True)"
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether weights lie in it, or the parts of a sharded checkpoint."""
+    return any(path.suffix in {".safetensors", ".distcp"} or path.name.startswith(PICKLED) for path in folder.iterdir())
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,7 +102,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     loaded = torchfile.torch_load(path)
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path}: is not a flat state dict, as transformers writes it")
+        raise CheckpointError(f"{path}: is not a flat state dict, as transformers writes it: name this file itself")
     return {str(name): tensor for name, tensor in loaded.items()}, {}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, ValuesView
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,11 @@ class Logits:
                 raise _explained(error, ids) from error
             assert self._form is not None
             found = _run(self._form, ids)
+        if form.rows and found.shape[-1] <= int(ids.max()):
+            raise ModelError(
+                f"the model returns {found.shape[-1]} numbers a position, its table has {form.rows} rows: these are no logits; "
+                "name a method that returns logits, logits=..."
+            )
         refuse_beyond(int(ids.max()), found.shape[-1])
         return found
 
@@ -199,7 +204,10 @@ def _observed(form: Form, ids: Tensor) -> Form:
     way, watch = form.way, Watch(ids)
     out = _outcome(way, ids, watch)
     rows = min(filter(None, (form.rows, watch.rows)), default=None)
-    if way.extra == 0 and _in_result(out, ids) is None and watch.logits() is None and watch.logits(1) is not None:
+    returned = _in_result(out, ids, rows)
+    if returned is not None and _are_probabilities(returned):
+        raise NoLogits("the model returns probabilities: name a method that gives what its softmax takes, logits=...")
+    if way.extra == 0 and returned is None and watch.logits() is None and watch.logits(1) is not None:
         longer = _filled(ids, ids.shape[1] + 1)
         watch = Watch(longer)
         _outcome(way, longer, watch)
@@ -208,11 +216,9 @@ def _observed(form: Form, ids: Tensor) -> Form:
             raise _refused(out, ids)
         return Form(way, form.multiple, rows)
     seen = watch.logits(way.extra)
-    if _in_result(out, ids) is None and seen is None:
+    if returned is None and seen is None:
         raise _refused(out, ids)
-    return Form(
-        replace(way, targets=seen is not None and (way.targets or _in_result(out, ids) is None)), form.multiple, rows
-    )
+    return Form(replace(way, targets=seen is not None and (way.targets or returned is None)), form.multiple, rows)
 
 
 def _run(form: Form, ids: Tensor) -> Tensor:
@@ -223,7 +229,7 @@ def _run(form: Form, ids: Tensor) -> Tensor:
     out = _outcome(way, full, watch)
     found = watch.logits(way.extra) if watch else None
     if found is None:
-        found = _in_result(out, full)
+        found = _in_result(out, full, form.rows)
     if found is None:
         raise _refused(out, full)
     return found[:, :length]
@@ -242,6 +248,8 @@ def _outcome(way: Way, ids: Tensor, watch: Watch | None) -> Any:
             return way.call(ids)
         except Enough:
             return None
+        except SystemExit as error:  # else pgolf would end with the model's exit code, and nothing done
+            raise RuntimeError(f"it calls sys.exit({error.code if error.code is not None else ''})") from error
 
 
 def _up(length: int, multiple: int) -> int:
@@ -285,14 +293,36 @@ def _explained(error: Exception, ids: Tensor) -> PgolfError:
     )
 
 
-def _in_result(out: Any, ids: Tensor) -> Tensor | None:
-    """The logits [B, T, V] in what a model returned: a tensor, a tuple, a dict or an object with `.logits`."""
-    for member in _tensors_in(out):
-        if member.dim() == 3 and member.shape[:2] == ids.shape and member.is_floating_point():
-            return member
-        if member.dim() == 2 and member.shape[0] == ids.numel() and member.is_floating_point():
-            return member.view(*ids.shape, -1)
-    return None
+def _in_result(out: Any, ids: Tensor, rows: int | None) -> Tensor | None:
+    """The logits [B, T, V] in what a model returned: a tensor, a tuple, a dict or an object with `.logits`.
+
+    rows: of the table that the ids were looked up in. Of several that could be logits, the one as wide is taken, for
+    hidden states have their shape too; under another name than `.logits` only that one.
+    """
+    likely = _of_shape(_tensors_in(out), ids)
+    fitting = [m for m in likely or _of_shape(_tensors_within(out), ids) if m.shape[-1] == rows]
+    return next(iter([*fitting, *likely]), None)
+
+
+def _of_shape(tensors: list[Tensor], ids: Tensor) -> list[Tensor]:
+    """Those with one row a position, as [B, T, V]."""
+    wide = [m.view(*ids.shape, -1) if m.dim() == 2 and m.shape[0] == ids.numel() else m for m in tensors]
+    return [m for m in wide if m.dim() == 3 and m.shape[:2] == ids.shape and m.is_floating_point()]
+
+
+def _are_probabilities(found: Tensor) -> bool:
+    sums = found.detach().float().sum(-1)
+    return bool((found >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+
+
+def _tensors_within(out: Any, depth: int = 4) -> list[Tensor]:
+    """All tensors in nested dicts, lists, tuples and dataclasses."""
+    if isinstance(out, Tensor):
+        return [out]
+    values = vars(out) if is_dataclass(out) and not isinstance(out, type) else out
+    values = values.values() if isinstance(values, dict) else values
+    members = values if depth and isinstance(values, (list, tuple, ValuesView)) else ()
+    return [tensor for member in members for tensor in _tensors_within(member, depth - 1)]
 
 
 def _tensors_in(out: Any) -> list[Tensor]:
@@ -315,9 +345,10 @@ _one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch 
 def undisturbed(model: nn.Module, *, gradients: bool) -> Iterator[None]:
     """Eval mode, no compiled code, gradients on or off; afterwards modes, flags, RNG states and .grad are as before.
 
+    What the model prints goes to stderr, for stdout is for data.
     One thread at a time: others wait. Raises CurvatureError for parameters that can have no gradient.
     """
-    with _one_at_a_time, _undisturbed(model, gradients):
+    with _one_at_a_time, redirect_stdout(sys.stderr), _undisturbed(model, gradients):
         yield
 
 

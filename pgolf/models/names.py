@@ -66,7 +66,8 @@ def _front(names: Iterable[str], fronts: Collection[str] | None = None) -> str:
 
 
 def _distinct(names: dict[str, str]) -> bool:
-    return len(set(names.values())) == len(names)
+    real = [name for name in names.values() if name != COUNTER]  # averages of averages count twice
+    return len(set(real)) == len(real)
 
 
 def _taken(name: str, short: str) -> str:

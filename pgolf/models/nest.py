@@ -254,6 +254,10 @@ def _no_state_dict(groups: Sequence[Group], path: str) -> CheckpointError:
         {group.role or ("figures of the run" if group.named else "tensors without names") for group in groups}
     )
     arrays = [key for group in groups for key in group.arrays]
+    if quantized := [".".join((*g.path, n)) for g in groups for n, t in g.tensors.items() if t.is_quantized]:
+        return CheckpointError(
+            f"{path}: holds quantized tensors ({', '.join(quantized[:3])}), and no plain state dict: save the model from before"
+        )
     if arrays:
         return CheckpointError(
             f"{path}: no state dict (names -> tensors) in it, but NumPy arrays ({', '.join(arrays[:3])}, ...): "

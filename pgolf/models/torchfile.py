@@ -48,6 +48,8 @@ def refuse_foreign(path: Path) -> None:
         )
     with path.open("rb") as file:
         start = file.read(32)
+    if start.lstrip().startswith((b"{", b"[")) and not is_safetensors(path):
+        raise CheckpointError(f"{path}: is text (JSON?), not a checkpoint: name the file that holds the weights")
     if not start and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is an empty file")
     for magic, what in _MAGIC.items():
@@ -55,8 +57,19 @@ def refuse_foreign(path: Path) -> None:
             raise CheckpointError(f"{path}: {what}")
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors, whatever it is called; by its name where its first bytes tell nothing."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80\x02"))  # torch.save's
+
+
 def torch_load(path: Path) -> Any:
     """What torch.save wrote, its checksums checked, mapped where it is a zip archive. Raises CheckpointError."""
+    if path.suffix == ".safetensors":  # torch.load would go by the name
+        raise CheckpointError(f"{path}: is a file of torch.save under safetensors' name: call it {path.stem}.pt")
     try:
         with warnings.catch_warnings(), inert.allowed():
             warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
@@ -146,6 +159,8 @@ def _refused(path: Path, reason: str) -> CheckpointError:
         wanted = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:
         wanted = []
+    if not wanted:
+        wanted = re.findall(r"Unsupported global: GLOBAL ([\w.]+)", reason)  # of an old file, which torch does not list
     if not wanted:
         first = reason.partition("WeightsUnpickler error: ")[2] or reason  # the true one stands after torch's advice
         first = first.strip().split("\n")[0][:160]

@@ -1,10 +1,15 @@
-"""The user's own model code: `--model FILE.py:NAME`, run as it is (it is their code), checked against the weights."""
+"""The user's own model code: `--model FILE.py:NAME`, run as it is (it is their code), checked against the weights.
+
+What it prints goes to stderr: stdout is for our data.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +57,21 @@ def _run_file(path: Path, option: str = "--model") -> dict[str, object]:
     if spec is None or spec.loader is None:
         raise ModelError(f"{option} {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # the file may import its neighbours
-    previous = sys.modules.get(spec.name)
+    neighbours = str(path.parent.resolve())
+    sys.path.insert(0, neighbours)  # the file may import its neighbours
+    previous, arguments, here = sys.modules.get(spec.name), sys.argv, Path.cwd()
     sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.argv = [str(path)]  # ours are none of the file's business, and trainers read their own source by it
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ModelError(f"{option} {path}: importing it fails ({type(error).__name__}: {one_line(error)})") from error
     finally:
-        sys.path.remove(str(path.parent.resolve()))
+        sys.argv = arguments
+        os.chdir(here)  # what else the user named is meant from here
+        with suppress(ValueError):  # the file may have changed it too
+            sys.path.remove(neighbours)
         if previous is not None:
             sys.modules[spec.name] = previous
     return vars(module)
@@ -78,8 +89,9 @@ def _build(names: dict[str, object], path: Path, name: str) -> nn.Module:
             f"--model {path}: no class or function {name!r} in it; modules there: {', '.join(modules) or 'none'}"
         )
     try:
-        model = maker()
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            model = maker()
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"--model {path}:{name}: building it fails ({type(error).__name__}: {one_line(error)}); "
             "name a function without arguments that returns the module"
@@ -115,8 +127,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     short = {name: bare for bare, name in plan.full.items()}
     given = {short.get(name, name): tensor for name, tensor in placed.items()}
     plan.check(given)
+    if empty := [name for name, tensor in theirs.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
+        raise ModelError(f"{empty[0]} of {plan.kind} has no data (meta device): build the module on a real device")
     full = {plan.full[bare]: tensor for bare, tensor in plan.completed(given).items()}
     counters = {
         name: state.get(name, tensor) for name, tensor in theirs.items() if name not in short
     }  # of moving averages
-    model.load_state_dict(counters | full)
+    try:
+        model.load_state_dict(counters | full)
+    except RuntimeError as error:  # names and shapes fit; what is left is the tensors' own, as of inference_mode
+        reason = str(error).rpartition("an exception occurred : ")[2] or str(error)
+        raise ModelError(f"the weights cannot be put into {plan.kind}: {' '.join(reason.split())[:200]}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+from contextlib import redirect_stdout
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -92,7 +94,10 @@ class _Bench:
 
     def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
         usermodel.load_state(self.model, state)
-        with one_thread():  # the last digits do not depend on how many cores a worker found
+        with (
+            redirect_stdout(sys.stderr),
+            one_thread(),
+        ):  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(
                 logits_of(self.model, self.setup.logits),
                 self.tokens,

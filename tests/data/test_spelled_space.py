@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 
 from pgolf.data.tokenizers import stream_bytes, token_bytes, unknown_share
+from pgolf.scoring import audit
 
 TEXTS = [" x", "x y", "a  b", "a   \n b", " ab", "é ▂ x"]
 
@@ -63,6 +64,17 @@ def test_bytes_are_the_texts(tmp_path: Path, prefix: bool) -> None:
         assert int(stream_bytes(tokens, lut).sum()) == len(text.encode()), text
     stream = np.array([token for text in TEXTS for token in (1, *sp.encode(text))])
     assert int(stream_bytes(stream, lut).sum()) == sum(len(text.encode()) for text in TEXTS)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_an_audit_finds_the_same_bytes(tmp_path: Path, prefix: bool) -> None:
+    path = tokenizer(tmp_path / "t.model", byte_fallback=True, add_dummy_prefix=prefix)
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokens = np.array([token for text in TEXTS for token in (1, *sp.encode(text))])
+    counts = stream_bytes(tokens, token_bytes(path))
+    assert audit.text_bytes(tokens, counts, 1, path, len(tokens) - 1).number == 0
+    counts[3] += 1
+    assert audit.text_bytes(tokens, counts, 1, path, len(tokens) - 1).passed is False
 
 
 def test_the_contests_rule_stays_the_contests(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pgolf.common import ranks
 from pgolf.common.progress import Counted
 from pgolf.errors import CurvatureError
+from pgolf.models import blueprint
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
 from pgolf.quant.curvature.batches import batches_of
@@ -50,6 +51,7 @@ def calibrate(
     weights. In a process group every rank gives batches of its own (`tokens` counts for each) and all get the same
     sums. Raises ModelError (no logits) and CurvatureError (the batches, or what the model makes of them).
     """
+    blueprint.refuse_unready(model)
     model = original(model)
 
     def collect() -> Curvature:
