@@ -88,9 +88,8 @@ CODECS = {
 BY_NUMBER = {codec.number: name for name, codec in CODECS.items()}
 _FAILURES = (brotli.error, lzma.LZMAError, zstandard.ZstdError, zlib.error, ValueError, MemoryError)
 SHUFFLES = (1, 2, 4, 8)  # item sizes
-LARGE = (
-    1 << 22
-)  # bytes: from here on brotli's slowest level takes minutes, and finds less in floats than the middle ones
+# From a mebibyte on brotli's slowest level takes seconds to minutes, and finds less in floats than middle ones.
+LARGE = 1 << 20
 MIDDLE = (7, 5)
 BEST = ("stored", "brotli")  # what a submission's decoder needs no further library for; the others save next to nothing
 
