@@ -93,8 +93,8 @@ class Logits:
             assert self._form is not None
             found = _run(self._form, ids)
         if form.rows and found.shape[-1] <= int(ids.max()):
-            raise ModelError(
-                f"the model returns {found.shape[-1]} numbers a position, its table has {form.rows} rows: these are no logits; "
+            raise CurvatureError(
+                f"the model returns logits for a vocabulary of {found.shape[-1]}, its table has {form.rows} rows: hidden states? "
                 "name a method that returns logits, logits=..."
             )
         refuse_beyond(int(ids.max()), found.shape[-1])
