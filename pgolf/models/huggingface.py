@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pgolf"}
 _SECOND = re.compile(r"adapter_model\.(safetensors|bin)|(pytorch_)?model_\d+\.(safetensors|bin)")  # of PEFT, accelerate
+_NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")  # of trainers
 _HEADS = ("lm_head", "embed_out", "output_embeddings")  # what transformers ties to the embedding by itself
 
 
@@ -45,11 +46,19 @@ def read(folder: Path) -> Folder:
             _refuse_second(folder, name)
         if (folder / name).is_file():
             tensors, tied = reader(folder / name)
-            return Folder(tensors, _config(folder), (), tied)
+            return Folder(tensors, _config(folder), _unread(folder, {name}), tied)
         if (folder / index).is_file():
-            notes = (f"weights read from the shards of {index}",)
-            return Folder(_sharded(folder, index, reader), _config(folder), notes)
+            tensors, shards = _sharded(folder, index, reader)
+            notes = (f"weights read from the shards of {index}", *_unread(folder, shards))
+            return Folder(tensors, _config(folder), notes)
     raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: {_mend(folder)}")
+
+
+def _unread(folder: Path, taken: set[str]) -> tuple[str, ...]:
+    """A note of weights that lie beside those that were taken, as pytorch_model.bin beside model.safetensors."""
+    files = (path.name for path in folder.iterdir() if path.suffix in _WEIGHT_FILES and path.name not in taken)
+    more = sorted(name for name in files if not name.startswith(_NO_WEIGHTS))
+    return (f"beside them in the folder, not read: {', '.join(more[:8])}",) if more else ()
 
 
 def _refuse_second(folder: Path, taken: str) -> None:
@@ -109,7 +118,8 @@ def _read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 Reader = Callable[[Path], tuple[dict[str, Tensor], dict[str, str]]]
 
 
-def _sharded(folder: Path, index: str, reader: Reader) -> dict[str, Tensor]:
+def _sharded(folder: Path, index: str, reader: Reader) -> tuple[dict[str, Tensor], set[str]]:
+    """(the tensors of all shards, the names of their files)."""
     shards = _json(folder / index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
         raise CheckpointError(f"{folder / index}: has no weight_map from names to files")
@@ -123,7 +133,7 @@ def _sharded(folder: Path, index: str, reader: Reader) -> dict[str, Tensor]:
         tensors |= reader(folder / shard)[0]
     if lost := sorted(shards.keys() - tensors.keys()):
         raise CheckpointError(f"{folder / index}: {lost[0]} is not in the shard that it names")
-    return tensors
+    return tensors, set(shards.values())
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -120,3 +120,19 @@ def test_a_folder_without_weights_says_what_is_missing(tmp_path):
 def pack_toy(folder):
     pgolf.pack({"w": torch.ones(4)}, folder / "t.pgolf")
     return folder / "t.pgolf"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_lie_beside_those_that_were_read_are_named(tmp_path, sharded):
+    state = weights()
+    shard = "model-00001-of-00001.safetensors" if sharded else "model.safetensors"
+    save_file(state, tmp_path / shard)
+    if sharded:
+        index = {"weight_map": dict.fromkeys(state, shard)}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("optimizer.pt", "rng_state_0.pth", "training_args.bin", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"of the trainer")
+    assert not any("not read" in note for note in checkpoint.read(tmp_path).notes)
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "pytorch_model.bin")
+    (note,) = (note for note in checkpoint.read(tmp_path).notes if "not read" in note)
+    assert note.endswith("not read: pytorch_model.bin")
