@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,17 @@ def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str
     model = original(model)
     with undisturbed(model, gradients=False):
         nats = score_windows(logits_of(model, logits), some, seq_len=length)
-    return harmless_length(nats, [(0, len(nats))], length)
+    found = harmless_length(nats, [(0, len(nats))], length)
+    near = length if found is None else power_of_two_near(found)
+    return near if near < length else None
+
+
+def power_of_two_near(length: int) -> int:
+    """The length that a model was probably trained on, where its best was measured on a few windows.
+
+    golf3m was trained on 512 and measured at 384: calibrated on 512 it lost 6% less at 512 tokens and 26% less at 1,024.
+    """
+    return int(1 << round(math.log2(length)))
 
 
 def _shortened(length: int, wanted: int, tokens: int) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pgolf.cli import main
+from pgolf.commands.models import power_of_two_near
 from pgolf.data.shards import write_shard
 
 NANO = """
@@ -109,3 +110,8 @@ def test_a_short_shard_is_not_read_twice(folder: Path) -> None:
     options = ["--calib", "DIR/few.bin", "-o", "DIR/c.s", "--json", "--seq-len", "20"]
     facts = json.loads(run(folder, "calibrate", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", *options))
     assert facts["tokens"] == 40
+
+
+@pytest.mark.parametrize(("measured", "trained"), [(384, 512), (512, 512), (640, 512), (768, 1024), (8, 8), (1, 1)])
+def test_a_measured_context_stands_for_the_power_of_two_beside_it(measured, trained):
+    assert power_of_two_near(measured) == trained
