@@ -116,7 +116,9 @@ class Job:
         began = time.perf_counter()
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         while bulky := self._bulky(entries, encoded):
-            entries |= {name: self._as_it_is(name, "coded it would take more") for name in bulky}
+            entries |= {
+                n: kept_entry(self.source.tensors[n], TensorPlan(None, "coded it would take more")) for n in bulky
+            }
             encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
@@ -125,11 +127,6 @@ class Job:
         sizes = {name: t.numel() * t.element_size() for name, t in self.source.tensors.items()}
         bits = encoded.tensor_bits
         return [n for n, e in entries.items() if e.planes and sizes[n] and bits[n] >= 8 * sizes[n]]
-
-    def _as_it_is(self, name: str, why: str) -> Entry:
-        tensor = self.source.tensors[name]
-        dtype = checkpoint.dtype_name(tensor.dtype)
-        return Entry(dtype, tuple(tensor.shape), raw=checkpoint.to_bytes(tensor), note=why)
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {
@@ -147,7 +144,7 @@ class Job:
             planes, note = self.quantize(name, step), describe(plan.at(step))
             dtype = checkpoint.dtype_name(tensor.dtype)
             if overflows(tensor, planes):
-                return self._as_it_is(name, f"rounded, it would pass {dtype}'s range")
+                return kept_entry(tensor, TensorPlan(None, f"rounded, it would pass {dtype}'s range"))
             return Entry(dtype, tuple(tensor.shape), planes=tuple(planes), note=note)
 
     def quantize(self, name: str, step: float) -> list[Plane]:
