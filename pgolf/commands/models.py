@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.common.progress import Progress
-from pgolf.errors import ArtifactError, DataError, ModelError
+from pgolf.errors import ArtifactError, DataError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pgolf.data.shards import Tokens
+    from pgolf.fitting.live import Live
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
 
 CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the longest that the model takes
 FEWEST_TOKENS = 16  # of a shard to calibrate on
+HELD = 8192  # tokens of a shard's end that are kept from calibration, to measure on
+HELD_SELF, TUNED_SELF = 4096, 163_840  # tokens of a model's own text to measure and to tune on
 PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
 
@@ -66,27 +70,57 @@ def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | N
     return rebuild.from_config(config, state)
 
 
-def calibrate_model(
-    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
-) -> Curvature:
-    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none.
+@dataclass(frozen=True)
+class AtHand:
+    """A checkpoint's model and text for it. ids: int64 [N, T] to calibrate on; held: [M, T] to measure on, in no other, None
+    where there is not enough; more: [K, T] to tune on; what: names the text; notes: how it was cut."""
 
-    Its notes say how the text was cut.
-    """
+    model: nn.Module
+    ids: Tensor
+    held: Tensor | None
+    more: Tensor | None
+    what: str
+    notes: list[str]
+
+    def live(self, logits: str | None) -> Live | None:
+        """What `pack` measures and tunes with."""
+        from pgolf.fitting.live import Live
+
+        return None if self.held is None else Live(self.model, self.held, self.more, self.what, logits)
+
+
+def at_hand(
+    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress, tune: int | None = None
+) -> AtHand:
+    """The model of a checkpoint with the text that --calib names, its own where it names none. tune: tokens to tune on."""
+    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
+    calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
+    if calib in {"self", "random"}:
+        return _invented(model, user, calibration, calib, context, tune, progress)
+    return _from_shard(model, user, calibration, calib, context, tune)
+
+
+def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
+    """The curvature of a model over its text; its notes say how that was cut."""
     from pgolf.quant.curvature.collect import calibrate
 
-    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
-    batches, notes = _calibration_tokens(model, user, calibration, progress)
     curvature = calibrate(
-        model,
-        batches,
+        known.model,
+        known.ids,
         tokens=calibration.tokens,
         seed=calibration.seed,
         logits=user.logits,
         progress=lambda done, total: progress("calibrate", done, total or 0),
     )
-    curvature.notes += notes
+    curvature.notes += known.notes
     return curvature
+
+
+def calibrate_model(
+    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+) -> Curvature:
+    """The curvature of a checkpoint's model over the text that --calib names, its own where it names none."""
+    return calibrated_on(at_hand(source, user, calibration, progress), user, calibration, progress)
 
 
 def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) -> int:
@@ -99,36 +133,32 @@ def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) 
         return usable_length(logits_of(model, logits), wanted)
 
 
-def _calibration_tokens(
-    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
-) -> tuple[Tensor, list[str]]:
-    """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
-    calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
-    if calib in {"self", "random"}:
-        ids = _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
-        return ids, _shortened(ids.shape[1], context - context % 2, calibration.tokens)
-    return _shard_tokens(model, calib, context, user.logits, calibration)
-
-
-def _shard_tokens(
-    model: nn.Module, calib: str, context: int, logits: str | None, calibration: CalibrationOptions
-) -> tuple[Tensor, list[str]]:
+def _from_shard(
+    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, calib: str, context: int, tune: int | None
+) -> AtHand:
     from pgolf.data.shards import WindowSampler, read_shard
 
-    tokens = read_shard(calib)
+    tokens, what = read_shard(calib), f"{Path(calib).name}, held back"
     if len(tokens) < FEWEST_TOKENS:
         raise DataError(f"{calib} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
     room = min(context, len(tokens) - 1)
-    length = usable_context(model, logits, room)
+    length = usable_context(model, user.logits, room)
     notes = _shortened(length, room, calibration.tokens)
-    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, logits)):
+    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, user.logits)):
         notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
         length = harmless
     wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
         count = min(wanted, there)
-        return _int64(tokens[: count * length]).view(count, length), notes
-    return WindowSampler([tokens], length, wanted, calibration.seed).batch(0)[:, :-1], notes
+        return AtHand(model, _int64(tokens[: count * length]).view(count, length), None, None, what, notes)
+    kept = length * max(1, min(HELD // length, there - wanted - 1))
+    rest, held = tokens[:-kept], _int64(tokens[-kept:]).view(-1, length)
+
+    def sample(count: int, seed: int) -> Tensor:
+        return WindowSampler([rest], length, count, seed).batch(0)[:, :-1]
+
+    more = None if tune is None else sample(max(1, tune // length), calibration.seed + 1)
+    return AtHand(model, sample(wanted, calibration.seed), held, more, what, notes)
 
 
 def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
@@ -167,24 +197,43 @@ def _int64(tokens: Tokens) -> Tensor:
     return torch.from_numpy(np.asarray(tokens).astype(np.int64))
 
 
-def _invented_tokens(
-    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, context: int, progress: Progress
-) -> Tensor:
-    """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
+def _invented(
+    model: nn.Module,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    calib: str,
+    context: int,
+    tune: int | None,
+    progress: Progress,
+) -> AtHand:
+    """Text of which there is none: T is `context`, or less where the model's own ends earlier.
+
+    A model's own text is not cheap: it is measured on HELD_SELF tokens of it, and tuned on at most TUNED_SELF, again and again.
+    """
     from pgolf.quant.curvature import selftext
 
     seed, logits = calibration.seed, user.logits
-    length = selftext.text_length(model, context, logits=logits)
-    sequences = max(1, calibration.tokens // length)
-    if calibration.calib == "random":
-        return selftext.random_tokens(
-            selftext.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
-        )
-    return selftext.self_generate(
+    length = selftext.text_length(model, min(context, max(calibration.tokens, 2)), logits=logits)
+    sequences, notes = (
+        max(1, calibration.tokens // length),
+        _shortened(length, context - context % 2, calibration.tokens),
+    )
+    if calib == "random":
+        if tune is not None:
+            raise UsageError("--tune on random tokens would ruin the model: give a text, or --calib self")
+        vocabulary = selftext.vocabulary(model, logits=logits)
+        ids = selftext.random_tokens(vocabulary, sequences=sequences, length=length, seed=seed)
+        return AtHand(model, ids, None, None, "random tokens", notes)
+    held, more = max(1, HELD_SELF // length), 0 if tune is None else max(1, min(tune, TUNED_SELF) // length)
+    ids = selftext.self_generate(
         model,
-        sequences=sequences,
+        sequences=max(sequences, more) + held,
         length=length,
         seed=seed,
         logits=logits,
         progress=lambda done, total: progress("generate", done, total),
+    )
+    text = None if tune is None else ids[held : held + more]
+    return AtHand(
+        model, ids[held : held + sequences], ids[:held], text, "text that the model wrote itself, held back", notes
     )

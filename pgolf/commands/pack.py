@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import calibrate_model, read_checkpoint
+from pgolf.commands.models import at_hand, calibrated_on, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -29,8 +29,8 @@ from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
+    from pgolf.commands.models import AtHand
     from pgolf.models.checkpoint import Checkpoint
-    from pgolf.quant.curvature.store import Curvature
 
 TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 
@@ -73,6 +73,14 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @seq_len_option
 @click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @click.option(
+    "--tune",
+    metavar="TOKENS|off",
+    default="off",
+    show_default=True,
+    help="Let what still floats repair what is rounded, on so many tokens of --calib: 500k, 4M.",
+)
+@click.option("--measure/--no-measure", default=True, help="Run the packed model on text held back. [default: measure]")
+@click.option(
     "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."
 )
 @json_option
@@ -91,6 +99,8 @@ def pack(
     coder: str,
     code: tuple[str, ...],
     deadline: float | None,
+    tune: str,
+    measure: bool,
     report_file: Path | None,
     as_json: bool,
     force: bool,
@@ -103,6 +113,7 @@ def pack(
     """
     from pgolf.common import extras
     from pgolf.fitting import packing
+    from pgolf.fitting.closed.tune import tokens_of
     from pgolf.fitting.plan import KEEP
     from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
@@ -111,15 +122,14 @@ def pack(
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
     refuse_unwritable(report_file)
-    known = METHODS.get((method or "auto").partition(":")[0])
-    extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
+    chosen = METHODS.get((method or "auto").partition(":")[0])
+    extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))
+    tokens = tokens_of(tune)
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
-        curvature = (
-            Curvature.load(curvature_file)
-            if curvature_file
-            else _calibrated(source, method, user, calibration, progress)
-        )
+        file = Curvature.load(curvature_file) if curvature_file else None
+        known = _at_hand(source, method, user, calibration, progress, file is not None, tokens)
+        curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         made = packing.pack(
             source,
             out,
@@ -133,6 +143,9 @@ def pack(
             coder=coder,
             deadline=deadline,
             progress=progress,
+            text=known.live(user.logits) if known and (measure or tokens) else None,
+            tune=tokens,
+            seed=calibration.seed,
         )
     facts = made.to_json() | {"path": str(out)}
     if report_file:
@@ -168,18 +181,33 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
     return bpb_rise * math.log(2) * bytes_per_token
 
 
-def _calibrated(
-    source: Checkpoint, method: str | None, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
-) -> Curvature | None:
-    """The curvature that --model and --calib ask for; None where the method has no use for any."""
+def _at_hand(
+    source: Checkpoint,
+    method: str | None,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+    collected: bool,
+    tune: int | None,
+) -> AtHand | None:
+    """The model and text that --model and --calib ask for; None where nobody has a use for any.
+
+    collected: there is a file of curvature, so that text is wanted only where it is named, or to tune on.
+    """
     from pgolf.quant import METHODS
     from pgolf.train.model.rebuild import is_ours
 
     calib, name = calibration.calib, (method or "auto").partition(":")[0]
-    wanted = name in METHODS and METHODS[name].needs_curvature
+    wanted = name in METHODS and METHODS[name].needs_curvature and not collected
     known = user.model is not None or is_ours(source.config)
-    if calib == "none" or (not known and calib is None) or not (wanted or calib):
+    if tune is not None and not (known and calib != "none"):
+        raise UsageError(
+            "--tune needs a model and text to tune on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
+        )
+    if calib == "none" or (not known and calib is None) or not (wanted or calib or tune):
         return None
     if not known:
+        if collected:
+            return None
         raise UsageError(f"--calib {calib} needs the model's code: add --model FILE.py:NAME")
-    return calibrate_model(source, user, calibration, progress)
+    return at_hand(source, user, calibration, progress, tune)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +11,27 @@ from typing import TYPE_CHECKING
 
 from pgolf.common import ranks
 from pgolf.common.progress import silent
+from pgolf.errors import UsageError
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting.budget import goal_of, meet
+from pgolf.fitting.closed.student import Student
+from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
 from pgolf.fitting.inputs import job_of
+from pgolf.fitting.live import live_of
+from pgolf.fitting.measure import measured
 from pgolf.fitting.report_of import report_of
 from pgolf.packer.format import artifact
 from pgolf.report import Report
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pgolf.common.progress import Progress
     from pgolf.common.sizes import Size
+    from pgolf.fitting.budget import Goal
     from pgolf.fitting.inputs import Model
+    from pgolf.fitting.live import Live
+    from pgolf.fitting.trial import Job, Trial
     from pgolf.quant.curvature.store import Curvature
     from pgolf.quant.settings import Settings
 
@@ -40,6 +51,9 @@ def pack(
     deadline: float | None = None,
     progress: Progress | None = None,
     state: str | None = None,
+    text: Tensor | Live | None = None,
+    tune: Size | None = None,
+    seed: int = 0,
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
@@ -50,7 +64,10 @@ def pack(
     state: dotted path of the weights to take, where a checkpoint has several.
     method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
     rules: as `--set`; settings: for what neither speaks of. deadline: seconds from this call, after which the best
-    artifact so far is returned; with one, bytes depend on the machine's speed. In a process group rank 0 packs and
+    artifact so far is returned; with one, bytes depend on the machine's speed.
+    text: int64 [sequences, tokens] that the module packed can read, or a `Live` for another module: the artifact's KL and its
+    rise of the loss are measured on sequences held back. tune: tokens of the rest ("1.5M") on which what still floats repairs
+    what is rounded (docs/METHOD.md); seed: of their order. In a process group rank 0 packs and
     writes; all ranks get its report, or its error.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
@@ -69,13 +86,33 @@ def pack(
             progress=progress or silent,
             state=state,
         )
+        live, tokens = live_of(model, text), tokens_of(tune)
+        if tokens and live is None:
+            raise UsageError("tune needs a model and text to tune on: text=, or --model and --calib")
+        started = time.perf_counter()
         if deadline is None:
             trial, how = meet(job, goal), ""
         else:
             trial, how = deadlines.meet(job, goal, began, deadline)
-        report = replace(report_of(job, trial, goal, [how] if how else []), seconds=time.perf_counter() - began)
+        told = [how] if how else []
+        if live is None:
+            report = report_of(job, trial, goal, told)
+        else:
+            limits = Limits(tokens or 0, began + deadline if deadline else math.inf, seed)
+            report = _tried(job, trial, goal, live, limits, time.perf_counter() - started, told)
+        report = replace(report, seconds=time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), report.data)
         return report
 
     return ranks.on_first(alone)
+
+
+def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, rounding: float, told: list[str]) -> Report:
+    """The report of a trial that is measured in its model, after tuning where that is asked for."""
+    student, outcome = Student(job.source, live.model, live.logits), None
+    if limits.tokens:
+        made, outcome = tuned(job, trial, goal, student, live, limits, rounding)
+        job, trial = made.job, made.trial
+    found = measured(job, trial, student, live)
+    return replace(report_of(job, trial, goal, told), measured=found, tuned=outcome)

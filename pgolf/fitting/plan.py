@@ -20,6 +20,7 @@ from pgolf.quant import METHODS, Settings
 from pgolf.quant.slices import NARROWEST, matrix_shape
 
 KEEP = "keep"  # the method that changes no value
+ASKED = "asked for with"  # how the reason begins where a user wants a tensor as it is
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
 LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
 LEAST = 2.0**-110  # likewise, where no weight reaches it: steps and squares fall below what float32 tells from 0
@@ -165,10 +166,10 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
             said |= rule.fields
     cast = said.pop("cast", None)
     if said.pop("keep", False) or cast:
-        kept = TensorPlan(None, "asked for with --set", cast if cast and tensor.is_floating_point() else None)
+        kept = TensorPlan(None, f"{ASKED} --set", cast if cast and tensor.is_floating_point() else None)
         return replace(kept, integers=coded_better(tensor))
     if base.method == KEEP and "method" not in said:
-        return TensorPlan(None, "asked for with --method keep", integers=coded_better(tensor))
+        return TensorPlan(None, f"{ASKED} --method keep", integers=coded_better(tensor))
     if not tensor.is_floating_point():
         return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
     if reason := reason_to_keep(tensor):

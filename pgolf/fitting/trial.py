@@ -111,7 +111,11 @@ class Job:
             for done, name in enumerate(names):
                 entries[name] = futures[name].result()
                 self.progress("quantize", done + 1, len(names))
-        entries |= self._aliases(entries)
+        return self.coded(entries, step)
+
+    def coded(self, entries: Mapping[str, Entry], step: float) -> Trial:
+        """The artifact of entries for every tensor of the plans; what would take more bytes coded than as it is, is kept."""
+        entries = dict(entries) | self._aliases(entries)
         meta = {"config": self.source.config} if self.source.config else {}
         began = time.perf_counter()
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
@@ -141,23 +145,30 @@ class Job:
             self.hurry(tensor.numel())
             if plan.settings is None:
                 return kept_entry(tensor, plan)
-            planes, note = self.quantize(name, step), describe(plan.at(step))
-            dtype = checkpoint.dtype_name(tensor.dtype)
-            if overflows(tensor, planes):
-                return kept_entry(tensor, TensorPlan(None, f"rounded, it would pass {dtype}'s range"))
-            return Entry(dtype, tuple(tensor.shape), planes=tuple(planes), note=note)
+            return self.entry_of(name, self.quantize(name, step), step)
+
+    def entry_of(self, name: str, planes: Sequence[Plane], step: float) -> Entry:
+        """What a tensor's planes make, or the tensor itself where they would leave its dtype's range."""
+        tensor, plan = self.source.tensors[name], self.plans[name]
+        dtype = checkpoint.dtype_name(tensor.dtype)
+        if overflows(tensor, planes):
+            return kept_entry(tensor, TensorPlan(None, f"rounded, it would pass {dtype}'s range"))
+        return Entry(dtype, tuple(tensor.shape), planes=tuple(planes), note=describe(plan.at(step)))
 
     def quantize(self, name: str, step: float) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of its plan."""
+        return [self.round(name, index, step) for index in range(len(self._slices(name)))]
+
+    def round(self, name: str, index: int, step: float) -> Plane:
+        """One slice of them."""
         settings = self.plans[name].at(step)
-        method, slices = METHODS[settings.method], self._slices(name)
+        method, (weight, known) = METHODS[settings.method], self._slices(name)[index]
         if method.staged is None:
             with self._damping_of(name):
-                planes = [method.quantize(w, c, settings) for w, c in slices]
+                plane = method.quantize(weight, known, settings)
         else:
-            finish, prepared = method.staged.finish, self.prepare(name)
-            planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
-        return [replace(plane, codes=narrowed(plane.codes)) for plane in planes]  # several trials are held at once
+            plane = method.staged.finish(weight, self.prepare(name)[index], settings)
+        return replace(plane, codes=narrowed(plane.codes))  # several trials are held at once
 
     def prepare(self, name: str) -> list[Any]:
         """What of the work does not depend on the knob, done once a tensor; [] where the method has no such part."""
@@ -208,12 +219,15 @@ class Job:
 
     def _bits(self, name: str, step: float) -> float:
         self.hurry(0)
+        with enough_memory(name, self.source.tensors[name]):
+            return sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+
+    def slice_bits(self, name: str, index: int, step: float) -> float:
+        """About what the codes of one slice would take, where `foresees`."""
         settings = self.plans[name].at(step)
         staged = METHODS[settings.method].staged
         assert staged is not None
-        with enough_memory(name, self.source.tensors[name]):
-            pairs = zip(self._slices(name), self.prepare(name), strict=True)
-            return sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
+        return staged.expected_bits(self._slices(name)[index][0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""

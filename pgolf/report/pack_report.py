@@ -42,10 +42,40 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The artifact's model against the unquantized one on `tokens` of the text held back, in nats per token: see
+    `scoring.divergence`. culprits: tensors that seem to carry it, where it is far more than was foreseen."""
+
+    text: str
+    tokens: int
+    kl: float
+    kl_error: float
+    kl_rare: float
+    same_top: float
+    loss: float
+    rise: float
+    culprits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `--tune` did. tokens: seen; seed: of their order. kl_before, kl: of the open loop's artifact and of the one kept,
+    on the text held back. helped: the one kept is the closed loop's. notes: why not, or what went wrong on the way."""
+
+    tokens: int
+    seed: int
+    kl_before: float
+    kl: float
+    helped: bool
+    notes: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
 
-    account: every tensor of the checkpoint, those that were left out included.
+    account: every tensor of the checkpoint, those that were left out included. measured: where a model and text were at hand;
+    tuned: where the closed loop was asked for.
     """
 
     rows: list[TensorRow]
@@ -57,6 +87,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     account: list[Fate] = field(default_factory=list)
+    measured: Measured | None = None
+    tuned: Tuned | None = None
 
     @property
     def artifact_bytes(self) -> int:
@@ -97,4 +129,5 @@ class Report:
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
         plain["account"] = [asdict(fate) for fate in self.account]
+        plain |= {name: plain[name] and asdict(plain[name]) for name in ("measured", "tuned")}
         return plain | derived | {"rows": rows}

@@ -1,0 +1,1 @@
+"""The closed loop: what is still float repairs what was rounded."""

@@ -1,0 +1,56 @@
+"""The knob of a closed loop: the step of what is left to round, from what the rounded groups took of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pgolf.common.one_thread import one_thread_each
+from pgolf.fitting import search
+from pgolf.fitting.closed.units import Unit, weights_of
+from pgolf.fitting.trial import Job, Trial
+from pgolf.packer.format import artifact
+from pgolf.packer.format.artifact import Entry
+from pgolf.packer.plane import Plane
+
+EXACT = 1e-4  # of the bytes that are left: how exactly foreseen sizes are solved
+
+
+class Knob:
+    """Starts where the open loop ended, and spends what it spent."""
+
+    def __init__(self, job: Job, opened: Trial, room: int | None) -> None:
+        """room: bytes for the artifact; without it, or where sizes cannot be foreseen, the step stays as it is."""
+        self.step, self._room, self._coder = opened.step, room, job.coder
+        self._empty = len(artifact.encode({}, {}, job.coder).data)
+        if self.moves(job):
+            self._kept = float(job.kept_bytes())
+            self._over = (opened.size - self._kept) / job.expected_bytes(opened.step)  # side information, and luck
+
+    def moves(self, job: Job) -> bool:
+        """Whether there is a budget, a step to search, and sizes that can be foreseen."""
+        return self._room is not None and bool(job.searched) and job.foresees()
+
+    def turn(self, job: Job, left: Sequence[Unit], rounded: Mapping[Unit, Plane]) -> None:
+        """Set the step so that the units that are left fill the budget. job: with the weights as they are now."""
+        if not self.moves(job) or not rounded:
+            return
+        assert self._room is not None
+        room = self._room - self._kept - self._spent(rounded)
+        octave = sum(weights_of(job, unit) for unit in left) / 8
+        near = self.step
+
+        def size(x: float) -> float:
+            return self._over * self._expected(job, left, near * 2**x)
+
+        self.step = near * 2 ** search.crossing(size, room, octave, EXACT * max(room, 1.0))
+
+    def _expected(self, job: Job, units: Sequence[Unit], step: float) -> float:
+        with one_thread_each() as pool:
+            return sum(pool.map(lambda unit: job.slice_bits(unit.name, unit.index, step), units)) / 8
+
+    def _spent(self, rounded: Mapping[Unit, Plane]) -> float:
+        entries = {
+            f"{unit.name} {unit.index}": Entry("float32", plane.codes.shape, planes=(plane,))
+            for unit, plane in rounded.items()
+        }
+        return len(artifact.encode(entries, {}, self._coder).data) - self._empty

@@ -1,0 +1,142 @@
+"""The closed loop: round one group of matrices, let all that still floats repair it, round the next.
+
+Each group is rounded where the steps before left it, by the curvature taken once at the float weights; format and decoder
+are those of any artifact. What floats goes down the KL from the unquantized model, which needs no labels. QuIP#
+(arXiv 2402.04396) tunes so between the layers of its vector quantizer; here an entropy coder's budget is met meanwhile.
+
+What will surprise you:
+* The knob is set anew before every group, for what is left to round and what is left of the budget; the last group that
+  a knob moves is searched with the whole artifact's true size.
+* Sums of floats depend on the machine and its number of threads, and so do tuned bytes; what they decode to does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pgolf.common.one_thread import one_thread_each
+from pgolf.errors import BudgetError
+from pgolf.fitting import search
+from pgolf.fitting.closed.knob import Knob
+from pgolf.fitting.closed.repair import Repair
+from pgolf.fitting.closed.student import Student
+from pgolf.fitting.closed.units import Unit, may_move, slices_of, weights_of
+from pgolf.fitting.search import Attempt
+from pgolf.fitting.trial import Job, Trial, kept_entry
+from pgolf.packer.format.artifact import Entry
+from pgolf.packer.plane import Plane
+
+CLOSE, CLOSE_BYTES = 0.0005, 100  # of the budget, and in bytes: an artifact ends this close below it
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact, and the job with the weights that it was rounded from."""
+
+    trial: Trial
+    job: Job
+
+
+class Loop:
+    """What is rounded so far, and at which steps."""
+
+    def __init__(self, job: Job, opened: Trial, student: Student, room: int | None) -> None:
+        """opened: the open loop's trial, whose knob this one starts with. room: bytes; None leaves the knob there."""
+        self._student, self._room = student, room
+        self._tensors = {name: tensor.clone() for name, tensor in job.source.tensors.items() if name in student.places}
+        self._job = replace(job, source=replace(job.source, tensors=job.source.tensors | self._tensors))
+        self._knob = Knob(job, opened, room)
+        self._small = [name for name in self._tensors if name in job.kept and may_move(job, name)]
+        self._planes: dict[Unit, Plane] = {}
+        self._steps: dict[str, float] = {}
+
+    def close(self, groups: Sequence[Sequence[Unit]], repair: Repair, steps: int, last_steps: int) -> list[Made]:
+        """Round group after group, with steps after each; the artifact before and after the last steps.
+
+        Raises Diverged; BudgetError where the last group cannot fill the budget. Inside `Student.at_work`.
+        """
+        searched = [i for i, group in enumerate(groups) if any(self._job.plans[unit.name].searched for unit in group)]
+        ordered = [group for i, group in enumerate(groups) if i not in searched[-1:]] + [
+            groups[i] for i in searched[-1:]
+        ]
+        for i, group in enumerate(ordered):
+            left = [unit for each in ordered[i:] for unit in each]
+            self._refresh(left)
+            self._knob.turn(self._job, left, self._planes)
+            if i + 1 < len(ordered):
+                self._freeze(self._rounded(group, self._knob.step), repair)
+                repair.run(steps)
+        self._refresh_small()
+        before = self._last(ordered[-1])
+        self._freeze({unit: self._planes[unit] for unit in ordered[-1]}, repair)
+        repair.run(last_steps)
+        self._refresh_small()
+        after = self._coded()
+        fits = self._room is None or after.trial.size <= self._room
+        return [before, after] if fits else [before]
+
+    def _refresh(self, units: Sequence[Unit]) -> None:
+        """Take over what the student's floating weights have become."""
+        for unit in units:
+            whole = self._tensors[unit.name], self._student.weights[unit.name]
+            mine, theirs = (part.reshape(slices_of(self._job, unit.name), -1)[unit.index] for part in whole)
+            mine.copy_(theirs)
+
+    def _refresh_small(self) -> None:
+        for name in self._small:
+            self._tensors[name].copy_(self._student.weights[name])
+
+    def _rounded(self, group: Sequence[Unit], step: float) -> dict[Unit, Plane]:
+        with one_thread_each() as pool:
+            return dict(zip(group, pool.map(lambda u: self._job.round(u.name, u.index, step), group), strict=True))
+
+    def _freeze(self, rounded: Mapping[Unit, Plane], repair: Repair) -> None:
+        self._planes |= rounded
+        for unit, plane in rounded.items():
+            self._steps[unit.name] = self._knob.step
+            dtype = self._tensors[unit.name].dtype
+            repair.freeze(unit, torch.from_numpy(plane.reconstruct()).to(dtype).float())
+
+    def _last(self, group: Sequence[Unit]) -> Made:
+        """Round the last group so that the artifact fills the budget, where there is one and a knob."""
+
+        def run(step: float) -> Attempt[Made]:
+            self._planes |= self._rounded(group, step)
+            made = self._coded(step)
+            return Attempt(step, made.trial.size, made)
+
+        if self._room is None or not any(self._job.plans[unit.name].searched for unit in group):
+            made = run(self._knob.step).result
+            if self._room is not None and made.trial.size > self._room:
+                raise BudgetError("the closed loop left no tensor whose step could still fill the budget")
+            return made
+        outcome = search.largest_that_fits(
+            run,
+            self._room,
+            start=self._knob.step,
+            finest=max(self._job.plans[unit.name].finest for unit in group),
+            per_octave=sum(weights_of(self._job, unit) for unit in group) / 8,
+            tolerance=max(CLOSE * self._room, CLOSE_BYTES),
+        )
+        if outcome.best is None:
+            raise BudgetError("the closed loop's last group cannot be coarse enough for the budget")
+        self._knob.step = outcome.best.step
+        self._planes |= self._rounded(group, outcome.best.step)
+        return outcome.best.result
+
+    def _coded(self, step: float | None = None) -> Made:
+        """The artifact of what is rounded and kept now."""
+        step = self._knob.step if step is None else step
+        entries: dict[str, Entry] = {}
+        for name, plan in self._job.plans.items():
+            if plan.settings is None:
+                entries[name] = kept_entry(self._job.source.tensors[name], plan)
+            else:
+                planes = [self._planes[Unit(name, index)] for index in range(slices_of(self._job, name))]
+                entries[name] = self._job.entry_of(name, planes, self._steps.get(name, step))
+        tensors = {name: tensor.clone() for name, tensor in self._job.source.tensors.items()}
+        job = replace(self._job, source=replace(self._job.source, tensors=tensors))
+        return Made(self._job.coded(entries, step), job)

@@ -1,0 +1,106 @@
+"""A module that runs with weights of our choosing beside its own: the student, and its teacher.
+
+What will surprise you: there is one module. Its parameters' data are exchanged before each pass, so that anybody's class
+works without being copied, and the model is as it was once the `with` block of `Student.at_work` ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.errors import ModelError
+from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.logits import device_of, logits_of, original, undisturbed
+from pgolf.models.usermodel import names_in
+from pgolf.scoring.divergence import Divergence, divergence, in_parts
+
+
+class Student:
+    """places: tensor of the checkpoint → the module's parameter or buffer. weights: its values as the student has them,
+    float32 where they may still move; own: as the teacher has them."""
+
+    def __init__(self, source: Checkpoint, model: nn.Module, logits: Callable[..., Any] | str | None = None) -> None:
+        """Raises ModelError where a floating-point tensor of the checkpoint is none of the module's."""
+        self.model = original(model)
+        self.run = logits_of(self.model, logits)
+        self.device = device_of(self.model)
+        self.places = _places(source, self.model)
+        self.own = {name: place.data for name, place in self.places.items()}
+        self.weights: dict[str, Tensor] = {}
+        self.reset({name: source.tensors[name] for name in self.places})
+
+    def reset(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the student these values, as float32 copies on the model's device."""
+        for name, tensor in tensors.items():
+            self.weights[name] = tensor.detach().to(self.device, torch.float32, copy=True)
+
+    @contextmanager
+    def at_work(self, *, gradients: bool) -> Iterator[None]:
+        """Eval mode and eager code inside; the model's own weights, modes and flags are back afterwards."""
+        with undisturbed(self.model, gradients=gradients):
+            try:
+                yield
+            finally:
+                self._take(self.own)
+
+    def _take(self, weights: Mapping[str, Tensor]) -> None:
+        for name, place in self.places.items():
+            place.data = weights[name].to(self.own[name].dtype)
+
+    def teacher(self, ids: Tensor) -> Tensor:
+        """Logits [B, T, V] of the model as it was."""
+        self._take(self.own)
+        with torch.no_grad():
+            return self.run(ids.to(self.device))
+
+    def predict(self, ids: Tensor) -> Tensor:
+        """Logits [B, T, V] of the student."""
+        self._take(self.weights)
+        return self.run(ids.to(self.device))
+
+    def divergence(self, ids: Tensor) -> Divergence:
+        """Of the student from its teacher over ids [N, T]."""
+        with self.at_work(gradients=False):
+            return divergence(self.teacher, self.predict, ids)
+
+    def slopes(self, ids: Tensor, names: Iterable[str]) -> tuple[float, dict[str, Tensor]]:
+        """(mean KL over ids [B, T], its float32 gradient by each of the named weights); inside `at_work`."""
+        moving = [name for name in names if isinstance(self.places[name], nn.Parameter)]
+        for name, place in self.places.items():
+            if isinstance(place, nn.Parameter):
+                place.requires_grad_(name in moving)
+        total, sums = 0.0, dict[str, Tensor]()
+        for part in in_parts(ids, self.teacher):
+            p = self.teacher(part).float().log_softmax(-1)
+            q = self.predict(part).float().log_softmax(-1)
+            loss = (p.exp() * (p - q)).sum() / ids.numel()
+            found = torch.autograd.grad(loss, [self.places[name] for name in moving], allow_unused=True)
+            total += float(loss.detach())
+            for name, slope in zip(moving, found, strict=True):
+                if slope is not None:
+                    sums[name] = sums[name] + slope.float() if name in sums else slope.float()
+        return total, sums
+
+
+def _places(source: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    every |= dict(model.named_parameters(remove_duplicate=False))
+    full = names_in(model, source.tensors)
+    places: dict[str, Tensor] = {}
+    for name, tensor in source.tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        place, kind = every.get(full.get(name, name)), type(model).__name__
+        if place is None or place.shape != tensor.shape:
+            raise ModelError(f"{name!r} of the checkpoint is no weight of {kind}: the artifact cannot be tried in it")
+        if any(place is other for other in places.values()):
+            raise ModelError(
+                f"{name!r} is one with another weight in {kind} and none in the checkpoint: tie them there too"
+            )
+        places[name] = place
+    return places

@@ -1,0 +1,146 @@
+"""`--tune`: whether the closed loop is run, for how long, and which of its artifacts and the open loop's is kept."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pgolf.common.sizes import Size
+from pgolf.errors import BudgetError, UsageError
+from pgolf.fitting.budget import Goal
+from pgolf.fitting.closed.loop import Loop, Made
+from pgolf.fitting.closed.repair import Diverged, Pace, Repair
+from pgolf.fitting.closed.student import Student
+from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
+from pgolf.fitting.live import Live
+from pgolf.fitting.measure import put
+from pgolf.fitting.trial import Job, Trial
+from pgolf.quant.curvature.uses import in_order
+from pgolf.report.pack_report import Tuned
+
+RATE, USUAL_SPREAD = 1e-4, 0.085  # Adam's rate, found on matrices of this root mean square
+SLOWER = 0.3  # of the rate, after steps that diverged
+MOST_GROUPS, LEAST_STEPS = 20, 12  # groups; steps in each
+AFTER = 0.08  # share of the steps that come after the last group
+ROUNDINGS = 3.0  # how often a closed loop rounds and codes what the open one does once
+CAUTION = 1.2  # other work may share the machine
+
+
+@dataclass(frozen=True)
+class Limits:
+    """tokens: of text to see; until: time.perf_counter() at which the artifact must be there; seed: of the text's order."""
+
+    tokens: int
+    until: float = math.inf
+    seed: int = 0
+
+
+def tokens_of(text: Size | None) -> int | None:
+    """ "1.5M" tokens -> 1500000, "500k", "4M", plain numbers; None for None and "off". Raises UsageError."""
+    if text is None or (isinstance(text, str) and text.strip().lower() in {"off", "0"}):
+        return None
+    words = str(text).strip().lower().replace("_", "").replace(",", "")
+    factor = {"k": 1e3, "m": 1e6, "b": 1e9}.get(words[-1:], 1.0)
+    try:
+        count = float(words.rstrip("kmb") if factor != 1.0 else words) * factor
+    except ValueError:
+        count = -1.0
+    if not 1 <= count <= 1e12:
+        raise UsageError(f"--tune {text}: give a number of tokens like 500k or 4M, or off")
+    return round(count)
+
+
+def tuned(
+    job: Job, opened: Trial, goal: Goal, student: Student, live: Live, limits: Limits, foreseen: float
+) -> tuple[Made, Tuned]:
+    """The better of the open loop's artifact and the closed loop's, by the KL on the text held back, and what was seen.
+
+    opened: the open loop's trial; foreseen: seconds that its last rounding and coding took. Leaves the weights of what is kept in
+    the student. Raises UsageError where there is no text to tune on.
+    """
+    if live.text is None:
+        raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
+    put(opened, student)
+    before = student.divergence(live.held).kl
+    best, best_kl, notes, seen = Made(opened, job), before, [], 0
+    for rate in (RATE, SLOWER * RATE):
+        student.reset({name: job.source.tensors[name] for name in student.places})
+        try:
+            found, seen = _closed(job, opened, goal, student, live, limits, before, rate, foreseen)
+        except Diverged:
+            notes.append(f"steps at a rate of {rate:g} diverged")
+            continue
+        except BudgetError as error:
+            notes.append(str(error))
+            found = []
+        for made in found:
+            put(made.trial, student)
+            kl = student.divergence(live.held).kl
+            best, best_kl = (made, kl) if kl < best_kl else (best, best_kl)
+        break
+    put(best.trial, student)
+    if best.trial is opened and not notes:
+        notes.append("too little time" if not seen else "it did not help on the text held back")
+    return best, Tuned(seen, limits.seed, before, best_kl, best.trial is not opened, "; ".join(notes))
+
+
+def _closed(
+    job: Job,
+    opened: Trial,
+    goal: Goal,
+    student: Student,
+    live: Live,
+    limits: Limits,
+    worst: float,
+    rate: float,
+    rounding: float,
+) -> tuple[list[Made], int]:
+    """One run of the loop: its artifacts, and how many tokens it saw; neither where there is no time for any."""
+    assert live.text is not None
+    pace = Pace(rate * _spread(job, student), seed=limits.seed)
+    seen = 0
+
+    def advance(tokens: int, kl: float) -> None:
+        nonlocal seen
+        seen = tokens
+        job.progress("tune", min(tokens, limits.tokens), limits.tokens)
+
+    with student.at_work(gradients=True):
+        units = _units(job, student, live.text[:1])
+        moving = {unit: slices_of(job, unit.name) for unit in units}
+        moving |= {Unit(name, 0): 1 for name in job.kept if may_move(job, name) and name in student.places}
+        repair = Repair(student, moving, live.text, pace, worst, advance)
+        wanted = max(1, limits.tokens // repair.step_tokens)
+        steps = min(wanted, _affordable(repair, limits.until - CAUTION * ROUNDINGS * rounding))
+        if steps < min(wanted, LEAST_STEPS):
+            return [], 0
+        groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
+        last = max(1, round(AFTER * steps))
+        each = (steps - last) // max(1, len(groups) - 1)
+        return Loop(job, opened, student, goal.room()).close(groups, repair, each, last), seen
+
+
+def _units(job: Job, student: Student, ids: Tensor) -> list[Unit]:
+    theirs = {id(place): name for name, place in student.places.items()}
+    names = {name: theirs[id(p)] for name, p in student.model.named_parameters() if id(p) in theirs}
+    return units_in_order(job, in_order(student.model, student.run, ids), names)
+
+
+def _spread(job: Job, student: Student) -> float:
+    """How much wider the matrices of a model are than USUAL_SPREAD: steps go with them."""
+    widths = sorted(float(student.weights[name].square().mean().sqrt()) for name in job.quantized)
+    return widths[len(widths) // 2] / USUAL_SPREAD if widths else 1.0
+
+
+def _affordable(repair: Repair, until: float) -> int:
+    """How many steps end before a time, by one that is timed and has no effect; 0 where not even that one does."""
+    if math.isinf(until):
+        return sys.maxsize
+    began = time.perf_counter()
+    repair.rehearse()
+    now = time.perf_counter()
+    return max(0, int((until - now) / (CAUTION * (now - began))))

@@ -1,0 +1,64 @@
+"""What is rounded together: slices of tensors in the order in which the model uses them, in groups of about one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pgolf.fitting.plan import ASKED
+from pgolf.fitting.trial import Job
+from pgolf.quant.slices import matrix_shape
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Slice `index` of a quantized tensor, 0 of a matrix or of a tensor that is kept."""
+
+    name: str
+    index: int
+
+
+def units_in_order(job: Job, uses: Iterable[tuple[str, int | None]], ties: dict[str, str]) -> list[Unit]:
+    """Every slice of every quantized tensor once, by its first use; what no use was seen of comes last.
+
+    uses: of `quant.curvature.uses.in_order`, by the module's names. ties: the module's name -> the checkpoint's.
+    """
+    slices = {name: slices_of(job, name) for name in job.quantized}
+    order: dict[Unit, None] = {}
+    for theirs, index in uses:
+        name = ties.get(theirs, theirs)
+        if name in slices:
+            which = range(slices[name]) if index is None else [index] if index < slices[name] else []
+            order |= {Unit(name, k): None for k in which}
+    order |= {Unit(name, k): None for name, count in slices.items() for k in range(count)}
+    return list(order)
+
+
+def slices_of(job: Job, name: str) -> int:
+    """How many matrices a quantized tensor is."""
+    shape = matrix_shape(tuple(job.source.tensors[name].shape))
+    assert shape is not None
+    return shape[0]
+
+
+def weights_of(job: Job, unit: Unit) -> int:
+    """Of one slice."""
+    return job.weights([unit.name]) // slices_of(job, unit.name)
+
+
+def grouped(job: Job, units: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """`units` in their order, cut into at most `count` groups of about as many weights each, none of them empty."""
+    total, done = sum(weights_of(job, unit) for unit in units), 0.0
+    groups: list[list[Unit]] = [[]]
+    for unit in units:
+        middle = done + weights_of(job, unit) / 2
+        if groups[-1] and middle * count >= total * len(groups):
+            groups.append([])
+        groups[-1].append(unit)
+        done += weights_of(job, unit)
+    return [group for group in groups if group]
+
+
+def may_move(job: Job, name: str) -> bool:
+    """Whether a kept tensor is a weight that nobody asked to leave as it is."""
+    return name not in job.source.kept and not job.plans[name].kept.startswith(ASKED)

@@ -1,0 +1,48 @@
+"""What an artifact does to its model: the KL and the rise of the loss on text held back, and who carries them."""
+
+from __future__ import annotations
+
+from pgolf.fitting.closed.student import Student
+from pgolf.fitting.live import Live
+from pgolf.fitting.trial import Job, Trial
+from pgolf.loading.dense import tensors_of
+from pgolf.report.pack_report import Measured
+
+SURPRISING = 2.0  # times the foreseen rise
+NAMED = 3  # tensors
+
+
+def put(trial: Trial, student: Student) -> None:
+    """Give a student what an artifact decodes to."""
+    decoded = tensors_of(trial.entries)
+    student.reset({name: decoded[name] for name in student.places})
+
+
+def measured(job: Job, trial: Trial, student: Student, live: Live) -> Measured:
+    """How far the artifact's model is from the unquantized one on the text held back. Leaves its weights in the student.
+
+    Where that is more than twice what the curvature foresaw, `culprits` names the tensors that seem to carry the rest.
+    """
+    put(trial, student)
+    found = student.divergence(live.held)
+    foreseen = {name: job.damage(name, entry)[1] for name, entry in trial.entries.items()}
+    surprising = bool(job.curvatures) and found.kl > SURPRISING * sum(rise or 0.0 for rise in foreseen.values())
+    culprits = _culprits(job, foreseen, student, live) if surprising else ()
+    return Measured(text=live.what, culprits=culprits, **vars(found))
+
+
+def _culprits(job: Job, foreseen: dict[str, float | None], student: Student, live: Live) -> tuple[str, ...]:
+    """The tensors whose share of the KL is most above what was foreseen of them.
+
+    Where the KL is the quadratic form ½ eᵀFe of the weights' errors e, its gradient is Fe, and ½ e·∇ is each tensor's share.
+    """
+    names = [name for name in job.quantized if name in student.places]
+    with student.at_work(gradients=True):
+        _, slopes = student.slopes(live.held, names)
+    shares = {
+        name: 0.5 * float((slope * (student.weights[name] - student.own[name].float())).sum())
+        for name, slope in slopes.items()
+    }
+    beyond = {name: share - (foreseen.get(name) or 0.0) for name, share in shares.items()}
+    worst = sorted(beyond, key=lambda name: -beyond[name])[:NAMED]
+    return tuple(name for name in worst if beyond[name] > 0)
