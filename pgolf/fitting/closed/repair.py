@@ -27,7 +27,7 @@ class Pace:
 
     rate: float
     last: float = 0.1
-    batch: int = 4096
+    batch: int = 1024
     seed: int = 0
 
 

@@ -1,0 +1,221 @@
+"""The closed loop: it must help, fill the budget, leave the model alone, and never be worse than the open loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pgolf
+from pgolf.errors import ModelError, UsageError
+from pgolf.fitting import inputs
+from pgolf.fitting.closed import repair, tune
+from pgolf.fitting.closed.student import Student
+from pgolf.fitting.closed.units import Unit, grouped, units_in_order
+from pgolf.fitting.live import Live, split
+from pgolf.models import checkpoint
+from pgolf.quant.curvature.uses import in_order
+from pgolf.scoring.divergence import divergence
+from tests.helpers import generator
+
+WIDTH, VOCAB, LAYERS = 48, 64, 4
+BUDGET = 6400  # bytes: about 3 bits a weight
+
+
+class Banked(nn.Module):
+    """Layers in one bank, passed twice; a tied head; a gain used elementwise; a buffer."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        g = generator(3)
+        self.emb = nn.Parameter((torch.randn(VOCAB, WIDTH, generator=g)).to(dtype))
+        self.bank = nn.Parameter((torch.randn(LAYERS, WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(dtype))
+        self.out = nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype)
+        self.out.weight.data = (torch.randn(WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(dtype)
+        self.gain = nn.Parameter(torch.ones(WIDTH, dtype=dtype))
+        self.register_buffer("mask", torch.linspace(0.9, 1.1, WIDTH, dtype=dtype))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.emb[ids] * self.mask
+        for _ in range(2):
+            for k in range(LAYERS):
+                x = x + torch.tanh(nn.functional.linear(x, self.bank[k]))
+        x = self.out(x * self.gain)
+        return nn.functional.linear(x, self.emb) / WIDTH**0.5
+
+
+def text(sequences: int = 96, length: int = 32, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (sequences, length), generator=generator(seed))
+
+
+def packed(model: nn.Module, path: Path | None = None, **more: object) -> pgolf.Report:
+    curvature = pgolf.calibrate(model, text(seed=9))
+    return pgolf.pack(model, path, budget=BUDGET, curvature=curvature, text=text(400), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Banked, pgolf.Report, Path]:
+    model, path = Banked(), tmp_path_factory.mktemp("closed") / "m.pgolf"
+    return model, packed(model, path, tune="60k"), path
+
+
+def test_it_helps_and_fills_the_budget(report: tuple[Banked, pgolf.Report, Path]) -> None:
+    model, made, path = report
+    assert made.tuned and made.measured and made.tuned.helped, made.tuned
+    assert made.tuned.kl < 0.9 * made.tuned.kl_before
+    assert made.tuned.kl == pytest.approx(made.measured.kl)
+    assert 0 <= (made.headroom or 0) <= 200
+    student = copy.deepcopy(model)
+    pgolf.load_into(path, student)
+    _, held = split(text(400))
+    alone = divergence(model, student, held)
+    assert alone.kl == pytest.approx(made.measured.kl, rel=1e-4)
+    assert alone.tokens == held.numel() == made.measured.tokens
+    assert math.isclose(alone.rise, made.measured.rise, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = Banked().train()
+    model.gain.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    addresses = {name: value.data_ptr() for name, value in model.named_parameters()}
+    torch.manual_seed(5)
+    packed(model, tune="8k")
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))
+    assert model.training and not model.gain.requires_grad and model.emb.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: value.data_ptr() for name, value in model.named_parameters()} == addresses
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_same_bytes_again(report: tuple[Banked, pgolf.Report, Path]) -> None:
+    model, made, _ = report
+    assert packed(model, tune="60k").data == made.data
+    assert packed(model, tune="60k", seed=1).data != made.data
+
+
+def test_what_a_user_keeps_and_buffers_do_not_move(report: tuple[Banked, pgolf.Report, Path]) -> None:
+    model, _, path = report
+    loaded = pgolf.load(path)
+    assert torch.equal(loaded["mask"], model.mask)
+    assert not torch.equal(loaded["gain"], model.gain)  # nobody asked for it
+    made = packed(model, path.with_name("kept.pgolf"), tune="8k", rules=["gain=keep", "mask=bf16"])
+    loaded = pgolf.load(path.with_name("kept.pgolf"))
+    assert torch.equal(loaded["gain"], model.gain) and torch.equal(loaded["mask"], model.mask.bfloat16().float())
+    assert made.tuned
+
+
+def test_a_bfloat16_model() -> None:
+    made = packed(Banked(torch.bfloat16), tune="30k")
+    assert made.tuned and made.tuned.kl <= made.tuned.kl_before
+    assert {row.dtype for row in made.rows} == {"bfloat16"}
+
+
+def test_held_text_is_never_tuned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    plain = Student.slopes
+
+    def noted(self: Student, ids: Tensor, names: list[str]) -> tuple[float, dict[str, Tensor]]:
+        seen.append(ids)
+        return plain(self, ids, names)
+
+    monkeypatch.setattr(Student, "slopes", noted)
+    packed(Banked(), tune="30k")
+    _, held = split(text(400))
+    rows = {tuple(row.tolist()) for ids in seen for row in ids}
+    assert seen and not rows & {tuple(row.tolist()) for row in held}
+
+
+def test_what_does_not_help_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Banked()
+    opened = packed(model)
+    monkeypatch.setattr(repair.Repair, "run", lambda self, steps: (_ for _ in ()).throw(repair.Diverged()))
+    made = packed(model, tune="8k")
+    assert made.data == opened.data and made.tuned and not made.tuned.helped
+    assert made.tuned.notes.count("diverged") == 2
+    assert made.tuned.kl == made.tuned.kl_before == opened.measured.kl  # type: ignore[union-attr]
+
+
+def test_steps_that_go_wild_are_taken_again_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "RATE", 30.0)
+    monkeypatch.setattr(tune, "SLOWER", 1e-5)
+    made = packed(Banked(), tune="16k")
+    assert made.tuned and made.tuned.helped and made.tuned.notes == "steps at a rate of 30 diverged"
+
+
+def test_without_a_budget_the_knob_stays() -> None:
+    model = Banked()
+    curvature = pgolf.calibrate(model, text(seed=9))
+    made = pgolf.pack(model, None, curvature=curvature, text=text(400), tune="30k", rules=["*=step=60"])
+    assert made.tuned and made.tuned.helped and made.step is None
+    assert all("step=60" in row.method for row in made.rows if row.error is not None)
+
+
+@pytest.mark.parametrize("method", ["gptq", "sdclip"])
+def test_other_methods(method: str) -> None:
+    made = packed(Banked(), tune="16k", method=method)
+    assert made.tuned and made.measured and made.tuned.kl <= made.tuned.kl_before
+
+
+def test_no_time_no_tuning() -> None:
+    made = packed(Banked(), tune="500M", deadline=4.0)
+    assert made.tuned and made.seconds < 30
+    late = packed(Banked(), tune="500M", deadline=0.01)
+    assert late.tuned and not late.tuned.helped and "too little time" in late.tuned.notes
+
+
+def test_units_stand_in_the_order_of_their_use() -> None:
+    model = Banked()
+    job = inputs.job_of(model, search=True)
+    student = Student(job.source, model)
+    units = units_in_order(job, in_order(student.model, student.run, text(1)), {})
+    assert units == [Unit("emb", 0), *(Unit("bank", k) for k in range(LAYERS)), Unit("out.weight", 0)]
+    for count in range(1, 9):
+        groups = grouped(job, units, count)
+        assert [unit for group in groups for unit in group] == units
+        assert len(groups) == min(count, len(units)) and all(groups)
+
+
+def test_divergence_of_nothing_and_of_a_shift() -> None:
+    model, ids = Banked().requires_grad_(False), text(5)
+    same = divergence(model, model, ids)
+    assert (same.kl, same.rise, same.same_top, same.kl_error) == (0.0, 0.0, 1.0, 0.0)
+    other = copy.deepcopy(model)
+    other.emb.data[:, 0] += 0.5
+    p, q = (m(ids).double().log_softmax(-1) for m in (model, other))
+    found = divergence(model, other, ids)
+    assert found.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    before = -p[:, :-1].gather(-1, ids[:, 1:, None]).mean()
+    assert found.loss == pytest.approx(float(before), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"), [("1.5M", 1_500_000), ("500k", 500_000), (4096, 4096), ("off", None), (None, None)]
+)
+def test_sizes_of_text(said: str | int | None, tokens: int | None) -> None:
+    assert tune.tokens_of(said) == tokens
+
+
+@pytest.mark.parametrize("said", ["much", "-5", "1e99", "k", "nan"])
+def test_bad_sizes_of_text(said: str) -> None:
+    with pytest.raises(UsageError, match="--tune"):
+        tune.tokens_of(said)
+
+
+def test_what_cannot_be_tried_says_so() -> None:
+    model = Banked()
+    with pytest.raises(UsageError, match="needs a model and text"):
+        pgolf.pack(model, None, budget=BUDGET, tune="8k")
+    with pytest.raises(UsageError, match="needs the module"):
+        pgolf.pack(model.state_dict(), None, budget=BUDGET, text=text())
+    with pytest.raises(UsageError, match="int64"):
+        pgolf.pack(model, None, budget=BUDGET, text=text().float())
+    with pytest.raises(UsageError, match="more text"):
+        pgolf.pack(model, None, budget=BUDGET, text=Live(model, text(2)), tune="8k")
+    stranger = checkpoint.from_mapping({"other": torch.randn(64, 64, generator=generator())})
+    with pytest.raises(ModelError, match="'other'"):
+        pgolf.pack(stranger, None, budget=BUDGET, text=Live(model, text(2)))
