@@ -149,6 +149,10 @@ def _from_shard(
         length = harmless
     wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
+        if tune is not None:
+            raise UsageError(
+                f"--tune: {calib} has too few tokens to tune on and to measure: less --tokens, or a longer text"
+            )
         count = min(wanted, there)
         return AtHand(model, _int64(tokens[: count * length]).view(count, length), None, None, what, notes)
     kept = length * max(1, min(HELD // length, there - wanted - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.live import Live
 from pgolf.fitting.trial import Job, Trial
@@ -18,20 +20,20 @@ def put(trial: Trial, student: Student) -> None:
     student.reset({name: decoded[name] for name in student.places})
 
 
-def measured(job: Job, trial: Trial, student: Student, live: Live) -> Measured:
+def measured(job: Job, trial: Trial, student: Student, live: Live, foreseen: Mapping[str, float | None]) -> Measured:
     """How far the artifact's model is from the unquantized one on the text held back. Leaves its weights in the student.
 
-    Where that is more than twice what the curvature foresaw, `culprits` names the tensors that seem to carry the rest.
+    foreseen: tensor -> predicted rise. Where the KL is more than twice their sum, `culprits` names the tensors that seem to
+    carry the rest.
     """
     put(trial, student)
     found = student.divergence(live.held)
-    foreseen = {name: job.damage(name, entry)[1] for name, entry in trial.entries.items()}
     surprising = bool(job.curvatures) and found.kl > SURPRISING * sum(rise or 0.0 for rise in foreseen.values())
     culprits = _culprits(job, foreseen, student, live) if surprising else ()
     return Measured(text=live.what, culprits=culprits, **vars(found))
 
 
-def _culprits(job: Job, foreseen: dict[str, float | None], student: Student, live: Live) -> tuple[str, ...]:
+def _culprits(job: Job, foreseen: Mapping[str, float | None], student: Student, live: Live) -> tuple[str, ...]:
     """The tensors whose share of the KL is most above what was foreseen of them.
 
     Where the KL is the quadratic form ½ eᵀFe of the weights' errors e, its gradient is Fe, and ½ e·∇ is each tensor's share.

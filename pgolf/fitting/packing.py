@@ -99,7 +99,8 @@ def pack(
             report = report_of(job, trial, goal, told)
         else:
             limits = Limits(tokens or 0, began + deadline if deadline else math.inf, seed)
-            report = _tried(job, trial, goal, live, limits, time.perf_counter() - started, told)
+            rounding = math.inf if how else time.perf_counter() - started  # a lesser way was taken: there is no time
+            report = _tried(job, trial, goal, live, limits, rounding, told)
         report = replace(report, seconds=time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), report.data)
@@ -114,5 +115,6 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
     if limits.tokens:
         made, outcome = tuned(job, trial, goal, student, live, limits, rounding)
         job, trial = made.job, made.trial
-    found = measured(job, trial, student, live)
-    return replace(report_of(job, trial, goal, told), measured=found, tuned=outcome)
+    report = report_of(job, trial, goal, told)
+    found = measured(job, trial, student, live, {row.name: row.loss_rise for row in report.rows})
+    return replace(report, measured=found, tuned=outcome)

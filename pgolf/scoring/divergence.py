@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,8 @@ class Divergence:
 def divergence(reference: Predict, changed: Predict, ids: Tensor) -> Divergence:
     """Compare two models on ids int64 [N, T], a few sequences at a time. The last position of each has KL but no loss."""
     kl, alike, losses, rises = [], [], [], []
-    for part in in_parts(ids, reference):
-        with torch.no_grad():
+    with torch.no_grad():
+        for part in in_parts(ids, reference(ids[:1]).shape[-1]):
             p, q = (model(part).float().log_softmax(-1) for model in (reference, changed))
             kl.append((p.exp() * (p - q)).sum(-1))
             alike.append(p.argmax(-1) == q.argmax(-1))
@@ -57,11 +57,9 @@ def divergence(reference: Predict, changed: Predict, ids: Tensor) -> Divergence:
     )
 
 
-def in_parts(ids: Tensor, model: Predict) -> list[Tensor]:
-    """ids [N, T] cut into few enough sequences at a time for MOST_LOGITS logits; `model` is asked for its vocabulary."""
-    with torch.no_grad():
-        width = model(ids[:1]).shape[-1]
-    return list(torch.split(ids, max(1, MOST_LOGITS // (width * ids.shape[1]))))
+def in_parts(ids: Tensor, vocabulary: int) -> Sequence[Tensor]:
+    """ids [N, T] cut into few enough sequences at a time for MOST_LOGITS logits."""
+    return torch.split(ids, max(1, MOST_LOGITS // (vocabulary * ids.shape[1])))
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

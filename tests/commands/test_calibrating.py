@@ -115,3 +115,69 @@ def test_a_short_shard_is_not_read_twice(folder: Path) -> None:
 @pytest.mark.parametrize(("measured", "trained"), [(384, 512), (512, 512), (640, 512), (768, 1024), (8, 8), (1, 1)])
 def test_a_measured_context_stands_for_the_power_of_two_beside_it(measured, trained):
     assert power_of_two_near(measured) == trained
+
+
+def test_what_is_packed_is_measured_on_text_held_back(folder: Path) -> None:
+    common = ["pack", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "-o", "DIR/o.pgolf", "--tokens", "800", "--force"]
+    common += ["--budget", "9kB", "--calib", "DIR/val.bin"]
+    facts = json.loads(run(folder, *common, "--json"))
+    assert facts["tuned"] is None
+    assert 1000 <= facts["measured"]["tokens"] <= 2200
+    assert 0 < facts["measured"]["kl"] < 1
+    told = run(folder, *common)
+    assert f"measured KL        {facts['measured']['kl']:.5f}" in told
+    assert "nats per token" in told
+    assert json.loads(run(folder, *common, "--json", "--no-measure"))["measured"] is None
+    run(
+        folder,
+        "calibrate",
+        "DIR/GPT.pt",
+        "--model",
+        "DIR/nano.py:GPT",
+        "--calib",
+        "DIR/val.bin",
+        "-o",
+        "DIR/c.s",
+        "--tokens",
+        "800",
+    )
+    again = json.loads(run(folder, *common, "--curvature", "DIR/c.s", "--json"))
+    assert (again["measured"], again["artifact_bytes"]) == (facts["measured"], facts["artifact_bytes"])
+
+
+@pytest.mark.parametrize("text", ["DIR/val.bin", "self"])
+def test_tuning(folder: Path, text: str) -> None:
+    common = ["pack", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "-o", "DIR/o.pgolf", "--tokens", "800", "--force"]
+    common += ["--budget", "9kB", "--calib", text]
+    facts = json.loads(run(folder, *common, "--tune", "12k", "--json"))
+    assert 8000 <= facts["tuned"]["tokens"] <= 12_000
+    assert facts["tuned"]["kl"] == pytest.approx(facts["measured"]["kl"])
+    assert facts["tuned"]["kl"] <= facts["tuned"]["kl_before"]
+    assert facts["headroom"] >= 0
+    assert "tuned              on " in run(folder, *common, "--tune", "2k")
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--calib", "none"], 2, "--tune needs a model and text"),
+        (["--calib", "random"], 2, "random tokens would ruin"),
+        (["--calib", "DIR/val.bin", "--tune", "lots"], 2, "--tune lots"),
+        (["--calib", "DIR/val.bin", "--tokens", "3000"], 2, "too few tokens"),
+    ],
+)
+def test_what_cannot_be_tuned(folder: Path, more: list[str], code: int, says: str) -> None:
+    common = [
+        "pack",
+        "DIR/GPT.pt",
+        "--model",
+        "DIR/nano.py:GPT",
+        "-o",
+        "DIR/o.pgolf",
+        "--tune",
+        "8k",
+        "--budget",
+        "9kB",
+    ]
+    assert says in run(folder, *common, *more, code=code)
+    assert not (folder / "o.pgolf").exists()

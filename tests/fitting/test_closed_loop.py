@@ -35,7 +35,8 @@ class Banked(nn.Module):
         self.emb = nn.Parameter((torch.randn(VOCAB, WIDTH, generator=g)).to(dtype))
         self.bank = nn.Parameter((torch.randn(LAYERS, WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(dtype))
         self.out = nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype)
-        self.out.weight.data = (torch.randn(WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(dtype)
+        self.out.weight.data = (torch.randn(WIDTH, WIDTH, generator=g) / WIDTH**0.5).to(dtype).t()  # strides of its own
+        self.nothing = nn.Parameter(torch.zeros(0, 7, dtype=dtype))
         self.gain = nn.Parameter(torch.ones(WIDTH, dtype=dtype))
         self.register_buffer("mask", torch.linspace(0.9, 1.1, WIDTH, dtype=dtype))
 
@@ -60,12 +61,14 @@ def packed(model: nn.Module, path: Path | None = None, **more: object) -> pgolf.
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Banked, pgolf.Report, Path]:
     model, path = Banked(), tmp_path_factory.mktemp("closed") / "m.pgolf"
-    return model, packed(model, path, tune="60k"), path
+    return model, packed(model, path, tune="40k"), path
 
 
 def test_it_helps_and_fills_the_budget(report: tuple[Banked, pgolf.Report, Path]) -> None:
     model, made, path = report
-    assert made.tuned and made.measured and made.tuned.helped, made.tuned
+    assert made.tuned
+    assert made.measured
+    assert made.tuned.helped, made.tuned
     assert made.tuned.kl < 0.9 * made.tuned.kl_before
     assert made.tuned.kl == pytest.approx(made.measured.kl)
     assert 0 <= (made.headroom or 0) <= 200
@@ -86,7 +89,9 @@ def test_the_model_is_left_as_it_was() -> None:
     torch.manual_seed(5)
     packed(model, tune="8k")
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))
-    assert model.training and not model.gain.requires_grad and model.emb.requires_grad
+    assert model.training
+    assert not model.gain.requires_grad
+    assert model.emb.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {name: value.data_ptr() for name, value in model.named_parameters()} == addresses
     assert all(p.grad is None for p in model.parameters())
@@ -94,8 +99,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_same_bytes_again(report: tuple[Banked, pgolf.Report, Path]) -> None:
     model, made, _ = report
-    assert packed(model, tune="60k").data == made.data
-    assert packed(model, tune="60k", seed=1).data != made.data
+    assert packed(model, tune="40k").data == made.data
+    assert packed(model, tune="40k", seed=1).data != made.data
 
 
 def test_what_a_user_keeps_and_buffers_do_not_move(report: tuple[Banked, pgolf.Report, Path]) -> None:
@@ -105,13 +110,15 @@ def test_what_a_user_keeps_and_buffers_do_not_move(report: tuple[Banked, pgolf.R
     assert not torch.equal(loaded["gain"], model.gain)  # nobody asked for it
     made = packed(model, path.with_name("kept.pgolf"), tune="8k", rules=["gain=keep", "mask=bf16"])
     loaded = pgolf.load(path.with_name("kept.pgolf"))
-    assert torch.equal(loaded["gain"], model.gain) and torch.equal(loaded["mask"], model.mask.bfloat16().float())
+    assert torch.equal(loaded["gain"], model.gain)
+    assert torch.equal(loaded["mask"], model.mask.bfloat16().float())
     assert made.tuned
 
 
 def test_a_bfloat16_model() -> None:
     made = packed(Banked(torch.bfloat16), tune="30k")
-    assert made.tuned and made.tuned.kl <= made.tuned.kl_before
+    assert made.tuned
+    assert made.tuned.kl <= made.tuned.kl_before
     assert {row.dtype for row in made.rows} == {"bfloat16"}
 
 
@@ -127,7 +134,8 @@ def test_held_text_is_never_tuned_on(monkeypatch: pytest.MonkeyPatch) -> None:
     packed(Banked(), tune="30k")
     _, held = split(text(400))
     rows = {tuple(row.tolist()) for ids in seen for row in ids}
-    assert seen and not rows & {tuple(row.tolist()) for row in held}
+    assert seen
+    assert not rows & {tuple(row.tolist()) for row in held}
 
 
 def test_what_does_not_help_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,9 @@ def test_what_does_not_help_is_not_written(monkeypatch: pytest.MonkeyPatch) -> N
     opened = packed(model)
     monkeypatch.setattr(repair.Repair, "run", lambda self, steps: (_ for _ in ()).throw(repair.Diverged()))
     made = packed(model, tune="8k")
-    assert made.data == opened.data and made.tuned and not made.tuned.helped
+    assert made.data == opened.data
+    assert made.tuned
+    assert not made.tuned.helped
     assert made.tuned.notes.count("diverged") == 2
     assert made.tuned.kl == made.tuned.kl_before == opened.measured.kl  # type: ignore[union-attr]
 
@@ -144,28 +154,37 @@ def test_steps_that_go_wild_are_taken_again_smaller(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tune, "RATE", 30.0)
     monkeypatch.setattr(tune, "SLOWER", 1e-5)
     made = packed(Banked(), tune="16k")
-    assert made.tuned and made.tuned.helped and made.tuned.notes == "steps at a rate of 30 diverged"
+    assert made.tuned
+    assert made.tuned.helped
+    assert made.tuned.notes == "steps at a rate of 30 diverged"
 
 
 def test_without_a_budget_the_knob_stays() -> None:
     model = Banked()
     curvature = pgolf.calibrate(model, text(seed=9))
     made = pgolf.pack(model, None, curvature=curvature, text=text(400), tune="30k", rules=["*=step=60"])
-    assert made.tuned and made.tuned.helped and made.step is None
+    assert made.tuned
+    assert made.tuned.helped
+    assert made.step is None
     assert all("step=60" in row.method for row in made.rows if row.error is not None)
 
 
 @pytest.mark.parametrize("method", ["gptq", "sdclip"])
 def test_other_methods(method: str) -> None:
     made = packed(Banked(), tune="16k", method=method)
-    assert made.tuned and made.measured and made.tuned.kl <= made.tuned.kl_before
+    assert made.tuned
+    assert made.measured
+    assert made.tuned.kl <= made.tuned.kl_before
 
 
 def test_no_time_no_tuning() -> None:
     made = packed(Banked(), tune="500M", deadline=4.0)
-    assert made.tuned and made.seconds < 30
+    assert made.tuned
+    assert made.seconds < 30
     late = packed(Banked(), tune="500M", deadline=0.01)
-    assert late.tuned and not late.tuned.helped and "too little time" in late.tuned.notes
+    assert late.tuned
+    assert not late.tuned.helped
+    assert "too little time" in late.tuned.notes
 
 
 def test_units_stand_in_the_order_of_their_use() -> None:
@@ -177,7 +196,8 @@ def test_units_stand_in_the_order_of_their_use() -> None:
     for count in range(1, 9):
         groups = grouped(job, units, count)
         assert [unit for group in groups for unit in group] == units
-        assert len(groups) == min(count, len(units)) and all(groups)
+        assert len(groups) == min(count, len(units))
+        assert all(groups)
 
 
 def test_divergence_of_nothing_and_of_a_shift() -> None:

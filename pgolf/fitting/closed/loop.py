@@ -46,7 +46,9 @@ class Loop:
     def __init__(self, job: Job, opened: Trial, student: Student, room: int | None) -> None:
         """opened: the open loop's trial, whose knob this one starts with. room: bytes; None leaves the knob there."""
         self._student, self._room = student, room
-        self._tensors = {name: tensor.clone() for name, tensor in job.source.tensors.items() if name in student.places}
+        plain = torch.contiguous_format  # slices are views then, whatever the checkpoint's strides
+        mine = {name: tensor.clone(memory_format=plain) for name, tensor in job.source.tensors.items()}
+        self._tensors = {name: tensor for name, tensor in mine.items() if name in student.places}
         self._job = replace(job, source=replace(job.source, tensors=job.source.tensors | self._tensors))
         self._knob = Knob(job, opened, room)
         self._small = [name for name in self._tensors if name in job.kept and may_move(job, name)]

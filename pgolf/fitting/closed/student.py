@@ -32,12 +32,13 @@ class Student:
         self.places = _places(source, self.model)
         self.own = {name: place.data for name, place in self.places.items()}
         self.weights: dict[str, Tensor] = {}
+        self._vocabulary = 0  # once it is known
         self.reset({name: source.tensors[name] for name in self.places})
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
         """Give the student these values, as float32 copies on the model's device."""
         for name, tensor in tensors.items():
-            self.weights[name] = tensor.detach().to(self.device, torch.float32, copy=True)
+            self.weights[name] = tensor.detach().to(self.device, torch.float32, copy=True).contiguous()
 
     @contextmanager
     def at_work(self, *, gradients: bool) -> Iterator[None]:
@@ -75,7 +76,8 @@ class Student:
             if isinstance(place, nn.Parameter):
                 place.requires_grad_(name in moving)
         total, sums = 0.0, dict[str, Tensor]()
-        for part in in_parts(ids, self.teacher):
+        self._vocabulary = self._vocabulary or self.teacher(ids[:1]).shape[-1]
+        for part in in_parts(ids, self._vocabulary):
             p = self.teacher(part).float().log_softmax(-1)
             q = self.predict(part).float().log_softmax(-1)
             loss = (p.exp() * (p - q)).sum() / ids.numel()

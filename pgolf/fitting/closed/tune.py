@@ -115,7 +115,8 @@ def _closed(
         moving |= {Unit(name, 0): 1 for name in job.kept if may_move(job, name) and name in student.places}
         repair = Repair(student, moving, live.text, pace, worst, advance)
         wanted = max(1, limits.tokens // repair.step_tokens)
-        steps = min(wanted, _affordable(repair, limits.until - CAUTION * ROUNDINGS * rounding))
+        spare = 0.0 if math.isinf(limits.until) else CAUTION * ROUNDINGS * rounding
+        steps = min(wanted, _affordable(repair, limits.until - spare))
         if steps < min(wanted, LEAST_STEPS):
             return [], 0
         groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
@@ -138,9 +139,9 @@ def _spread(job: Job, student: Student) -> float:
 
 def _affordable(repair: Repair, until: float) -> int:
     """How many steps end before a time, by one that is timed and has no effect; 0 where not even that one does."""
-    if math.isinf(until):
+    if until == math.inf:
         return sys.maxsize
     began = time.perf_counter()
     repair.rehearse()
     now = time.perf_counter()
-    return max(0, int((until - now) / (CAUTION * (now - began))))
+    return int(max(0.0, until - now) / (CAUTION * (now - began)))

@@ -61,4 +61,5 @@ def grouped(job: Job, units: Sequence[Unit], count: int) -> list[list[Unit]]:
 
 def may_move(job: Job, name: str) -> bool:
     """Whether a kept tensor is a weight that nobody asked to leave as it is."""
-    return name not in job.source.kept and not job.plans[name].kept.startswith(ASKED)
+    asked = job.plans[name].kept.startswith(ASKED)
+    return not asked and name not in job.source.kept and job.source.tensors[name].numel() > 0
