@@ -13,6 +13,7 @@ from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
 from pgolf.models.checkpoint import Checkpoint, Item
 from pgolf.packer.format.artifact import Entry
+from pgolf.packer.format.shares import Shares
 from pgolf.report import Fate, Report, TensorRow
 
 LOST = 0.7  # relative error beyond which a tensor is more noise than weights
@@ -21,10 +22,12 @@ LOST = 0.7  # relative error beyond which a tensor is more noise than weights
 def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> Report:
     """The report of a job's trial, all but its seconds. notes: beside what the job and the trial themselves tell."""
     told = [*job.source.notes, *unread(job.plans), *job.notes, *_blind_spots(job), *_grown_damping(job), *notes]
+    held = trial.shares()
     with one_thread_each() as pool:
-        rows = list(pool.map(lambda name: _row(job, name, trial), sorted(trial.entries)))
+        rows = list(pool.map(lambda name: _row(job, name, trial, held), sorted(trial.entries)))
     return Report(
         rows=rows,
+        shared_bytes=held.shared,
         data=trial.encoded.data,
         code_bytes=dict(goal.code_bytes),
         budget=goal.budget,
@@ -50,7 +53,7 @@ def _fate(item: Item, row: TensorRow | None) -> Fate:
     return Fate(*known, fate="packed" if row.error is not None else "kept", why=row.kept)
 
 
-def _row(job: Job, name: str, trial: Trial) -> TensorRow:
+def _row(job: Job, name: str, trial: Trial, held: Shares) -> TensorRow:
     entry = trial.entries[name]
     error, rise = job.damage(name, entry)
     method, kept = _treatment(entry)
@@ -61,7 +64,8 @@ def _row(job: Job, name: str, trial: Trial) -> TensorRow:
         method=method,
         kept=kept,
         weights=0 if entry.alias is not None else math.prod(entry.shape),
-        num_bytes=trial.encoded.tensor_bits.get(name, 0.0) / 8,
+        num_bytes=held.tensors[name],
+        header_bytes=held.headers[name],
         error=error,
         loss_rise=rise,
     )

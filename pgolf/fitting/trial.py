@@ -21,8 +21,9 @@ from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
-from pgolf.packer.format import artifact
+from pgolf.packer.format import artifact, shares
 from pgolf.packer.format.artifact import Encoded, Entry
+from pgolf.packer.format.shares import Shares
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
@@ -46,6 +47,10 @@ class Trial:
     def size(self) -> int:
         """Bytes of the artifact."""
         return len(self.encoded.data)
+
+    def shares(self) -> Shares:
+        """What each tensor adds to the artifact."""
+        return shares.of(self.encoded.data, self.entries, self.encoded.tensor_bits)
 
 
 @dataclass(frozen=True)

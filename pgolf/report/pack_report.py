@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of a report. error: ‖W − Ŵ‖/‖W‖; loss_rise: predicted nats per token; kept: why it is not quantized."""
+    """One tensor of a report. num_bytes: what it adds to the artifact, header_bytes of them for its name and shape; error:
+    ‖W − Ŵ‖/‖W‖; loss_rise: predicted nats per token; kept: why it is not quantized."""
 
     name: str
     shape: list[int]
@@ -19,10 +20,12 @@ class TensorRow:
     num_bytes: float
     error: float | None = None
     loss_rise: float | None = None
+    header_bytes: float = 0.0
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.num_bytes / self.weights if self.weights else 0.0
+        """Of what it holds, without its name and shape."""
+        return 8 * (self.num_bytes - self.header_bytes) / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Fate:
 class Report:
     """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
 
-    account: every tensor of the checkpoint, those that were left out included.
+    account: every tensor of the checkpoint, those that were left out included. shared_bytes: of the artifact, what belongs
+    to no single tensor; with the rows' bytes it is all of it.
     """
 
     rows: list[TensorRow]
@@ -57,6 +61,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     account: list[Fate] = field(default_factory=list)
+    shared_bytes: float = 0.0
 
     @property
     def artifact_bytes(self) -> int:
@@ -75,9 +80,9 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight over the quantized tensors, their scales and tables included."""
+        """Bits a weight over the quantized tensors, their scales included."""
         chosen = [row for row in self.rows if row.error is not None]
-        return 8 * sum(row.num_bytes for row in chosen) / max(sum(row.weights for row in chosen), 1)
+        return sum(row.bits_per_weight * row.weights for row in chosen) / max(sum(row.weights for row in chosen), 1)
 
     @property
     def loss_rise(self) -> float | None:

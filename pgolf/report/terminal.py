@@ -71,7 +71,10 @@ def pack_summary(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
     if report["loss_rise"] is not None:
         lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")
-    lines.append(f"artifact           {show_size(report['artifact_bytes'])}")
+    lines += [
+        shared_line(report["shared_bytes"]),
+        f"artifact           {show_size(report['artifact_bytes'])}",
+    ]
     for name, num_bytes in report["code_bytes"].items():
         lines.append(f"code               {show_size(num_bytes)}  {name}")
     if report["budget"] is not None:
@@ -210,11 +213,16 @@ def layers_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+def shared_line(num_bytes: float) -> str:
+    """Of an artifact, what no row has."""
+    return f"shared             {num_bytes:,.0f} B of header and tables that belong to no single tensor"
+
+
 def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
     """The closing lines of `pgolf inspect`."""
     bits = 8 * facts["bytes"] / max(facts["weights"], 1)
     return [
-        f"shared             {facts['shared_bytes']:,.0f} B of header and tables that belong to no single tensor",
+        shared_line(facts["shared_bytes"]),
         f"artifact           {facts['bytes']:,} B, {len(facts['tensors'])} tensors, {bits:.3f} bits a weight",
     ]
 
