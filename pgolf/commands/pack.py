@@ -18,12 +18,12 @@ from pgolf.commands.shared import (
     json_option,
     model_options,
     print_lines,
-    print_table,
     progress_bars,
     refuse_overwrite,
     refuse_unwritable,
     seq_len_option,
     state_option,
+    terminal_width,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -146,8 +146,8 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(report.pack_table(facts))
-    print_lines([*report.pack_summary(facts), f"written            {facts['path']}"])
+    table = report.pack_table(facts, terminal_width())
+    print_lines([*table, *report.pack_summary(facts), f"written            {facts['path']}"])
 
 
 def _default_name(ckpt: Path) -> Path:

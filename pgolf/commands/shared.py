@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -142,6 +143,11 @@ def print_table(table: Table) -> None:
 
     width = None if sys.stdout.isatty() else 160
     Plain(width=width, soft_wrap=False).print(table)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_lines(lines: Iterable[str]) -> None:

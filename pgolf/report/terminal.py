@@ -19,28 +19,6 @@ def _compact() -> Table:
     return Table(box=None, header_style="bold", pad_edge=False)
 
 
-def pack_table(report: Mapping[str, Any]) -> Table:
-    """The table of `pgolf pack`, from Report.to_json()."""
-    table = _compact()
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape")
-    table.add_column("method", overflow="fold")
-    for name in ("bits/weight", "bytes", "error", "loss rise"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in report["rows"]:
-        why = f" ({row['kept']})" if row["kept"] else ""
-        table.add_row(
-            row["name"],
-            "×".join(map(str, row["shape"])) or "scalar",
-            row["method"] + why,
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['num_bytes']:,.0f}",
-            "" if row["error"] is None else f"{row['error']:.4f}",
-            "" if row["loss_rise"] is None else f"{row['loss_rise']:.2e}",
-        )
-    return table
-
-
 def account_lines(account: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was left out of the checkpoint and why, folded by where it lay; names that are one tensor."""
     folds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
