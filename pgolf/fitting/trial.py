@@ -128,10 +128,12 @@ class Job:
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _bulky(self, entries: Mapping[str, Entry], encoded: Encoded) -> list[str]:
-        """Tensors whose codes take more bytes than they do: at a large budget steps finer than their own."""
-        sizes = {name: t.numel() * t.element_size() for name, t in self.source.tensors.items()}
+        """Tensors whose codes take more bytes than they do: at a large budget steps finer than their own. Not where the
+        step was asked for."""
+        free = {name: self.source.tensors[name] for name, plan in self.plans.items() if not plan.fixed}
+        sizes = {name: t.numel() * t.element_size() for name, t in free.items()}
         bits = encoded.tensor_bits
-        return [n for n, e in entries.items() if e.planes and sizes[n] and bits[n] >= 8 * sizes[n]]
+        return [n for n, e in entries.items() if e.planes and sizes.get(n) and bits[n] >= 8 * sizes[n]]
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {
