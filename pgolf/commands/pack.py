@@ -61,6 +61,9 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option(
     "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
 )
+@click.option(
+    "--drop", metavar="NAME", multiple=True, help="Buffers to leave out, which the class makes: '*.mask' (repeatable)."
+)
 @click.option("--trellis", type=click.Choice(TRELLISES), help="States of auto's trellis code, 0 = scalar rounding.")
 @click.option(
     "--coder", type=click.Choice(["rans", "brotli", "zstd", "lzma", "zlib"]), default="rans", show_default=True
@@ -87,6 +90,7 @@ def pack(
     curvature_file: Path | None,
     method: str | None,
     rules: tuple[str, ...],
+    drop: tuple[str, ...],
     trellis: str | None,
     coder: str,
     code: tuple[str, ...],
@@ -128,6 +132,7 @@ def pack(
             curvature=curvature,
             method=method,
             rules=rules,
+            drop=drop,
             settings=None if trellis is None else Settings(trellis=int(trellis)),
             code=code,
             coder=coder,

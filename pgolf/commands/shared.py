@@ -150,9 +150,10 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout, whatever names are in them."""
-    click.echo("\n".join(map(printable, lines)))
+def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Lines on stdout, or stderr, whatever names are in them."""
+    for line in lines:
+        click.echo(printable(line), err=err)
 
 
 def _lines() -> Progress:

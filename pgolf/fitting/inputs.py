@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
-from pgolf.fitting import obeyed, plan
+from pgolf.fitting import dropping, obeyed, plan
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
 from pgolf.models import blueprint, checkpoint
@@ -42,12 +42,13 @@ def job_of(
     coder: str = "rans",
     progress: Progress = silent,
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Job:
     """The job of a model, from what a user may say; arguments as in `pack`. search: a goal will move the knob.
 
     Raises CheckpointError, CurvatureError, UsageError.
     """
-    source = as_checkpoint(model, state)
+    source = dropping.without(as_checkpoint(model, state), plan.listed(drop))
     curvatures = known_curvatures(source, curvature)
     parsed = [plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in plan.listed(rules)]
     plans = plan.make(

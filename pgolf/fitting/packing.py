@@ -40,6 +40,7 @@ def pack(
     deadline: float | None = None,
     progress: Progress | None = None,
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
@@ -47,7 +48,8 @@ def pack(
     nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
-    state: dotted path of the weights to take, where a checkpoint has several.
+    state: dotted path of the weights to take, where a checkpoint has several. drop: globs of buffers to leave out, which
+    the model's class makes by itself; a module, or a checkpoint read for one, says what is a buffer.
     method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
     rules: as `--set`; settings: for what neither speaks of. deadline: seconds from this call, after which the best
     artifact so far is returned; with one, bytes depend on the machine's speed. In a process group rank 0 packs and
@@ -68,6 +70,7 @@ def pack(
             coder=coder,
             progress=progress or silent,
             state=state,
+            drop=drop,
         )
         if deadline is None:
             trial, how = meet(job, goal), ""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pgolf.common.one_thread import one_thread_each
+from pgolf.fitting import dropping
 from pgolf.fitting.budget import Goal
 from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
@@ -38,13 +39,14 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
     return Report(
         rows=rows,
         shared_bytes=held.shared,
+        dropped=dropping.rows_of(job, trial),
         data=trial.encoded.data,
         code_bytes=dict(goal.code_bytes),
         budget=goal.budget,
         step=trial.step if job.searched else None,
         coder=job.coder,
         account=account_of(job.source, rows),
-        notes=[*told, *_losses(rows)],
+        notes=[*told, *dropping.notes_of(job.source, rows), *_losses(rows)],
     )
 
 

@@ -117,7 +117,9 @@ class Job:
                 entries[name] = futures[name].result()
                 self.progress("quantize", done + 1, len(names))
         entries |= self._aliases(entries)
-        meta = {"config": self.source.config} if self.source.config else {}
+        meta: dict[str, Any] = {"config": self.source.config} if self.source.config else {}
+        if self.source.dropped:
+            meta[artifact.DROPPED] = sorted(self.source.dropped)
         began = time.perf_counter()
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         while bulky := self._bulky(entries, encoded):

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
 
 
 def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, Any]:
-    """What is in an artifact, as JSON-able facts: total bytes, meta, tensors and layers.
+    """What is in an artifact, as JSON-able facts: total bytes, meta, tensors, layers, and buffers that were dropped.
 
     Of a tensor: shape, dtype, note, bytes (what it adds to the file, header_bytes of them for its name and shape),
     bits_per_weight; of a quantized one also code_range, histogram (see there) and, with curvature, curvature_share.
@@ -47,6 +47,7 @@ def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, A
         "weights": sum(t["weights"] for t in tensors),
         "tensors": tensors,
         "layers": _layers(tensors),
+        "dropped": dense.dropped_of(meta),
         "meta": meta,
     }
 

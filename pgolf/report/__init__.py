@@ -6,11 +6,12 @@ they share). anatomy_page.py: an artifact. rendering.py: what fills templates/.
 """
 
 from pgolf.common.files import write_json, write_text
-from pgolf.report.pack_report import Fate, Report, TensorRow
+from pgolf.report.pack_report import Dropped, Fate, Report, TensorRow
 from pgolf.report.pack_table import pack_table
 from pgolf.report.terminal import estimate_lines, pack_summary, submission_table
 
 __all__ = [
+    "Dropped",
     "Fate",
     "Report",
     "TensorRow",

@@ -45,6 +45,18 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A buffer that was left out for the model's class to make. num_bytes: what it would have added to the artifact;
+    rebuilt: whether the class makes it bit for bit, None where that was not looked at."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    num_bytes: float
+    rebuilt: bool | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
 
@@ -62,6 +74,7 @@ class Report:
     seconds: float = 0.0
     account: list[Fate] = field(default_factory=list)
     shared_bytes: float = 0.0
+    dropped: list[Dropped] = field(default_factory=list)
 
     @property
     def artifact_bytes(self) -> int:
@@ -102,4 +115,5 @@ class Report:
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
         plain["account"] = [asdict(fate) for fate in self.account]
+        plain["dropped"] = [asdict(each) for each in self.dropped]
         return plain | derived | {"rows": rows}

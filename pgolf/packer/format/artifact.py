@@ -47,6 +47,7 @@ DTYPE_SIZES = {
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
 _ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
+DROPPED = "dropped"  # of meta: names of buffers that the model's class makes by itself
 SAFE_SCALE = 2.0**96  # with any 32-bit code, far from the largest float32
 _PIECE = 1 << 15  # codes at a time
 Memory = dict[tuple[str, bytes], general.Compressed]  # (section, raw bytes) -> what it compressed to
