@@ -59,7 +59,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
-    "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
+    "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=gptq,int8', '*=keep'."
 )
 @click.option(
     "--drop", metavar="NAME", multiple=True, help="Buffers to leave out, which the class makes: '*.mask' (repeatable)."

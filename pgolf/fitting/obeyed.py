@@ -11,6 +11,7 @@ from torch import Tensor
 from pgolf.errors import SettingError
 from pgolf.fitting.plan import Rule, TensorPlan, reads
 from pgolf.models.checkpoint import dtype_name
+from pgolf.quant import METHODS
 
 MOST_NAMED = 4  # tensors of one reason
 
@@ -50,7 +51,10 @@ def _refusal(rule: Rule, plan: TensorPlan, tensor: Tensor) -> str:
     if plan.settings is None:
         return plan.kept
     method = plan.settings.method
-    return "" if any(reads(method, name) for name in rule.fields) else f"{method} does not read {_named(rule.fields)}"
+    if any(reads(method, name) for name in rule.fields):
+        return ""
+    other = next((known for known in METHODS if all(reads(known, name) for name in rule.fields)), None)
+    return f"{method} does not read {_named(rule.fields)}{f', {other} does' if other else ''}"
 
 
 def _half_read(rule: Rule, names: Sequence[str], plans: Mapping[str, TensorPlan]) -> list[str]:

@@ -177,7 +177,8 @@ def make(
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
     mine = [rule for rule in rules if fnmatchcase(name, rule.pattern)]
     said = _merged(mine)
-    asked = any(not rule.general and not rule.keeps for rule in mine)
+    speaking = [rule for rule in mine if tensor.dim() > 1 or rule.pattern == name]  # a vector's by its name only
+    asked = any(not rule.general and not rule.keeps for rule in speaking)
     cast = said.pop("cast", None)
     if said.pop("keep", False) or cast:
         kept = TensorPlan(None, KEPT_BY_RULE, cast if cast and tensor.is_floating_point() else None)
@@ -186,7 +187,7 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
         return TensorPlan(None, "asked for with --method keep", integers=coded_better(tensor))
     if not tensor.is_floating_point():
         return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
-    if reason := unable(tensor) if asked else reason_to_keep(tensor):
+    if reason := impossible(tensor) if asked else reason_to_keep(tensor):
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
@@ -238,13 +239,13 @@ def reason_to_keep(tensor: Tensor) -> str:
     """Why a tensor is not worth (or not able) to be quantized; "" if it is."""
     shape = matrix_shape(tuple(tensor.shape))
     if not tensor.is_floating_point() or shape is None:
-        return unable(tensor)
+        return impossible(tensor)
     if tensor.numel() < SMALLEST:
         return f"small ({tensor.numel()} weights)"
-    return "narrow" if min(shape[1:]) < NARROWEST else unable(tensor)
+    return "narrow" if min(shape[1:]) < NARROWEST else impossible(tensor)
 
 
-def unable(tensor: Tensor) -> str:
+def impossible(tensor: Tensor) -> str:
     """Why a tensor cannot be quantized, whatever is asked for; "" if it can."""
     if not tensor.is_floating_point():
         return "not floating point"

@@ -82,7 +82,7 @@ def _line(rows: Sequence[Row]) -> Line:
     errors = [row["error"] for row in rows if row["error"] is not None]
     rises = [row["loss_rise"] for row in rows if row["loss_rise"] is not None]
     cells = (
-        f"{len(rows):,} of" if len(rows) > 1 else "",
+        f"×{len(rows):,}" if len(rows) > 1 else "",
         "×".join(map(str, rows[0]["shape"])) or "scalar",
         "" if bits is None else f"{bits:.2f}",
         f"{num_bytes:,.0f}",

@@ -72,7 +72,7 @@ def test_every_kind_of_setting_reaches_a_small_matrix():
         (["count=fp16"], "count (int64 is not floating point)"),
         (["phase=bf16"], "phase (complex64 is not floating point)"),
         (["mask=fp32"], "mask (bool is not floating point)"),
-        (["big=trellis=8"], "big (sdclip does not read trellis)"),
+        (["big=trellis=8"], "big (sdclip does not read trellis, auto does)"),
         (["big=rtn,int6", "other=rtn", "little=lam=2,damp=1"], "little (sdclip does not read lam, damp)"),
         (["big=int6", "gain=int6"], "'gain' cannot"),
         (["gain=step=2", "big=keep"], "'gain' cannot"),
