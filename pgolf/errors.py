@@ -2,6 +2,7 @@
 
     PgolfError                3
     ├── UsageError            2   an option or argument that cannot be read
+    │   └── SettingError      2   a setting that no tensor of its pattern can take
     ├── CheckpointError       3   not a checkpoint, unsafe pickle, NaN weights, wrong keys
     ├── ModelError            3   the user's model file: import, construction, logits
     ├── DataError             3   token shards, tokenizers, byte sidecars
@@ -40,6 +41,10 @@ class UsageError(PgolfError):
     """An option, pattern or size that cannot be understood."""
 
     exit_code = 2
+
+
+class SettingError(UsageError):
+    """A setting of --set that none of the tensors it matches can take."""
 
 
 class CheckpointError(PgolfError):

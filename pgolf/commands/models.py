@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pgolf.quant.curvature.store import Curvature
 
 CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the longest that the model takes
+OTHER_SEED = 1  # of the module that tells what is drawn at random from what is made alike every time
 FEWEST_TOKENS = 16  # of a shard to calibrate on
 HELD = 8192  # tokens of a shard's end that are kept from calibration, to measure on
 HELD_SELF, TUNED_SELF = 4096, 163_840  # tokens of a model's own text to measure and to tune on
@@ -28,10 +30,14 @@ PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is long
 
 def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False) -> Checkpoint:
     """The checkpoint at `path`, for the module that --model names and the weights that --state names, where given."""
-    from pgolf.models import checkpoint, usermodel
+    from pgolf.models import buffers, checkpoint, usermodel
 
-    like = None if user.model is None else usermodel.load(user.model)
-    return checkpoint.read(path, everything=everything, state=user.state, like=like)
+    spec = user.model
+    like = None if spec is None else usermodel.load(spec)
+    found = checkpoint.read(path, everything=everything, state=user.state, like=like)
+    if spec is None or like is None:
+        return found
+    return buffers.compared(found, like, lambda: usermodel.load(spec, seed=OTHER_SEED))
 
 
 def model_with(source: Path, user: ModelOptions) -> nn.Module:
@@ -40,11 +46,9 @@ def model_with(source: Path, user: ModelOptions) -> nn.Module:
 
     if not source.is_dir() and is_artifact(source):
         entries, meta = dense.read(source)
-        weights, config = dense.tensors_of(entries), meta.get("config")
-    else:
-        found = read_checkpoint(source, user)
-        weights, config = found.state_dict(), found.config
-    return build(user.model, weights, config, str(source))
+        return build(user.model, dense.tensors_of(entries), meta.get("config"), str(source), dense.dropped_of(meta))
+    found = read_checkpoint(source, user)
+    return build(user.model, found.state_dict(), found.config, str(source))
 
 
 def is_artifact(source: Path) -> bool:
@@ -58,16 +62,19 @@ def is_artifact(source: Path) -> bool:
         raise ArtifactError(f"{source}: {error.strerror}") from None
 
 
-def build(spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str) -> nn.Module:
-    """The user's model at FILE.py:NAME, or ours from the configuration, holding `state`. what: for the message."""
+def build(
+    spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str, dropped: Collection[str] = ()
+) -> nn.Module:
+    """The user's model at FILE.py:NAME, or ours from the configuration, holding `state`. what: for the message; dropped: as
+    in `usermodel.load_state`."""
     from pgolf.models import usermodel
     from pgolf.train.model import rebuild
 
     if spec is not None:
-        return usermodel.load(spec, state)
+        return usermodel.load(spec, state, dropped=dropped)
     if config is None:
         raise ModelError(f"{what} does not say which model it is: add --model FILE.py:NAME")
-    return rebuild.from_config(config, state)
+    return rebuild.from_config(config, state, dropped)
 
 
 @dataclass(frozen=True)

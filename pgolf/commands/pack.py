@@ -18,12 +18,12 @@ from pgolf.commands.shared import (
     json_option,
     model_options,
     print_lines,
-    print_table,
     progress_bars,
     refuse_overwrite,
     refuse_unwritable,
     seq_len_option,
     state_option,
+    terminal_width,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -59,7 +59,10 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
-    "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=int8,k=20', '*=keep'."
+    "--set", "rules", metavar="PATTERN=...", multiple=True, help="Per tensor: 'tok_emb.*=gptq,int8', '*=keep'."
+)
+@click.option(
+    "--drop", metavar="NAME", multiple=True, help="Buffers to leave out, which the class makes: '*.mask' (repeatable)."
 )
 @click.option("--trellis", type=click.Choice(TRELLISES), help="States of auto's trellis code, 0 = scalar rounding.")
 @click.option(
@@ -95,6 +98,7 @@ def pack(
     curvature_file: Path | None,
     method: str | None,
     rules: tuple[str, ...],
+    drop: tuple[str, ...],
     trellis: str | None,
     coder: str,
     code: tuple[str, ...],
@@ -138,6 +142,7 @@ def pack(
             curvature=curvature,
             method=method,
             rules=rules,
+            drop=drop,
             settings=None if trellis is None else Settings(trellis=int(trellis)),
             code=code,
             coder=coder,
@@ -159,8 +164,8 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(report.pack_table(facts))
-    print_lines([*report.pack_summary(facts), f"written            {facts['path']}"])
+    table = report.pack_table(facts, terminal_width())
+    print_lines([*table, *report.pack_summary(facts), f"written            {facts['path']}"])
 
 
 def _default_name(ckpt: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -144,9 +145,15 @@ def print_table(table: Table) -> None:
     Plain(width=width, soft_wrap=False).print(table)
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout, whatever names are in them."""
-    click.echo("\n".join(map(printable, lines)))
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Lines on stdout, or stderr, whatever names are in them."""
+    for line in lines:
+        click.echo(printable(line), err=err)
 
 
 def _lines() -> Progress:

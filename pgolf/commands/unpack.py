@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pgolf.commands.shared import force_option, json_option, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, print_lines, refuse_overwrite
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
     """
     from pgolf.loading import dense
     from pgolf.models import huggingface
+    from pgolf.report.terminal import left_out_lines
 
     as_folder = like is not None or out.is_dir() or not out.suffix
     if not as_folder and out.suffix not in {".safetensors", ".pt"}:
@@ -43,8 +44,10 @@ def unpack(art: Path, out: Path, like: Path | None, force: bool, as_json: bool) 
         more = f" and {len(names) - 1} more files"
     else:
         _write_file(out, state)
+    left = dense.dropped_of(meta)
+    print_lines(left_out_lines(left), err=True)
     if as_json:
-        click.echo(json.dumps({"path": str(out), "tensors": len(state)}))
+        click.echo(json.dumps({"path": str(out), "tensors": len(state), "dropped": left}))
     else:
         click.echo(f"{len(state)} tensors{more} written to {out}")
 

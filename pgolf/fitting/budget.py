@@ -155,8 +155,8 @@ def reach(job: Job, target_rise: float) -> Trial:
 
 
 def _does_not_fit(trial: Trial, room: int, why: str) -> BudgetError:
-    largest = sorted(trial.encoded.tensor_bits.items(), key=lambda item: -item[1])[:3]
-    names = ", ".join(f"{name} {show_size(bits / 8)}" for name, bits in largest)
+    largest = sorted(trial.shares().tensors.items(), key=lambda item: -item[1])[:3]
+    names = ", ".join(f"{name} {show_size(num_bytes)}" for name, num_bytes in largest)
     return BudgetError(
         f"does not fit: {show_size(room)} are left for the model and the smallest reachable is {show_size(trial.size)} "
         f"({why}); most of it: {names}"

@@ -108,6 +108,7 @@ def estimate(
         notes=[
             *job.source.notes,
             *unread(job.plans),
+            *job.notes,
             *([] if job.curvatures else ["without curvature the rise of the loss is not known"]),
         ],
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
-from pgolf.fitting import plan
+from pgolf.fitting import dropping, obeyed, plan
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
 from pgolf.models import blueprint, checkpoint
@@ -42,12 +42,13 @@ def job_of(
     coder: str = "rans",
     progress: Progress = silent,
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Job:
     """The job of a model, from what a user may say; arguments as in `pack`. search: a goal will move the knob.
 
     Raises CheckpointError, CurvatureError, UsageError.
     """
-    source = as_checkpoint(model, state)
+    source = dropping.without(as_checkpoint(model, state), plan.listed(drop))
     curvatures = known_curvatures(source, curvature)
     parsed = [plan.parse_rule(r, (method or "auto").partition(":")[0]) for r in plan.listed(rules)]
     plans = plan.make(
@@ -58,19 +59,21 @@ def job_of(
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
     )
     plans = with_kept_bits(plans, source, parsed)
-    notes = calibration_notes(source, curvature)
+    notes = (*calibration_notes(source, curvature), *obeyed.left(parsed, plans, source.tensors))
     return Job(source, plans, curvatures, coder, progress, notes=notes)
 
 
 def with_kept_bits(plans: Mapping[str, TensorPlan], source: Checkpoint, rules: Sequence[Rule]) -> dict[str, TensorPlan]:
-    """The plans, with what must keep its bits (buffers, infinities) kept unless a rule says otherwise.
+    """The plans, with what must keep its bits (buffers, infinities) kept unless a rule speaks of nothing else.
 
     Raises UsageError for a cast that some value would not survive.
     """
     made = dict(plans)
+    told = [{name for name in plans if fnmatchcase(name, rule.pattern)} for rule in rules]
+    of_kept = {name for names in told if names <= source.kept.keys() for name in names}
     for name, why in source.kept.items():
-        asked = any(fnmatchcase(name, rule.pattern) for rule in rules)
-        if not asked or (why == checkpoint.INFINITE and made[name].settings is not None):
+        asked = name in of_kept
+        if not asked or (why == checkpoint.INFINITE and made[name].kept != plan.KEPT_BY_RULE):
             made[name] = TensorPlan(None, why, integers=made[name].integers)
     for name, each in made.items():
         if each.cast and _overflows(source.tensors[name], each.cast):

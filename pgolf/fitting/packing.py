@@ -54,6 +54,7 @@ def pack(
     text: Tensor | Live | None = None,
     tune: Size | None = None,
     seed: int = 0,
+    drop: str | Sequence[str] = (),
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
@@ -61,7 +62,8 @@ def pack(
     nothing; the bytes are in the report.
     budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
     a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
-    state: dotted path of the weights to take, where a checkpoint has several.
+    state: dotted path of the weights to take, where a checkpoint has several. drop: globs of buffers to leave out, which
+    the model's class makes by itself; a module, or a checkpoint read for one, says what is a buffer.
     method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
     rules: as `--set`; settings: for what neither speaks of. deadline: seconds from this call, after which the best
     artifact so far is returned; with one, bytes depend on the machine's speed.
@@ -85,6 +87,7 @@ def pack(
             coder=coder,
             progress=progress or silent,
             state=state,
+            drop=drop,
         )
         live, tokens = live_of(model, text), tokens_of(tune)
         if tokens and live is None:

@@ -20,7 +20,7 @@ from pgolf.quant import METHODS, Settings
 from pgolf.quant.slices import NARROWEST, matrix_shape
 
 KEEP = "keep"  # the method that changes no value
-ASKED = "asked for with"  # how the reason begins where a user wants a tensor as it is
+KEPT_BY_RULE, KEPT_BY_METHOD = "asked for with --set", "asked for with --method keep"
 SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
 LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
 LEAST = 2.0**-110  # likewise, where no weight reaches it: steps and squares fall below what float32 tells from 0
@@ -55,7 +55,7 @@ class TensorPlan:
     """settings: how to quantize, or None to keep. kept: why it is kept. cast: dtype its kept bytes are stored in.
 
     searched: the budget search may change its step size. integers: kept values are entropy coded as codes are.
-    unread: settings that were asked for and that its method does not read.
+    unread: settings that were asked for and that its method does not read. asked: a rule of its own wants it quantized.
     """
 
     settings: Settings | None
@@ -64,6 +64,12 @@ class TensorPlan:
     searched: bool = False
     integers: bool = False
     unread: tuple[str, ...] = ()
+    asked: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a rule of its own says its step."""
+        return self.asked and not self.searched
 
     def at(self, step: float) -> Settings:
         """The settings at a position of the searched knob."""
@@ -81,10 +87,16 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """One `--set`: a glob over tensor names and the fields that it fixes."""
+    """One `--set`: a glob over tensor names and the fields that it fixes. general: it is a method's, of all that is worth it."""
 
     pattern: str
     fields: dict[str, Any]
+    general: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it wants tensors kept, cast or not."""
+        return not self.fields.keys().isdisjoint({"keep", "cast"})
 
 
 def parse_rule(text: str, method: str | None = None) -> Rule:
@@ -96,7 +108,10 @@ def parse_rule(text: str, method: str | None = None) -> Rule:
     words = grammar.words_of(rest)
     if not equals or not pattern or not words:
         raise UsageError(f"--set {text!r}: write PATTERN=SETTING[,SETTING...], like 'tok_emb.*=int8,k=20'")
-    return Rule(pattern, read_settings(words, method, option=f"--set {text!r}"))
+    rule = Rule(pattern, read_settings(words, method, option=f"--set {text!r}"))
+    if rule.keeps and rule.fields.keys() - {"keep", "cast"}:
+        raise UsageError(f"--set {text!r}: what is kept or cast is not quantized: say one or the other")
+    return rule
 
 
 def parse_method(text: str) -> tuple[str, dict[str, grammar.Value]]:
@@ -152,7 +167,7 @@ def make(
     if idle:
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
-    rules = [Rule("*", fixed), *rules]
+    rules = [Rule("*", fixed, general=True), *rules]
     plans = {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
     used = dict.fromkeys(p.settings.method for p in plans.values() if p.settings is not None)
     extras.need(*(package for name in used for package in METHODS[name].packages))
@@ -160,35 +175,48 @@ def make(
 
 
 def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
-    said: dict[str, Any] = {}
-    for rule in rules:
-        if fnmatchcase(name, rule.pattern):
-            said |= rule.fields
+    mine = [rule for rule in rules if fnmatchcase(name, rule.pattern)]
+    said = _merged(mine)
+    speaking = [rule for rule in mine if tensor.dim() > 1 or rule.pattern == name]  # a vector's by its name only
+    asked = any(not rule.general and not rule.keeps for rule in speaking)
     cast = said.pop("cast", None)
     if said.pop("keep", False) or cast:
-        kept = TensorPlan(None, f"{ASKED} --set", cast if cast and tensor.is_floating_point() else None)
+        kept = TensorPlan(None, KEPT_BY_RULE, cast if cast and tensor.is_floating_point() else None)
         return replace(kept, integers=coded_better(tensor))
     if base.method == KEEP and "method" not in said:
-        return TensorPlan(None, f"{ASKED} --method keep", integers=coded_better(tensor))
+        return TensorPlan(None, KEPT_BY_METHOD, integers=coded_better(tensor))
     if not tensor.is_floating_point():
         return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
-    if reason := reason_to_keep(tensor):
+    if reason := impossible(tensor) if asked else reason_to_keep(tensor):
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
     bits: int = said.get("bits", 8 if search else default.bits)
     k = said.get("k", default.k * ((1 << (bits - 1)) - 1) / ((1 << (default.bits - 1)) - 1))  # same step size
     settings = _settings(base, {**said, "bits": bits, "k": k})
-    reads = {"method", "step", "scale_per_octave", *METHODS[settings.method].reads}
-    unread = tuple(sorted(name for name in said if "." not in name and name not in reads))
-    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys(), unread=unread)
+    unread = tuple(sorted(name for name in said if not reads(settings.method, name)))
+    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys(), unread=unread, asked=asked)
+
+
+def _merged(rules: Iterable[Rule]) -> dict[str, Any]:
+    """What rules fix, later ones over earlier ones field by field; to keep and to quantize undo one another."""
+    said: dict[str, Any] = {}
+    for rule in rules:
+        said = {name: value for name, value in said.items() if name not in {"keep", "cast"}} | rule.fields
+    return said
+
+
+def reads(method: str, name: str) -> bool:
+    """Whether a method reads a field of Settings, or "method.field" of its own ones."""
+    owner, dot, _ = name.partition(".")
+    return owner == method if dot else name in {"method", "step", "scale_per_octave", *METHODS[method].reads}
 
 
 def unread(plans: Mapping[str, TensorPlan]) -> list[str]:
     """A note of the settings that were asked for and that no method of the plans reads."""
     methods = sorted({p.settings.method for p in plans.values() if p.settings is not None})
-    read = {name for method in methods for name in METHODS[method].reads}
-    idle = sorted({name for p in plans.values() for name in p.unread} - read)
+    unread = {name for p in plans.values() for name in p.unread}
+    idle = sorted(name for name in unread if not any(reads(method, name) for method in methods))
     names = ", ".join("the integer range" if name == "bits" else name for name in idle)
     return [f"set, but not read by {', '.join(methods)}: {names}"] if idle else []
 
@@ -209,15 +237,20 @@ def _settings(base: Settings, said: Mapping[str, Any]) -> Settings:
 
 def reason_to_keep(tensor: Tensor) -> str:
     """Why a tensor is not worth (or not able) to be quantized; "" if it is."""
-    if not tensor.is_floating_point():
-        return "not floating point"
     shape = matrix_shape(tuple(tensor.shape))
-    if shape is None:
-        return "a vector" if tensor.dim() == 1 else "a scalar" if tensor.dim() == 0 else "not a matrix"
+    if not tensor.is_floating_point() or shape is None:
+        return impossible(tensor)
     if tensor.numel() < SMALLEST:
         return f"small ({tensor.numel()} weights)"
-    if min(shape[1:]) < NARROWEST:
-        return "narrow"
+    return "narrow" if min(shape[1:]) < NARROWEST else impossible(tensor)
+
+
+def impossible(tensor: Tensor) -> str:
+    """Why a tensor cannot be quantized, whatever is asked for; "" if it can."""
+    if not tensor.is_floating_point():
+        return "not floating point"
+    if matrix_shape(tuple(tensor.shape)) is None:
+        return "a vector" if tensor.dim() == 1 else "a scalar" if tensor.dim() == 0 else "not a matrix"
     if torch.finfo(tensor.dtype).max <= LARGEST:
         return ""
     largest = float(tensor.detach().abs().max())

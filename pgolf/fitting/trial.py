@@ -21,8 +21,9 @@ from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
-from pgolf.packer.format import artifact
+from pgolf.packer.format import artifact, shares
 from pgolf.packer.format.artifact import Encoded, Entry
+from pgolf.packer.format.shares import Shares
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
@@ -46,6 +47,10 @@ class Trial:
     def size(self) -> int:
         """Bytes of the artifact."""
         return len(self.encoded.data)
+
+    def shares(self) -> Shares:
+        """What each tensor adds to the artifact."""
+        return shares.of(self.encoded.data, self.entries, self.encoded.tensor_bits)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ class Job:
     def coded(self, entries: Mapping[str, Entry], step: float) -> Trial:
         """The artifact of entries for every tensor of the plans; what would take more bytes coded than as it is, is kept."""
         entries = dict(entries) | self._aliases(entries)
-        meta = {"config": self.source.config} if self.source.config else {}
+        meta: dict[str, Any] = {"config": self.source.config} if self.source.config else {}
+        if self.source.dropped:
+            meta[artifact.DROPPED] = sorted(self.source.dropped)
         began = time.perf_counter()
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         while bulky := self._bulky(entries, encoded):
@@ -127,10 +134,12 @@ class Job:
         return Trial(step, entries, encoded, time.perf_counter() - began)
 
     def _bulky(self, entries: Mapping[str, Entry], encoded: Encoded) -> list[str]:
-        """Tensors whose codes take more bytes than they do: at a large budget steps finer than their own."""
-        sizes = {name: t.numel() * t.element_size() for name, t in self.source.tensors.items()}
+        """Tensors whose codes take more bytes than they do: at a large budget steps finer than their own. Not where the
+        step was asked for."""
+        free = {name: self.source.tensors[name] for name, plan in self.plans.items() if not plan.fixed}
+        sizes = {name: t.numel() * t.element_size() for name, t in free.items()}
         bits = encoded.tensor_bits
-        return [n for n, e in entries.items() if e.planes and sizes[n] and bits[n] >= 8 * sizes[n]]
+        return [n for n, e in entries.items() if e.planes and sizes.get(n) and bits[n] >= 8 * sizes[n]]
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {

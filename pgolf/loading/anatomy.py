@@ -1,7 +1,7 @@
 """Where the bytes of an artifact go, and how two artifacts differ: facts as JSON, for `pgolf inspect` and `pgolf diff`.
 
 A file does not say how many bytes each tensor has: coded matrices share tables and streams. The decoded artifact is
-coded once more, and the coder counts. What belongs to no tensor (header, tables, lane ends) is given as "shared".
+coded once more, and the coder counts. What belongs to no tensor (configuration, tables, lane ends) is given as "shared".
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pgolf.errors import CurvatureError, UsageError
 from pgolf.loading import dense
-from pgolf.packer.format import artifact, container
+from pgolf.packer.format import artifact, container, shares
 from pgolf.packer.format.artifact import Entry
+from pgolf.packer.format.shares import Shares
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import Curvature
 
@@ -29,34 +30,35 @@ _NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
 
 
 def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, Any]:
-    """What is in an artifact, as JSON-able facts: total bytes, meta, tensors and layers.
+    """What is in an artifact, as JSON-able facts: total bytes, meta, tensors, layers, and buffers that were dropped.
 
-    Of a tensor: shape, dtype, note, bytes, bits_per_weight; of a quantized one also code_range, histogram (see
-    there) and, with curvature, curvature_share. Raises ArtifactError, and
-    CurvatureError where the curvature belongs to another model.
+    Of a tensor: shape, dtype, note, bytes (what it adds to the file, header_bytes of them for its name and shape),
+    bits_per_weight; of a quantized one also code_range, histogram (see there) and, with curvature, curvature_share.
+    Raises ArtifactError, and CurvatureError where the curvature belongs to another model.
     """
     entries, meta = dense.read(path)
     data = Path(path).read_bytes()
-    num_bytes = bytes_by_tensor(data, entries, meta)
-    shares = curvature_shares(entries, curvature) if curvature else {}
-    tensors = [_facts(name, entry, num_bytes.get(name, 0.0), shares.get(name)) for name, entry in entries.items()]
+    held = bytes_by_tensor(data, entries, meta)
+    costs = curvature_shares(entries, curvature) if curvature else {}
+    tensors = [_facts(name, entry, held, costs.get(name)) for name, entry in entries.items()]
     return {
         "bytes": len(data),
-        "shared_bytes": len(data) - sum(num_bytes.values()),
+        "shared_bytes": held.shared,
         "weights": sum(t["weights"] for t in tensors),
         "tensors": tensors,
         "layers": _layers(tensors),
+        "dropped": dense.dropped_of(meta),
         "meta": meta,
     }
 
 
-def bytes_by_tensor(data: bytes, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes of each tensor's own codes and description."""
+def bytes_by_tensor(data: bytes, entries: Mapping[str, Entry], meta: Mapping[str, Any]) -> Shares:
+    """What each tensor adds to an artifact that was decoded to `entries` and `meta`."""
     coder = container.parse(data)[0]["coder"]
-    return {name: bits / 8 for name, bits in artifact.encode(entries, meta, coder).tensor_bits.items()}
+    return shares.of(data, entries, artifact.encode(entries, meta, coder).tensor_bits)
 
 
-def _facts(name: str, entry: Entry, num_bytes: float, share: float | None) -> dict[str, Any]:
+def _facts(name: str, entry: Entry, held: Shares, share: float | None) -> dict[str, Any]:
     weights = 0 if entry.alias is not None else math.prod(entry.shape)
     facts: dict[str, Any] = {
         "name": name,
@@ -65,8 +67,9 @@ def _facts(name: str, entry: Entry, num_bytes: float, share: float | None) -> di
         "dtype": entry.dtype,
         "note": entry.note,
         "weights": weights,
-        "bytes": num_bytes,
-        "bits_per_weight": 8 * num_bytes / weights if weights else 0.0,
+        "bytes": held.tensors[name],
+        "header_bytes": held.headers[name],
+        "bits_per_weight": _bits(held, name, weights),
     }
     if entry.alias is not None:
         return facts | {"shared_with": entry.alias}
@@ -80,6 +83,11 @@ def _facts(name: str, entry: Entry, num_bytes: float, share: float | None) -> di
         "histogram": histogram(np.concatenate([c.ravel() for c in codes])),
         "curvature_share": share,
     }
+
+
+def _bits(held: Shares, name: str, weights: int) -> float:
+    """Bits a weight of what a tensor holds, without its name and shape."""
+    return 8 * (held.tensors[name] - held.headers[name]) / weights if weights else 0.0
 
 
 def histogram(codes: NDArray[np.signedinteger]) -> dict[str, Any]:
@@ -105,14 +113,14 @@ def _layers(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     layers = []
     for layer in dict.fromkeys(t["layer"] for t in tensors):
         mine = [t for t in tensors if t["layer"] == layer]
-        weights, num_bytes = sum(t["weights"] for t in mine), sum(t["bytes"] for t in mine)
+        weights = sum(t["weights"] for t in mine)
         known = [t["curvature_share"] for t in mine if t.get("curvature_share") is not None]
         layers.append(
             {
                 "layer": layer,
                 "weights": weights,
-                "bytes": num_bytes,
-                "bits_per_weight": 8 * num_bytes / weights if weights else 0.0,
+                "bytes": sum(t["bytes"] for t in mine),
+                "bits_per_weight": sum(t["bits_per_weight"] * t["weights"] for t in mine) / max(weights, 1),
                 "curvature_share": sum(known) if known else None,
             }
         )
@@ -152,14 +160,14 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
         entries, meta = dense.read(path)
         data = Path(path).read_bytes()
         sides.append((entries, dense.tensors_of(entries), bytes_by_tensor(data, entries, meta), len(data)))
-    (entries_a, state_a, bytes_a, total_a), (entries_b, state_b, bytes_b, total_b) = sides
+    (entries_a, state_a, held_a, total_a), (entries_b, state_b, held_b, total_b) = sides
     if not state_a.keys() & state_b.keys():
         raise UsageError(f"{a} and {b} have no tensor in common: they hold different models")
     rows = [
         {
             "name": name,
-            "a": _side(entries_a.get(name), bytes_a.get(name, 0.0)),
-            "b": _side(entries_b.get(name), bytes_b.get(name, 0.0)),
+            "a": _side(entries_a, name, held_a),
+            "b": _side(entries_b, name, held_b),
             "distance": _distance(state_a.get(name), state_b.get(name)),
         }
         for name in sorted(state_a.keys() | state_b.keys())
@@ -167,13 +175,17 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     return {"a": str(a), "b": str(b), "bytes": [total_a, total_b], "tensors": rows}
 
 
-def _side(entry: Entry | None, num_bytes: float) -> dict[str, Any] | None:
-    if entry is None:
+def _side(entries: Mapping[str, Entry], name: str, held: Shares) -> dict[str, Any] | None:
+    if (entry := entries.get(name)) is None:
         return None
     weights = 0 if entry.alias is not None else math.prod(entry.shape)
     how = f"shared with {entry.alias}" if entry.alias is not None else entry.note
-    bits = 8 * num_bytes / weights if weights else 0.0
-    return {"shape": list(entry.shape), "how": how, "bytes": num_bytes, "bits_per_weight": bits}
+    return {
+        "shape": list(entry.shape),
+        "how": how,
+        "bytes": held.tensors[name],
+        "bits_per_weight": _bits(held, name, weights),
+    }
 
 
 def _distance(a: Tensor | None, b: Tensor | None) -> float | None:

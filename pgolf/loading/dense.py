@@ -61,6 +61,14 @@ def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Ent
         raise ArtifactError(f"{path}: {error}") from None
 
 
+def dropped_of(meta: Mapping[str, Any]) -> list[str]:
+    """Names of the buffers that an artifact leaves to the model's class. Raises ArtifactError."""
+    names = meta.get(artifact.DROPPED, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError("the artifact's list of what it leaves out is no list of names: it is damaged")
+    return names
+
+
 def tensors_of(entries: Mapping[str, Entry], decoder: OnDevice | None = None) -> dict[str, Tensor]:
     """Entries -> tensors, where their decoder keeps them."""
     tensors = {name: _tensor(entry, decoder) for name, entry in entries.items() if entry.alias is None}
@@ -89,6 +97,10 @@ def kept(entry: Entry) -> Tensor:
 
 
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:
-    """Load an artifact's weights into `module`, strictly. Raises ArtifactError, or ModelError naming wrong keys."""
-    load_state(module, load(path))
+    """Load an artifact's weights into `module`, strictly; buffers that it leaves out are those that the module made.
+
+    Raises ArtifactError, or ModelError naming wrong keys.
+    """
+    entries, meta = read(path)
+    load_state(module, tensors_of(entries), dropped_of(meta))
     return module

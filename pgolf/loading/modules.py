@@ -72,13 +72,13 @@ def load_module(
     place = need(device_of(module) if device is None else device)
     module.to(place)
     decoder = dense.decoder_on(place)
-    entries, _ = dense.read(path, decoder)
+    entries, meta = dense.read(path, decoder)
     reasons = {name: _why_dense(entry) if packed else "as asked" for name, entry in _resolved(entries).items()}
     state = dense.tensors_of(entries, decoder)
     names = usermodel.names_in(module, state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     reasons |= {name: "a buffer" for name in entries if not reasons[name] and names.get(name) not in parameters}
-    usermodel.load_state(module, state)
+    usermodel.load_state(module, state, dense.dropped_of(meta))
     weights = {
         name: _packed(entry, state[name].dtype, place)
         for name, entry in entries.items()

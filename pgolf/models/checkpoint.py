@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Checkpoint:
 
     config: what a dict beside the state dict under "config" says of the model, if JSON can hold it. notes: for the report.
     kept: name -> why its bits must stay. account: one item for every tensor in the file.
+    buffers: names of the module's buffers, rebuilt: of those that it makes bit for bit (models/buffers.py); None: no module
+    was there to say. dropped: buffers that are left out, for the module to make.
     """
 
     tensors: dict[str, Tensor]
@@ -54,6 +56,9 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
     account: tuple[Item, ...] = ()
+    buffers: frozenset[str] | None = None
+    rebuilt: frozenset[str] | None = None
+    dropped: dict[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All names, aliases included (they share the tensor)."""
@@ -113,7 +118,7 @@ def from_nest(
     tied = {**_told_by_deepspeed(loaded, choice.tensors), **(tied or {})}
     made = from_mapping(choice.tensors, config, notes, like=like, fronts=fronts, tied=tied, where=choice.where)
     left = [item for group, why in choice.left for item in _left_out(group, why)]
-    return Checkpoint(made.tensors, made.aliases, made.config, made.notes, made.kept, (*made.account, *left))
+    return replace(made, account=(*made.account, *left))
 
 
 def from_mapping(
@@ -140,7 +145,8 @@ def from_mapping(
     _refuse_repetition(tensors)
     kept, said = _kept(tensors, like)
     account = _account(state, bare, aliases, where)
-    return Checkpoint(tensors, aliases, config, (*notes, *more, *said), kept, tuple(account))
+    buffers = None if like is None else like.buffers
+    return Checkpoint(tensors, aliases, config, (*notes, *more, *said), kept, tuple(account), buffers)
 
 
 def _plain_tensors(state: Mapping[str, Any], notes: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

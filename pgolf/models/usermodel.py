@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
@@ -21,15 +22,22 @@ from pgolf.models import blueprint
 from pgolf.models.names import COUNTER, fitted
 
 
-def load(spec: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+def load(
+    spec: str, state: Mapping[str, Tensor] | None = None, *, dropped: Collection[str] = (), seed: int | None = None
+) -> nn.Module:
     """The module that NAME in FILE.py makes (a class or a function without arguments), holding `state`, in eval mode.
 
-    Raises UsageError for a malformed spec, ModelError for code that fails or weights that do not match.
+    dropped: as in `load_state`. seed: where torch's generator stands while the module is made; afterwards it stands where
+    it stood. Raises UsageError for a malformed spec, ModelError for code that fails or weights that do not match.
     """
     path, name = _split(spec, "--model", "a class or function that makes the module")
-    model = _build(_run_file(path), path, name)
+    found = _run_file(path)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = _build(found, path, name)
     if state is not None:
-        load_state(model, state)
+        load_state(model, state, dropped)
     return model.eval()
 
 
@@ -106,26 +114,46 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def names_in(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+def names_in(model: nn.Module, state: Iterable[str]) -> dict[str, str]:
     """Name in `state` -> name in the module's state dict, whichever of the two is wrapped; what fits nothing stays."""
     plan = blueprint.of(model)
     bare = fitted([name for name in state if name != COUNTER], plan.full.keys())
     return {name: plan.full.get(short, short) for name, short in bare.items()}
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def refuse_foreign(model: nn.Module, plan: blueprint.Blueprint, dropped: Iterable[str]) -> None:
+    """Raises ModelError for names, left out of an artifact, of what the module does not make by itself."""
+    unsaved = set(blueprint.plain_names(model, dict(model.named_buffers(remove_duplicate=False))).values())
+    for name in dropped:
+        if name in plan.buffers or name in unsaved:
+            continue
+        if name in plan.full:
+            raise ModelError(
+                f"the artifact leaves out {name} (--drop), which is a parameter of {plan.kind}: pack it again"
+            )
+        raise ModelError(
+            f"the artifact leaves out {name} (--drop), and {plan.kind} makes no such buffer: another class?"
+        )
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collection[str] = ()) -> None:
     """Load weights strictly, what wrappers do to names aside; a name that is tied to one that is there may be missing.
 
-    Raises ModelError naming missing, unexpected and misshapen keys, and two values of one parameter.
+    dropped: buffers that an artifact leaves out; the module keeps what it made itself. Raises ModelError naming missing,
+    unexpected and misshapen keys, two values of one parameter, and what was dropped and is no buffer of the module.
     """
     plan, theirs = blueprint.of(model), model.state_dict()
     if packed := [name for name, tensor in theirs.items() if isinstance(tensor, PackedWeight)]:
         raise ModelError(
             f"{packed[0]} of {plan.kind} is packed, which nothing can be loaded into: build the module anew"
         )
-    placed = {name: state[given] for given, name in names_in(model, state).items()}
+    named = names_in(model, [*state, *dropped])
     short = {name: bare for bare, name in plan.full.items()}
-    given = {short.get(name, name): tensor for name, tensor in placed.items()}
+    bare = {name: short.get(there, there) for name, there in named.items()}
+    given = {bare[name]: tensor for name, tensor in state.items() if name in bare}
+    left = [bare[name] for name in dropped if name in bare]
+    refuse_foreign(model, plan, left)
+    given |= {name: theirs[plan.full[name]] for name in plan.missing(given) if name in left}
     plan.check(given)
     if empty := [name for name, tensor in theirs.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
         raise ModelError(f"{empty[0]} of {plan.kind} has no data (meta device): build the module on a real device")

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pgolf.report.names import shortened
 from pgolf.report.rendering import render
 
 WIDTH, ROW = 880, 20  # of the bars' picture
 NAME, FIGURES = 230, 190  # left and right of the bars
+LONGEST_NAME = 34  # characters
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,7 @@ def _bar(row: Mapping[str, Any], name: str, top: int, scale: float, total: float
     says = f"{row['bytes']:,.0f} B, {row['bits_per_weight']:.2f} bits a weight"
     share = row.get("curvature_share")
     wanted = None if share is None else min(share * total * scale, float(WIDTH - NAME - FIGURES))
-    return Bar(_short(row[name]), says, top, row["bytes"] * scale, wanted)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"{name[:16]}…{name[-17:]}"
+    return Bar(shortened(row[name], LONGEST_NAME), says, top, row["bytes"] * scale, wanted)
 
 
 def _cells(tensor: Mapping[str, Any]) -> list[str]:

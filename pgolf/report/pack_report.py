@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of a report. error: ‖W − Ŵ‖/‖W‖; loss_rise: predicted nats per token; kept: why it is not quantized."""
+    """One tensor of a report. num_bytes: what it adds to the artifact, header_bytes of them for its name and shape; error:
+    ‖W − Ŵ‖/‖W‖; loss_rise: predicted nats per token; kept: why it is not quantized."""
 
     name: str
     shape: list[int]
@@ -19,10 +20,12 @@ class TensorRow:
     num_bytes: float
     error: float | None = None
     loss_rise: float | None = None
+    header_bytes: float = 0.0
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.num_bytes / self.weights if self.weights else 0.0
+        """Of what it holds, without its name and shape."""
+        return 8 * (self.num_bytes - self.header_bytes) / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,24 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A buffer that was left out for the model's class to make. num_bytes: what it would have added to the artifact;
+    rebuilt: whether the class makes it bit for bit, None where that was not looked at."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    num_bytes: float
+    rebuilt: bool | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
 
     account: every tensor of the checkpoint, those that were left out included. measured: where a model and text were at hand;
-    tuned: where the closed loop was asked for.
+    tuned: where the closed loop was asked for. shared_bytes: of the
+    artifact, what belongs to no single tensor; with the rows' bytes it is all of it.
     """
 
     rows: list[TensorRow]
@@ -89,6 +105,8 @@ class Report:
     account: list[Fate] = field(default_factory=list)
     measured: Measured | None = None
     tuned: Tuned | None = None
+    shared_bytes: float = 0.0
+    dropped: list[Dropped] = field(default_factory=list)
 
     @property
     def artifact_bytes(self) -> int:
@@ -107,9 +125,9 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight over the quantized tensors, their scales and tables included."""
+        """Bits a weight over the quantized tensors, their scales included."""
         chosen = [row for row in self.rows if row.error is not None]
-        return 8 * sum(row.num_bytes for row in chosen) / max(sum(row.weights for row in chosen), 1)
+        return sum(row.bits_per_weight * row.weights for row in chosen) / max(sum(row.weights for row in chosen), 1)
 
     @property
     def loss_rise(self) -> float | None:
@@ -130,4 +148,5 @@ class Report:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
         plain["account"] = [asdict(fate) for fate in self.account]
         plain |= {name: plain[name] and asdict(plain[name]) for name in ("measured", "tuned")}
+        plain["dropped"] = [asdict(each) for each in self.dropped]
         return plain | derived | {"rows": rows}

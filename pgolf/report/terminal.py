@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgolf.common.sizes import show_size
+from pgolf.report.names import pattern, skeleton
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,28 +18,6 @@ def _compact() -> Table:
     from rich.table import Table  # what prints JSON starts without it
 
     return Table(box=None, header_style="bold", pad_edge=False)
-
-
-def pack_table(report: Mapping[str, Any]) -> Table:
-    """The table of `pgolf pack`, from Report.to_json()."""
-    table = _compact()
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape")
-    table.add_column("method", overflow="fold")
-    for name in ("bits/weight", "bytes", "error", "loss rise"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in report["rows"]:
-        why = f" ({row['kept']})" if row["kept"] else ""
-        table.add_row(
-            row["name"],
-            "×".join(map(str, row["shape"])) or "scalar",
-            row["method"] + why,
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['num_bytes']:,.0f}",
-            "" if row["error"] is None else f"{row['error']:.4f}",
-            "" if row["loss_rise"] is None else f"{row['loss_rise']:.2e}",
-        )
-    return table
 
 
 def account_lines(account: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -60,6 +39,25 @@ def account_lines(account: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def dropped_lines(dropped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Buffers that the model's class must make, those of one pattern together, with the bytes that they would take."""
+    groups: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    for item in dropped:
+        groups.setdefault((skeleton(item["name"]), item["rebuilt"]), []).append(item)
+    said = {True: ", the class makes the same", False: ", the class makes other values", None: ""}
+    lines = [
+        f"dropped            {pattern([i['name'] for i in items])}{_count(items)}, would take "
+        f"{show_size(sum(i['num_bytes'] for i in items))}{said[rebuilt]}"
+        for (_, rebuilt), items in list(groups.items())[:MOST_LINES]
+    ]
+    more = len(groups) - MOST_LINES
+    return [*lines, f"dropped            {more} more kinds, see --json"] if more > 0 else lines
+
+
+def _count(items: Sequence[object]) -> str:
+    return f" ({len(items)} buffers)" if len(items) > 1 else ""
+
+
 def _folded(top: str, items: Sequence[Mapping[str, Any]]) -> str:
     return str(items[0]["path"]) if len(items) == 1 else f"{top} ({len(items)} tensors)"
 
@@ -68,11 +66,15 @@ def pack_summary(report: Mapping[str, Any]) -> list[str]:
     """The closing lines of `pgolf pack`."""
     lines = [f"note: {note}" for note in report["notes"]]
     lines += account_lines(report.get("account", []))
+    lines += dropped_lines(report.get("dropped", []))
     lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
     if report["loss_rise"] is not None:
         lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")
     lines += measured_lines(report.get("measured"), report.get("tuned"))
-    lines.append(f"artifact           {show_size(report['artifact_bytes'])}")
+    lines += [
+        shared_line(report["shared_bytes"]),
+        f"artifact           {show_size(report['artifact_bytes'])}",
+    ]
     for name, num_bytes in report["code_bytes"].items():
         lines.append(f"code               {show_size(num_bytes)}  {name}")
     if report["budget"] is not None:
@@ -238,11 +240,27 @@ def layers_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+def left_out_lines(names: Sequence[str]) -> list[str]:
+    """Of buffers that an artifact leaves to the model's class."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(skeleton(name), []).append(name)
+    told = [f"{pattern(group)}{_count(group)}" for group in groups.values()]
+    more = f" and {len(told) - MOST_LINES} more kinds" if len(told) > MOST_LINES else ""
+    return [f"left out           {', '.join(told[:MOST_LINES])}{more}: the model's class makes them"] if told else []
+
+
+def shared_line(num_bytes: float) -> str:
+    """Of an artifact, what no row has."""
+    return f"shared             {num_bytes:,.0f} B of header and tables that belong to no single tensor"
+
+
 def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
     """The closing lines of `pgolf inspect`."""
     bits = 8 * facts["bytes"] / max(facts["weights"], 1)
     return [
-        f"shared             {facts['shared_bytes']:,.0f} B of header and tables that belong to no single tensor",
+        *left_out_lines(facts.get("dropped", [])),
+        shared_line(facts["shared_bytes"]),
         f"artifact           {facts['bytes']:,} B, {len(facts['tensors'])} tensors, {bits:.3f} bits a weight",
     ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgolf.common.one_thread import one_thread
 from pgolf.data import shards, sidecar
-from pgolf.errors import BudgetError
+from pgolf.errors import BudgetError, SettingError
 from pgolf.fitting import packing
 from pgolf.loading import dense
 from pgolf.models import checkpoint, usermodel
@@ -32,7 +32,8 @@ _one_at_a_time = Lock()  # threads of a Dask worker would share one module
 def measure(setup: Setup, point: Point | None) -> dict[str, Any]:
     """The figures of one point as JSON; of the checkpoint itself where `point` is None.
 
-    A budget that the method cannot meet is a result too: {"refused": why}. Raises any other PgolfError.
+    A budget that the method cannot meet, or a setting that it does not read, is a result too: {"refused": why}. Raises
+    any other PgolfError.
     """
     with _one_at_a_time:
         bench = _bench(setup)
@@ -72,10 +73,10 @@ class _Bench:
         }
 
     def point(self, point: Point) -> dict[str, Any]:
-        how = point.how() | {"rules": (*point.rules, *self.setup.rules)}
+        how = point.how() | {"rules": self.setup.rules}
         try:
             made = packing.pack(self.source, None, curvature=self.curvature, **how)
-        except BudgetError as error:
+        except (BudgetError, SettingError) as error:
             return {"refused": str(error)}
         began = time.perf_counter()
         state = dense.tensors_of(artifact.decode(made.data)[0])

@@ -51,9 +51,10 @@ class Point:
         scales = LOG_SCALE if self.coder == "rans" else HALF
         options: dict[str, Any] = {"scale_per_octave": scales} | self.options
         settings = Settings(**options)
+        words = ",".join(rule.removeprefix("*=") for rule in self.rules)  # of all tensors, as --method says them
         return {
-            "method": self.method,
-            "rules": self.rules,
+            "method": f"{self.method}:{words}" if words else self.method,
+            "rules": (),
             "settings": settings,
             "coder": self.coder,
             "budget": self.budget,

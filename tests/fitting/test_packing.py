@@ -171,7 +171,7 @@ def test_curvature_lowers_the_predicted_rise(tmp_path):
 
 def test_a_budget_that_destroys_the_model_is_said_so():
     report = pgolf.pack(toy_state(width=128), None, budget=1500)
-    assert any("too few bytes for this model: of 3 tensors" in note for note in report.notes)
+    assert any("too few bytes for this model: of 3 of 3 quantized tensors" in note for note in report.notes)
 
 
 def test_tensors_without_curvature_are_named():

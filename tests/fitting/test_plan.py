@@ -67,7 +67,7 @@ def test_searching_widens_the_grid_at_the_same_step():
         ("auto", ("*=int6,k=9,step=2",), ["set, but not read by auto: the integer range, k"]),
         ("auto", ("*=int6", "bank=rtn"), []),
         ("auto:trellis=16", ("bank=rtn",), []),
-        ("gptq:int6,k=9,block=64", ("gain=int4",), []),
+        ("gptq:int6,k=9,block=64", (), []),
         ("keep", ("*=int6",), []),
     ],
 )

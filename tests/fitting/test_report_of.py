@@ -14,8 +14,11 @@ def row(name: str, error: float | None, rise: float | None, weights: int = 100) 
     ("rows", "alarm"),
     [
         ([row("a", 0.1, 0.01), row("b", 0.9, 1e-5)], []),  # the market emptied b, and knows what that costs
-        ([row("a", 0.1, None), row("b", 0.9, None)], ["1 tensors", "(b,"]),
-        ([row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.1, 0.1, 90)], ["2 tensors", "(a,"]),
+        ([row("a", 0.1, None), row("b", 0.95, None)], ["left of b,", "--set NAME=keep"]),
+        ([row("a", 0.1, None), row("b", 0.8, None)], []),  # less than half of it is noise
+        ([row("a", 0.1, None), row("b", 0.8, None, 200)], ["too few bytes", "of 1 of 2 quantized tensors", "(b)"]),
+        ([row("a", 0.9, 0.01), row("b", 0.8, 0.02), row("c", 0.1, 0.1, 90)], ["of 2 of 3 quantized", "(a, b)"]),
+        ([row("a", 0.9, 0.001), row("b", 0.1, 0.02, 50)], []),  # a large embedding whose rare rows are empty
         ([row("a", None, None), row("b", 0.2, 0.1)], []),
     ],
 )

@@ -67,7 +67,7 @@ def test_round_trip(coder):
     entries, meta = artifact.decode(encoded.data)
     assert_same(ENTRIES, entries)
     assert meta == META
-    assert set(encoded.tensor_bits) == set(ENTRIES)
+    assert set(encoded.tensor_bits) == {name for name, entry in ENTRIES.items() if entry.planes}
     assert sum(encoded.tensor_bits.values()) / 8 < len(encoded.data)
 
 
@@ -109,16 +109,17 @@ def test_order_does_not_matter(data):
     assert artifact.encode(backwards, META).data == data
 
 
-def test_general_coders_bytes_are_shared_out_by_entropy():
-    codes = {"one bit": [0, 1], "two bits": [0, 1, 2, 3], "none": [5]}
-    planes = {name: Plane(np.resize(values, (40, 32)).astype(np.int32)) for name, values in codes.items()}
-    of = {name: Entry("float32", (40, 32), planes=(plane,)) for name, plane in planes.items()}
-    encoded = artifact.encode(
-        of | {"twice": Entry("float32", (2, 40, 32), planes=(planes["two bits"],) * 2)}, {}, "zlib"
-    )
+def test_general_coders_bytes_are_shared_out_by_content():
+    """Codes of three bits take half of what those of six bits take; what was there before takes next to nothing."""
+    codes = {"a": RNG.integers(0, 8, (160, 64)), "b": RNG.integers(0, 64, (160, 64)), "d": np.full((160, 64), 5)}
+    planes = {name: Plane(values.astype(np.int32)) for name, values in codes.items()}
+    of = {name: Entry("float32", (160, 64), planes=(plane,)) for name, plane in planes.items()}
+    encoded = artifact.encode(of | {"c": Entry("float32", (2, 160, 64), planes=(planes["b"],) * 2)}, {}, "brotli")
     (size,) = [len(data) for data, *_ in container.parse(encoded.data)[1].values()]
-    shares = {"one bit": 1 / 7, "two bits": 2 / 7, "none": 0.0, "twice": 4 / 7}
-    assert {name: bits / 8 / size for name, bits in encoded.tensor_bits.items()} == pytest.approx(shares)
+    shares = {name: bits / 8 / size for name, bits in encoded.tensor_bits.items()}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["b"] / shares["a"] == pytest.approx(2, rel=0.1)
+    assert shares["c"] + shares["d"] < 0.02
 
 
 def test_contents_without_a_device(data):
@@ -134,7 +135,7 @@ def test_contents_without_a_device(data):
 def test_bits_are_the_tensors_own():
     big = {"a": Entry("float32", (400, 300), planes=(a_plane(400, 300),)), "b": ENTRIES["gain"]}
     encoded = artifact.encode(big)
-    assert sum(encoded.tensor_bits.values()) / 8 == pytest.approx(len(encoded.data), abs=700)
+    assert sum(encoded.tensor_bits.values()) / 8 == pytest.approx(len(encoded.data), abs=1200)
 
 
 def test_bits_are_what_rans_makes_of_the_codes():
@@ -151,10 +152,11 @@ def test_an_unknown_coder_asks_for_a_newer_pgolf(data):
         artifact.check_head(head | {"coder": "ans2"}, {name: size for name, (*_, size) in stored.items()})
 
 
-def test_constants_alone_take_no_bits_of_a_general_coder():
+def test_constants_alone_take_what_their_section_takes():
     plane = Plane(np.full((3, 4), 7, np.int32))
     encoded = artifact.encode({"w": Entry("float32", (3, 4), planes=(plane,))}, {}, "zlib")
-    assert encoded.tensor_bits["w"] == pytest.approx(0, abs=1e-3)
+    (size,) = [len(data) for data, *_ in container.parse(encoded.data)[1].values()]
+    assert encoded.tensor_bits == {"w": 8 * size}
 
 
 @pytest.mark.parametrize("coder", ["rans", "brotli"])
@@ -329,15 +331,6 @@ def test_sections_have_the_sizes_that_tensors_need(coder):
     head["planes"][0].append(0)
     with pytest.raises(ArtifactError, match="plane record"):
         artifact.check_head(head, declared)
-
-
-def test_kept_tensors_share_the_bits_of_their_section():
-    noise = np.random.default_rng(0).bytes(400)
-    kept = {name: Entry("int32", (n // 4,), raw=noise[:n]) for name, n in {"a": 400, "b": 100}.items()}
-    kept["none"] = Entry("int16", (0,), raw=b"")
-    encoded = artifact.encode(kept | {"c": Entry("int32", (1,), alias="b"), "d": Entry("int8", (3,), raw=b"abc")})
-    section = len(container.parse(encoded.data)[1]["raw.4"][0])
-    assert encoded.tensor_bits == {"a": 6.4 * section, "b": 1.6 * section, "none": 0, "c": 0, "d": 24}
 
 
 @pytest.mark.parametrize("shape", [[1 << 20, 1 << 20], [0, 1 << 39, 2]])

@@ -1,17 +1,9 @@
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from pgolf import report
 from pgolf.report import Report, TensorRow
-
-
-def shown(table):
-    out = io.StringIO()
-    Console(file=out, width=200).print(table)
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -21,7 +13,13 @@ def made():
         TensorRow("gain", [32], "float32", "kept as float32", "a vector", 32, 120.0),
     ]
     return Report(
-        rows, b"x" * 1100, {"train.py": 300}, budget=1500, step=1.25, notes=["state dict found under 'model'"]
+        rows,
+        b"x" * 1100,
+        {"train.py": 300},
+        budget=1500,
+        step=1.25,
+        notes=["state dict found under 'model'"],
+        shared_bytes=80,
     )
 
 
@@ -40,15 +38,12 @@ def test_json_holds_everything_but_the_artifact(made):
     assert "data" not in facts
 
 
-def test_the_table_names_what_was_kept_and_why(made):
-    text = shown(report.pack_table(made.to_json()))
-    assert "64×32" in text
-    assert "3.52" in text
-    assert "kept as float32 (a vector)" in text
+def test_the_summary_tells_sizes_and_notes(made):
     summary = "\n".join(report.pack_summary(made.to_json()))
     assert "headroom 100 B (6.67%)" in summary
     assert "300 B  train.py" in summary
     assert "state dict found under 'model'" in summary
+    assert "shared             80 B of header and tables" in summary
 
 
 def test_json_is_written_whole(tmp_path):

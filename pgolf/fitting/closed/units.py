@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pgolf.fitting.plan import ASKED
+from pgolf.fitting.plan import KEPT_BY_METHOD, KEPT_BY_RULE
 from pgolf.fitting.trial import Job
 from pgolf.quant.slices import matrix_shape
 
@@ -61,5 +61,5 @@ def grouped(job: Job, units: Sequence[Unit], count: int) -> list[list[Unit]]:
 
 def may_move(job: Job, name: str) -> bool:
     """Whether a kept tensor is a weight that nobody asked to leave as it is."""
-    asked = job.plans[name].kept.startswith(ASKED)
+    asked = job.plans[name].kept in {KEPT_BY_RULE, KEPT_BY_METHOD}
     return not asked and name not in job.source.kept and job.source.tensors[name].numel() > 0

@@ -47,6 +47,7 @@ DTYPE_SIZES = {
 CODERS = ("rans", "brotli", "zstd", "lzma", "zlib")
 _FIELDS = {"coder", "check", "tensors", "meta", "planes"}
 _ITEM_SIZES = {"half": 2, "escapes": 4, "index": 4, "lanes": 4}  # of sections worth a byte shuffle
+DROPPED = "dropped"  # of meta: names of buffers that the model's class makes by itself
 SAFE_SCALE = 2.0**96  # with any 32-bit code, far from the largest float32
 _PIECE = 1 << 15  # codes at a time
 Memory = dict[tuple[str, bytes], general.Compressed]  # (section, raw bytes) -> what it compressed to
@@ -72,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Encoded:
-    """data: the artifact; tensor_bits: name -> bits of its own codes and description (shared headers excluded)."""
+    """data: the artifact; tensor_bits: name -> bits of the codes and scales of a coded tensor. All else: see shares.py."""
 
     data: bytes
     tensor_bits: dict[str, float] = field(repr=False)
@@ -109,11 +110,12 @@ def encode(
         "tensors": [_record(name, entries[name]) for name in names],
         "meta": dict(meta or {}),
     }
-    bits = _sum_bits(planes, packed.plane_bits, packed.side_bits) if coder == "rans" else _plain_bits(planes, stored)
-    return Encoded(container.dump(head, sections, stored), bits | _raw_bits(entries, stored))
+    own = [packed.plane_bits, packed.side_bits] if coder == "rans" else [plain.bits(matrices, stored)]
+    return Encoded(container.dump(head, sections, stored), _sum_bits(planes, own))
 
 
-def _raw_section(entry: Entry) -> str:
+def raw_section(entry: Entry) -> str:
+    """Where a kept tensor's bytes are."""
     return f"raw.{DTYPE_SIZES[entry.stored or entry.dtype]}"
 
 
@@ -122,7 +124,7 @@ def _raw_sections(entries: Sequence[Entry]) -> dict[str, bytes]:
     parts: dict[str, list[bytes]] = {}
     for entry in entries:
         if entry.raw:
-            parts.setdefault(_raw_section(entry), []).append(entry.raw)
+            parts.setdefault(raw_section(entry), []).append(entry.raw)
     return {name: b"".join(data) for name, data in parts.items()}
 
 
@@ -135,34 +137,11 @@ def _compress(name: str, data: bytes, coder: str) -> general.Compressed:
     return general.compress(data, min(int(part), 8) if kind == "raw" else _ITEM_SIZES.get(part, 1))
 
 
-def _sum_bits(planes: list[tuple[str, Plane]], *bits: list[float]) -> dict[str, float]:
+def _sum_bits(planes: list[tuple[str, Plane]], bits: list[list[float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for i, (name, _) in enumerate(planes):
         total[name] = total.get(name, 0.0) + sum(b[i] for b in bits)
     return total
-
-
-def _plain_bits(planes: list[tuple[str, Plane]], stored: dict[str, general.Compressed]) -> dict[str, float]:
-    """A general coder's bytes, shared out by the entropy of each plane's codes."""
-    weights: dict[str, float] = {}
-    for name, plane in planes:
-        counts = np.unique(plane.codes, return_counts=True)[1]
-        entropy = float((counts * np.log2(plane.codes.size / counts)).sum())
-        weights[name] = weights.get(name, 1e-9) + entropy
-    scale = 8 * sum(len(s.data) for n, s in stored.items() if not n.startswith("raw.")) / max(sum(weights.values()), 1)
-    return {name: weight * scale for name, weight in weights.items()}
-
-
-def _raw_bits(entries: Mapping[str, Entry], stored: dict[str, general.Compressed]) -> dict[str, float]:
-    """Kept tensors' share of their compressed section."""
-    bits = {}
-    for name, entry in entries.items():
-        if entry.raw is not None:
-            section = stored.get(f"raw.{DTYPE_SIZES[entry.stored or entry.dtype]}")
-            bits[name] = 8.0 * len(entry.raw) * len(section.data) / section.size if section else 0.0
-        elif entry.alias is not None:
-            bits[name] = 0.0
-    return bits
 
 
 def _record(name: str, entry: Entry) -> list[Any]:

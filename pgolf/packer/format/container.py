@@ -91,6 +91,11 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
     return head, sections, content ^ zlib.crc32(raw)
 
 
+def header_size(data: bytes) -> int:
+    """Stored bytes of the header of a whole artifact."""
+    return int(struct.unpack_from(_PREAMBLE, data)[4])
+
+
 def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
     """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here.
 

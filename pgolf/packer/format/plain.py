@@ -5,13 +5,14 @@ Reconstruction needs no more, so a trellis plane comes back as a plane of plain 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.errors import ArtifactError
+from pgolf.packer.coder import general
 from pgolf.packer.coder.classes import narrowed
 from pgolf.packer.coder.codec import MAX_CODES, MAX_SIDE, PER_OCTAVES, all_integers
 from pgolf.packer.plane import HALF, Plane, Scale
@@ -26,15 +27,37 @@ def encode(planes: Sequence[Plane]) -> tuple[dict[str, bytes], dict[str, Any]]:
     parts: dict[str, list[bytes]] = {}
     records = []
     for plane in planes:
-        width = _width(plane.codes)
-        parts.setdefault(f"codes.{width}", []).append(plane.codes.astype(_CODES[width]).tobytes())
-        for scale in (plane.row_scale, plane.col_scale):
-            if scale is not None:
-                name, kind = ("half", _HALF) if scale.per_octave == HALF else ("index", _INDEX)
-                parts.setdefault(name, []).append(scale.index.astype(kind).tobytes())
+        for name, data in _pieces(plane):
+            parts.setdefault(name, []).append(data)
         steps = [NO_SCALE if s is None else s.per_octave for s in (plane.row_scale, plane.col_scale)]
-        records.append([*plane.codes.shape, *steps, width])
+        records.append([*plane.codes.shape, *steps, _width(plane.codes)])
     return {name: b"".join(data) for name, data in parts.items() if any(data)}, {"planes": records}
+
+
+def bits(planes: Sequence[Plane], stored: Mapping[str, general.Compressed]) -> list[float]:
+    """Of each plane in the compressed sections of `encode`, see general.shares."""
+    pieces: dict[str, list[tuple[int, bytes]]] = {}
+    for number, plane in enumerate(planes):
+        for name, data in _pieces(plane):
+            pieces.setdefault(name, []).append((number, data))
+    own = [0.0] * len(planes)
+    for name, mine in pieces.items():
+        if (section := stored.get(name)) is None:
+            continue
+        shares = general.shares([data for _, data in mine], len(section.data), section.codec, section.shuffle)
+        for (number, _), share in zip(mine, shares, strict=True):
+            own[number] += 8 * share
+    return own
+
+
+def _pieces(plane: Plane) -> Iterator[tuple[str, bytes]]:
+    """(section, bytes): codes, row scale, column scale."""
+    width = _width(plane.codes)
+    yield f"codes.{width}", plane.codes.astype(_CODES[width]).tobytes()
+    for scale in (plane.row_scale, plane.col_scale):
+        if scale is not None:
+            name, kind = ("half", _HALF) if scale.per_octave == HALF else ("index", _INDEX)
+            yield name, scale.index.astype(kind).tobytes()
 
 
 def _width(codes: NDArray[np.signedinteger]) -> int:

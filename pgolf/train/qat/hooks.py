@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgolf.errors import UsageError
-from pgolf.fitting import plan
+from pgolf.fitting import obeyed, plan
 from pgolf.models.logits import original
 from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
@@ -241,14 +241,13 @@ class QAT:
 def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, plan.TensorPlan]:
     """How the packer would treat every parameter under these settings."""
     try:
-        grid = [plan.parse_rule(f"*={settings.grid}")] if settings.grid else []
+        grid = [replace(plan.parse_rule(f"*={settings.grid}"), general=True)] if settings.grid else []
         method = str(grid[0].fields.get("method", "sdclip")) if grid else "sdclip"
-        return plan.make(
-            {name: param.detach() for name, param in params.items()},
-            method="sdclip",
-            rules=[*grid, *(plan.parse_rule(rule, method) for rule in settings.rules)],
-            base=Settings(),
-        )
+        rules = [plan.parse_rule(rule, method) for rule in settings.rules]
+        tensors = {name: param.detach() for name, param in params.items()}
+        plans = plan.make(tensors, method="sdclip", rules=[*grid, *rules], base=Settings())
+        obeyed.left(rules, plans, tensors)
+        return plans
     except UsageError as error:  # it speaks of the option of `pgolf pack` that has the same grammar
         raise UsageError(str(error).replace("--set", "QAT", 1)) from None
 
