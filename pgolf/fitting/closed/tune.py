@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put
+from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.trial import Job, Trial
 from pgolf.quant.curvature.uses import in_order
 from pgolf.report.pack_report import Tuned
@@ -64,6 +65,7 @@ def tuned(
     """
     if live.text is None:
         raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
+    job = _settled(job, opened)
     put(opened, student)
     before = student.divergence(live.held).kl
     best, best_kl, notes, seen = Made(opened, job), before, [], 0
@@ -86,6 +88,16 @@ def tuned(
     if best.trial is opened and not notes:
         notes.append("too little time" if not seen else "it did not help on the text held back")
     return best, Tuned(seen, limits.seed, before, best_kl, best.trial is not opened, "; ".join(notes))
+
+
+def _settled(job: Job, opened: Trial) -> Job:
+    """The job with what the open loop kept after all (its codes would have been larger, or out of range) kept for good."""
+    plans = dict(job.plans)
+    for name in job.quantized:
+        entry = opened.entries[name]
+        if entry.planes is None:
+            plans[name] = TensorPlan(None, entry.note, entry.stored)
+    return replace(job, plans=plans)
 
 
 def _closed(
