@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from pgolf.common.sizes import show_size
 from pgolf.errors import UsageError
 from pgolf.fitting.plan import TensorPlan, coded_better
 from pgolf.fitting.trial import Job, Trial, kept_entry
@@ -18,7 +19,7 @@ from pgolf.report import Dropped, TensorRow
 from pgolf.report.names import pattern, skeleton
 
 WHY = "left out with --drop, the model's class makes it"
-MOST_NAMED = 4
+MOST_NAMED, MOST_GLOBS = 4, 8
 
 
 def without(source: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
@@ -94,15 +95,16 @@ def _entry(tensor: Tensor) -> Entry:
 
 
 def notes_of(source: Checkpoint, rows: Sequence[TensorRow]) -> list[str]:
-    """What buffers cost that the class makes by itself, with the options that leave them out; and what it makes otherwise."""
+    """What buffers cost, with the options that leave out those that the class makes; and what it makes otherwise."""
     notes = []
-    mine = {row.name: row.num_bytes for row in rows if row.name in (source.rebuilt or ())}
-    if mine:
-        options = " ".join(f"--drop {each!r}" for each in _patterns(mine, source.state_dict()))
-        cost = f"{round(sum(mine.values())):,} B"
-        notes.append(
-            f"buffers that the model's class makes by itself, bit for bit, take {cost}; without loss: {options}"
-        )
+    held = {row.name: row.num_bytes for row in rows if row.error is None and row.name in (source.buffers or ())}
+    mine = {name: size for name, size in held.items() if name in (source.rebuilt or ())}
+    if held:
+        globs = _patterns(mine, source.state_dict())
+        more = f" and {len(globs) - MOST_GLOBS} more" if len(globs) > MOST_GLOBS else ""
+        options = " ".join(f"--drop {each!r}" for each in globs[:MOST_GLOBS]) + more
+        alike = f"; {_size(mine)} of that the model's class makes by itself, bit for bit: {options}" if mine else ""
+        notes.append(f"buffers, kept to the bit, take {_size(held)}{alike}")
     if source.rebuilt is not None and (other := [name for name in source.dropped if name not in source.rebuilt]):
         notes.append(f"left out, though the model's class makes other values than the checkpoint's: {_some(other)}")
     return notes
@@ -119,6 +121,10 @@ def _patterns(names: Iterable[str], every: Iterable[str]) -> list[str]:
         matched = {name for name in every if fnmatchcase(name, glob)}
         found += [glob] if matched == set(group) else group
     return found
+
+
+def _size(num_bytes: Mapping[str, float]) -> str:
+    return show_size(sum(num_bytes.values()))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -218,6 +218,7 @@ def test_the_commands(folder):
         "'blocks.1.steps'", "blocks.1.steps"
     )
     assert "noise" not in note
+    assert note.startswith("note: buffers, kept to the bit, take ")
     told = run("pack", "c.pt", "--model", "net.py:Net", "--calib", "none", "--method", "rtn", "-o", "b.pgolf", "--drop", "*.cos",
                "--drop", "*.noise", "--report", "r.json").stdout  # fmt: skip
     assert "dropped            blocks.*.cos (3 buffers), would take" in told
