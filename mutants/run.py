@@ -87,6 +87,7 @@ TESTS = {
     "packer/coder/trellis": ("quant/trellis", "packer/stream"),
     "packer/format/artifact": ("packer/artifact", "packer/golden"),
     "packer/format/container": ("packer/container", "packer/artifact"),
+    "packer/format/shares": ("packer/shares", "packer/artifact"),
     "packer/coder/general": ("packer/general", "packer/artifact"),
     "packer/format/plain": ("packer/codec", "packer/golden"),
     "packer/plane": ("packer/plane", "packer/golden"),
