@@ -16,6 +16,7 @@ from torch import Tensor
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
+from pgolf.fitting.market import Form, Stall, stall_of
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
@@ -56,6 +57,7 @@ class Job:
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     prepared: tensor -> its factored curvature, which no step changes.
     damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
+    stalls: tensor -> what the market knows of it, see market.py.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     notes: what the report says of the curvature.
     """
@@ -69,6 +71,7 @@ class Job:
     seconds_per_weight: float = 0.0
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
+    stalls: dict[str, Stall] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -141,6 +144,8 @@ class Job:
             self.hurry(tensor.numel())
             if plan.settings is None:
                 return kept_entry(tensor, plan)
+            if form := self._kept_form(name, step):
+                return kept_entry(tensor, TensorPlan(None, "worth its bytes", form.cast))
             planes, note = self.quantize(name, step), describe(plan.at(step))
             dtype = checkpoint.dtype_name(tensor.dtype)
             if overflows(tensor, planes):
@@ -158,6 +163,29 @@ class Job:
             finish, prepared = method.staged.finish, self.prepare(name)
             planes = [finish(w, p, settings) for (w, _), p in zip(slices, prepared, strict=True)]
         return [replace(plane, codes=narrowed(plane.codes)) for plane in planes]  # several trials are held at once
+
+    def _kept_form(self, name: str, step: float) -> Form | None:
+        """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
+        if not self.plans[name].market or (stall := self._stall(name)) is None:
+            return None
+        return stall.best(self._code_bits(name, step), self.plans[name].at(step).step)
+
+    def _stall(self, name: str) -> Stall | None:
+        """None where no method foresees the bits of the codes."""
+        if METHODS[self.plans[name].at(1.0).method].staged is None:
+            return None
+        if name not in self.stalls:
+            known = [curvature for curvature in self.curvatures[name] if curvature is not None]
+            self.stalls[name] = stall_of(self.source.tensors[name], known)
+        return self.stalls[name]
+
+    def _code_bits(self, name: str, step: float) -> float:
+        """About what the codes of a tensor would take, where its method foresees them."""
+        settings = self.plans[name].at(step)
+        staged = METHODS[settings.method].staged
+        assert staged is not None
+        pairs = zip(self._slices(name), self.prepare(name), strict=True)
+        return sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
 
     def prepare(self, name: str) -> list[Any]:
         """What of the work does not depend on the knob, done once a tensor; [] where the method has no such part."""
@@ -208,31 +236,41 @@ class Job:
 
     def _bits(self, name: str, step: float) -> float:
         self.hurry(0)
-        settings = self.plans[name].at(step)
-        staged = METHODS[settings.method].staged
-        assert staged is not None
         with enough_memory(name, self.source.tensors[name]):
-            pairs = zip(self._slices(name), self.prepare(name), strict=True)
-            return sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
+            bits = self._code_bits(name, step)
+            if self.plans[name].market and (stall := self._stall(name)) is not None:
+                form = stall.best(bits, self.plans[name].at(step).step)
+                return bits if form is None else form.bits
+            return bits
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
-        """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
-        if entry.planes is None or not self.source.tensors[name].is_floating_point():
-            return None, None
+        """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.
+
+        A cast has no error to speak of, but a rise where the curvature is known.
+        """
+        cast = entry.planes is None and entry.stored is not None and name in self.curvatures
         shape = matrix_shape(entry.shape)
-        assert shape is not None
+        if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
+            return None, None
         original = self.source.tensors[name].to(torch.float32).reshape(shape)
+        known = self.curvatures.get(name)
+        if entry.planes is None:
+            assert known is not None
+            made = original.to(getattr(torch, str(entry.stored))).float()
+            return None, _rise_of(list(made - original), known)
         errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
         norm = float(original.double().square().sum())
         error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
-        known = self.curvatures.get(name)
-        if known is None:
-            return error, None
-        return error, sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
+        return error, None if known is None else _rise_of(errors, known)
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def _rise_of(errors: Sequence[Tensor], known: Sequence[MatrixCurvature | None]) -> float:
+    """Predicted rise of the loss, over the slices whose curvature is known."""
+    return sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
 
 
 def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:

@@ -415,7 +415,7 @@ def test_coverage_names_what_cannot_be_followed() -> None:
     assert (cover["unused"], cover["bias"], cover["w.k"]) == ("never used", "not a matrix", "traced")
     assert curvature.unknown == {"w.q": {"mul"}, "gain": {"mul"}, "conv.weight": {"conv1d"}}
     priced = {key.name for key in curvature.sums if key.use == "gradient"}  # by gradients alone: no use is free
-    assert {"w.q", "gain"} <= priced <= {"w.q", "gain", "conv.weight"}
+    assert {"w.q", "gain", "bias"} <= priced <= {"w.q", "gain", "bias", "conv.weight", "conv.bias"}
 
 
 def test_shared_parameters_are_found_under_both_names() -> None:

@@ -20,6 +20,7 @@ from pgolf.quant.curvature import across_ranks
 from pgolf.quant.curvature.batches import batches_of
 from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Rectangle, Tracer
+from pgolf.quant.slices import sides
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
@@ -88,7 +89,7 @@ def refuse_sharded(model: nn.Module) -> None:
 
 def _parts(ids: Tensor, so_far: Curvature) -> Sequence[Tensor]:
     """The rows of a batch a few at a time where whole gradients are all that is known of a parameter: each is one sample."""
-    blind = any(key.use == GRADIENT for key in so_far.sums)
+    blind = any(key.use == GRADIENT and len(so_far.shapes[key.name]) > 1 for key in so_far.sums)
     return torch.split(ids, max(1, SKETCH_TOKENS // ids.shape[-1])) if blind and ids.dim() == 2 else [ids]
 
 
@@ -150,21 +151,25 @@ class Collector:
         named = {name: p for name, p in self._named.items() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
-            if gradient is not None and gradient.dim() in (2, 3):
-                squares = gradient.float().square().flatten(-2).sum(-1).reshape(-1).double()
+            if gradient is None or gradient.numel() == 0:
+                continue
+            slices = gradient.float().reshape(sides(tuple(gradient.shape)))
+            if gradient.dim() > 1:
+                squares = slices.square().flatten(1).sum(1).double()
                 self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
-                if self.curvature.covered(name) != "traced":
-                    self._sketch(name, gradient.float())
+            if self.curvature.covered(name) != "traced":
+                self._sketch(name, slices)
         self.curvature.batches += 1
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
-        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice of a parameter whose use is not followed: see store.py."""
-        for k, slope in enumerate(gradient.reshape(-1, *gradient.shape[-2:])):
+        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice [n, R, C] of a parameter whose use is not followed: see store.py."""
+        vector = len(self.curvature.shapes[name]) < 2
+        for k, slope in enumerate(gradient):
             if not slope.any():
                 continue
             sums = self.curvature.sums.setdefault(Key(name, k, GRADIENT), Sums())
             for side, vectors in (("rows", slope.mT), ("cols", slope)):
-                low = vectors.shape[1] <= MAX_FULL_OUTPUTS
+                low = vectors.shape[1] <= MAX_FULL_OUTPUTS and not vector
                 part = _gram(vectors) if low else vectors.square().sum(0)
                 have = getattr(sums, side)
                 setattr(sums, side, part if have is None else have + part)
