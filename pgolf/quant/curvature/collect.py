@@ -6,6 +6,7 @@ Labels are drawn from the model's own softmax: no targets are needed, and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from pgolf.models import blueprint
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
 from pgolf.quant.curvature.batches import batches_of
-from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
+from pgolf.quant.curvature.store import CONVOLUTION, GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Rectangle, Tracer
 from pgolf.quant.slices import sides
 
@@ -316,9 +317,8 @@ class Collector:
 
     def _full(self, rectangle: Rectangle) -> bool:
         """Whether all of G is kept of a rectangle's outputs: a table that is looked up too can use its diagonal only."""
-        shape = self.curvature.shapes[rectangle.name]
         looked_up = Key(rectangle.name, rectangle.index, "lookup") in self.curvature.sums
-        low = shape[-1 if rectangle.transposed else -2] <= MAX_FULL_OUTPUTS
+        low = self._outputs_of(rectangle) <= MAX_FULL_OUTPUTS
         return self._has_full.setdefault(rectangle.name, self._full_output and low and not looked_up)
 
     def _keeps_plain(self, rectangle: Rectangle) -> bool:
@@ -328,17 +328,20 @@ class Collector:
     def _share(self, rectangle: Rectangle) -> float:
         """How many of the matrix's outputs the rectangle has: parts that share them out make up one use together."""
         used = rectangle.cols if rectangle.transposed else rectangle.rows
-        outputs = self.curvature.shapes[rectangle.name][-1 if rectangle.transposed else -2]
+        outputs = self._outputs_of(rectangle)
         return len(range(outputs)[used]) / outputs
 
+    def _outputs_of(self, rectangle: Rectangle) -> int:
+        """Outputs of the matrix that the rectangle lies in."""
+        return _key(rectangle).length(self.curvature.shapes[rectangle.name], "cols" if rectangle.transposed else "rows")
+
     def _sums(self, rectangle: Rectangle, use: str = "") -> Sums:
-        use = use or ("transposed" if rectangle.transposed else "linear")
-        return self.curvature.sums.setdefault(Key(rectangle.name, rectangle.index, use), Sums())
+        return self.curvature.sums.setdefault(_key(rectangle, use), Sums())
 
     def _add(self, sums: Sums, side: str, rectangle: Rectangle, where: slice, part: Tensor) -> None:
         """Add to the stretch `where` of one side."""
         have = getattr(sums, side)
-        size = self.curvature.shapes[rectangle.name][-2 if side.endswith("rows") else -1]
+        size = _key(rectangle).length(self.curvature.shapes[rectangle.name], side)
         if have is None:
             have = torch.zeros([size] * part.dim(), device=part.device)
             setattr(sums, side, have)
@@ -353,7 +356,11 @@ class Collector:
             rectangle.cols.stop,
             rectangle.cols.step,
         )
-        self.curvature.used.setdefault(rectangle.name, set()).add((rectangle.index, *bounds))
+        used, shape = self.curvature.used.setdefault(rectangle.name, set()), self.curvature.shapes[rectangle.name]
+        if not rectangle.whole or len(shape) != 3:
+            used.add((rectangle.index, *bounds))
+        elif bounds[3:] == (0, prod(shape[1:]), 1):  # whole slices
+            used |= {(k, 0, shape[1], 1, 0, shape[2], 1) for k in range(shape[0])[rectangle.rows]}
 
     def _shared_gram(self, x: Tensor) -> Tensor:
         """Σ x xᵀ, once for q, k and v: kept until another tensor comes. It is held, so its address stays its own."""
@@ -372,6 +379,12 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _key(rectangle: Rectangle, use: str = "") -> Key:
+    """Of the sums that a use of the rectangle adds to."""
+    usual = CONVOLUTION if rectangle.whole else "transposed" if rectangle.transposed else "linear"
+    return Key(rectangle.name, rectangle.index, use or usual)
 
 
 def _signs(like: Tensor) -> Tensor:

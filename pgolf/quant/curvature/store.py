@@ -177,6 +177,8 @@ class Curvature:
     def seen(self, name: str) -> set[int]:
         """The slices of the parameter that were used, 0 of a matrix. A tied name may be asked for."""
         name = self.ties.get(name, name)
+        if self._convolved(name):
+            return set(range(self.shapes[name][0]))
         return {key.k for key, sums in self.sums.items() if key.name == name and sums.uses}
 
     def matrices(self, name: str) -> list[MatrixCurvature | None] | None:
@@ -192,7 +194,11 @@ class Curvature:
 
     def _convolved(self, name: str) -> bool:
         """Whether the sums of a parameter are those of one matrix [O, I·k...]."""
-        return any(key.name == name and key.use == CONVOLUTION for key in self.sums) and self.covered(name) == "traced"
+        return self._uses(name) == {CONVOLUTION} and self.covered(name) == "traced"
+
+    def _uses(self, name: str) -> set[str]:
+        """The ways in which a parameter was followed."""
+        return {key.use for key in self.sums if key.name == name} - {GRADIENT}
 
     @property
     def unreached(self) -> set[str]:
@@ -218,7 +224,8 @@ class Curvature:
             return "not a matrix"
         if not used:
             return "untraced" if self.unknown.get(name) else "never used"
-        return "partly" if self.unknown.get(name) or not _covers(used, shape) else "traced"
+        mixed = CONVOLUTION in (uses := self._uses(name)) and len(uses) > 1
+        return "partly" if mixed or self.unknown.get(name) or not _covers(used, shape) else "traced"
 
     def merge(self, others: Iterable[Curvature]) -> Curvature:
         """The curvature over everybody's tokens: sums add up, in any order. CurvatureError for different models."""
