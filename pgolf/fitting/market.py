@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,11 @@ from pgolf.quant.methods.auto import UNIT
 from pgolf.quant.slices import matrix_shape
 
 CASTS = ("float16", "bfloat16")
-SAMPLE = 1 << 16  # numbers whose bytes tell those of all
+SAMPLE = 1 << 14  # numbers whose bytes tell those of all
 ZLIB_LEVEL = 9
 ZLIB_OWN = 8  # bytes of zlib's frame, which a section has once
 PLANE_BITS = 100.0  # of a plane's record in the header, once that is compressed
+LOSS_BITS = 1 / (2 * math.log(2))  # of a coded weight: c²/24 nats at the price of a bit
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,35 @@ class Stall:
         return found if found.rise + price * found.bits < codes else None
 
 
+def surely_coded(tensor: Tensor, code_bits: float, least: float) -> bool:
+    """Whether codes of at most so many bits win against any kept form of at least `least`, whatever that loses."""
+    shape = matrix_shape(tuple(tensor.shape))
+    return shape is not None and code_bits + LOSS_BITS * tensor.numel() + PLANE_BITS * shape[0] <= least
+
+
+def least_bits(tensor: Tensor) -> float:
+    """About the bits of a tensor's cheapest kept form."""
+    return min(_bits(made) for _, made in _casts(tensor))
+
+
+def _casts(tensor: Tensor) -> Iterator[tuple[str | None, Tensor]]:
+    """The tensor as it is and in each dtype that takes fewer bytes or other values and holds them all."""
+    yield None, tensor.detach()
+    for cast in CASTS:
+        made = tensor.detach().to(getattr(torch, cast))
+        if dtype_name(tensor.dtype) != cast and tensor.element_size() > 1 and bool(torch.isfinite(made).all()):
+            yield cast, made
+
+
 def stall_of(tensor: Tensor, known: Sequence[MatrixCurvature]) -> Stall:
     """A tensor's stall. known: the curvature of each of its slices."""
     shape = matrix_shape(tuple(tensor.shape))
     assert shape is not None
     exact = tensor.detach().float()
-    forms = [Form(None, _bits(tensor), 0.0)]
-    for cast in CASTS:
-        made = tensor.detach().to(getattr(torch, cast))
-        if dtype_name(tensor.dtype) != cast and tensor.element_size() > 1 and bool(torch.isfinite(made).all()):
-            forms.append(Form(cast, _bits(made), _rise((made.float() - exact).reshape(shape), known)))
-    return Stall(tuple(forms), tensor.numel(), shape[0], _rise(exact.reshape(shape), known))
+    forms = tuple(
+        Form(cast, _bits(made), _rise((made.float() - exact).reshape(shape), known)) for cast, made in _casts(tensor)
+    )
+    return Stall(forms, tensor.numel(), shape[0], _rise(exact.reshape(shape), known))
 
 
 def _rise(errors: Tensor, known: Sequence[MatrixCurvature]) -> float:

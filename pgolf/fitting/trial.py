@@ -16,7 +16,7 @@ from torch import Tensor
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
-from pgolf.fitting.market import Form, Stall, stall_of
+from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
@@ -57,7 +57,8 @@ class Job:
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     prepared: tensor -> its factored curvature, which no step changes.
     damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
-    stalls: tensor -> what the market knows of it, see market.py.
+    stalls: tensor -> what the market knows of it, see market.py; least: bits of its cheapest kept form; foreseen: a
+    position of the knob and the bits that codes would take there.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     notes: what the report says of the curvature.
     """
@@ -72,6 +73,8 @@ class Job:
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
     stalls: dict[str, Stall] = field(default_factory=dict)
+    least: dict[str, float] = field(default_factory=dict)
+    foreseen: dict[str, tuple[float, float]] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -166,18 +169,21 @@ class Job:
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
-        if not self.plans[name].market or (stall := self._stall(name)) is None:
+        plan, tensor = self.plans[name], self.source.tensors[name]
+        if not plan.market or METHODS[plan.at(step).method].staged is None:
             return None
-        return stall.best(self._code_bits(name, step), self.plans[name].at(step).step)
-
-    def _stall(self, name: str) -> Stall | None:
-        """None where no method foresees the bits of the codes."""
-        if METHODS[self.plans[name].at(1.0).method].staged is None:
+        if name not in self.least:
+            self.least[name] = least_bits(tensor)
+        if name in self.foreseen:  # a step half as large takes a bit a weight more at most
+            at, bits = self.foreseen[name]
+            if surely_coded(tensor, bits + tensor.numel() * max(math.log2(at / step), 0.0), self.least[name]):
+                return None
+        bits = self._code_bits(name, step)
+        if surely_coded(tensor, bits, self.least[name]):
             return None
         if name not in self.stalls:
-            known = [curvature for curvature in self.curvatures[name] if curvature is not None]
-            self.stalls[name] = stall_of(self.source.tensors[name], known)
-        return self.stalls[name]
+            self.stalls[name] = stall_of(tensor, [c for c in self.curvatures[name] if c is not None])
+        return self.stalls[name].best(bits, plan.at(step).step)
 
     def _code_bits(self, name: str, step: float) -> float:
         """About what the codes of a tensor would take, where its method foresees them."""
@@ -185,7 +191,9 @@ class Job:
         staged = METHODS[settings.method].staged
         assert staged is not None
         pairs = zip(self._slices(name), self.prepare(name), strict=True)
-        return sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
+        bits = sum(staged.expected_bits(w, p, settings) for (w, _), p in pairs)
+        self.foreseen[name] = (step, bits)
+        return bits
 
     def prepare(self, name: str) -> list[Any]:
         """What of the work does not depend on the knob, done once a tensor; [] where the method has no such part."""
@@ -238,10 +246,8 @@ class Job:
         self.hurry(0)
         with enough_memory(name, self.source.tensors[name]):
             bits = self._code_bits(name, step)
-            if self.plans[name].market and (stall := self._stall(name)) is not None:
-                form = stall.best(bits, self.plans[name].at(step).step)
-                return bits if form is None else form.bits
-            return bits
+            form = self._kept_form(name, step)
+            return bits if form is None else form.bits
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.

@@ -88,11 +88,16 @@ def finish(weight: Tensor, prepared: Prepared, settings: Settings) -> Plane:
 def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> float:
     """Bits that the codes of weight [R, C] will take, from their spreads alone: nothing is rounded."""
     W = weight.cpu()[:, prepared.frame.order].float().T.contiguous()
-    lattice = chosen_lattice(W, prepared.frame, prepared.unit * settings.step, settings)
-    width = lattice.fine.rows[None, :] + lattice.fine.cols[:, None]
+    rows, cols = water_filled(W, prepared.frame, prepared.unit * settings.step, settings.trellis)
+    spread = spreads(W, rows, cols)
+    width = spread.rows[None, :] + spread.cols[:, None]
     classes, counts = np.unique(width, return_counts=True)
     sigma = np.exp2(classes / SPREAD_STEPS) / (2 if settings.trellis else 1)
-    return float((counts * gaussian_bits(sigma)).sum()) + lattice.side_bits
+    side = 0.0  # a coarser lattice has the same steps in the mean
+    for steps, fine, weights in ((rows, spread.rows, len(cols)), (cols, spread.cols, len(rows))):
+        scale = fitting_scale(steps, weights, settings.scale_per_octave)
+        side += index_bits(scale.index) + class_bits(fitting_classes(fine, scale, weights), scale)
+    return float((counts * gaussian_bits(sigma)).sum()) + side
 
 
 def informative(curvature: MatrixCurvature) -> bool:
@@ -158,17 +163,14 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
 @dataclass(frozen=True)
 class Lattice:
     """What a matrix is rounded to: steps of rows [R] and columns [C], the scales that are transmitted for them, and the
-    spread of the codes, as it is told and as it is (fine). ideal_rows: water-filled; side_bits: what scales and classes
-    will take, about."""
+    spread of the codes, as it is told. ideal_rows: water-filled."""
 
     rows: NDArray[np.float64]
     cols: NDArray[np.float64]
     row_scale: Scale
     col_scale: Scale
     spread: Spread
-    fine: Spread
     ideal_rows: NDArray[np.float64]
-    side_bits: float
 
 
 def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lattice:
@@ -188,16 +190,13 @@ def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lat
             row_level, col_level = level_factors(spread, settings)
         rows = fitting_classes(spread.rows, row_scale, len(ideal_cols))
         cols = fitting_classes(spread.cols, col_scale, len(ideal_rows))
-    side_bits = sum(index_bits(s.index) + class_bits(k, s) for s, k in ((row_scale, rows), (col_scale, cols)))
     return Lattice(
         row_scale.values() / row_level,
         col_scale.values() / col_level,
         row_scale,
         col_scale,
         Spread(rows, cols),
-        spread,
         ideal_rows * shift,
-        side_bits,
     )
 
 

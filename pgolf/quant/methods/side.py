@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pgolf.common import extras
 from pgolf.packer.plane import HALF, SPREAD_STEPS, Scale
 
+FINEST = 64  # steps an octave of a scale that all rows share: it costs nothing there
+
 Indices = NDArray[np.signedinteger]
 
 
@@ -46,7 +48,7 @@ def fitting_scale(wanted: NDArray[np.float64], weights: int, finest: int) -> Sca
         return full
     levels = [finest >> k for k in range(finest.bit_length())]
     middle = np.full(len(wanted), math.exp(np.log(wanted).mean()))
-    candidates = [full, *(Scale.nearest(wanted, level) for level in levels[1:]), Scale.nearest(middle, finest)]
+    candidates = [full, *(Scale.nearest(wanted, level) for level in levels[1:]), Scale.nearest(middle, FINEST)]
     return min(
         candidates, key=lambda scale: index_bits(scale.index) + wanted.size * weights * _step_loss(scale, wanted)
     )
