@@ -111,7 +111,7 @@ def ways(job: Job) -> list[Job]:
             for name, plan in job.plans.items()
         }
         if all(plans != way.plans for way in found):
-            found.append(replace(job, plans=plans, prepared={}))
+            found.append(replace(job, plans=plans, prepared={}, foreseen={}))
     return found
 
 

@@ -20,6 +20,7 @@ from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.names import stripped, unwrapped
 from pgolf.quant.curvature import unreached
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.methods.auto import informative
 from pgolf.quant.settings import HALF, LOG_SCALE, Settings
 from pgolf.quant.slices import matrix_shape
 
@@ -57,6 +58,7 @@ def job_of(
         rules=parsed,
         search=search,
         base=settings or Settings(scale_per_octave=LOG_SCALE if coder == "rans" else HALF),
+        priced={name for name, slices in curvatures.items() if all(c is not None and informative(c) for c in slices)},
     )
     plans = with_kept_bits(plans, source, parsed)
     notes = (*calibration_notes(source, curvature), *obeyed.left(parsed, plans, source.tensors))

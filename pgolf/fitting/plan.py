@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,11 +17,14 @@ from pgolf.errors import UsageError
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.coder.general import shuffled
 from pgolf.quant import METHODS, Settings
-from pgolf.quant.slices import NARROWEST, matrix_shape
+from pgolf.quant.slices import matrix_shape
 
 KEEP = "keep"  # the method that changes no value
 KEPT_BY_RULE, KEPT_BY_METHOD = "asked for with --set", "asked for with --method keep"
-SMALLEST = 2048  # weights; below it scales and tables would cost what quantization saves
+# Of a tensor whose curvature is not known, below which nobody can say whether its error is worth the bytes saved:
+UNPRICED_WEIGHTS = 2048
+UNPRICED_SIDE = 8
+EVERYTHING = "*"  # a rule that speaks of no tensor in particular
 LARGEST = 2.0**120  # weights beyond leave float32 no room for steps and sums
 LEAST = 2.0**-110  # likewise, where no weight reaches it: steps and squares fall below what float32 tells from 0
 WITHOUT_ARITHMETIC = {torch.uint16, torch.uint32, torch.uint64}  # of torch's own: no minimum, no comparison
@@ -55,6 +58,7 @@ class TensorPlan:
     """settings: how to quantize, or None to keep. kept: why it is kept. cast: dtype its kept bytes are stored in.
 
     searched: the budget search may change its step size. integers: kept values are entropy coded as codes are.
+    market: it may be kept or cast after all, where bytes and loss together say so: see market.py.
     unread: settings that were asked for and that its method does not read. asked: a rule of its own wants it quantized.
     """
 
@@ -63,6 +67,7 @@ class TensorPlan:
     cast: str | None = None
     searched: bool = False
     integers: bool = False
+    market: bool = False
     unread: tuple[str, ...] = ()
     asked: bool = False
 
@@ -152,8 +157,12 @@ def make(
     rules: Sequence[Rule] = (),
     search: bool = False,
     base: Settings | None = None,
+    priced: Collection[str] = (),
 ) -> dict[str, TensorPlan]:
     """A plan for every tensor. search: a budget will be searched for. base: settings that no rule speaks of.
+
+    priced: tensors whose curvature is known. With method `auto` the market decides what becomes of them, whatever their
+    size; of the others, vectors and small matrices are kept unless a rule names them.
 
     method: METHOD[:SETTINGS]; any rule wins over its settings, and later rules over earlier ones, field by field. What a
     rule fixes is never searched: with k (or step) fixed, a tensor keeps its step sizes whatever the budget. Bits alone fix
@@ -168,16 +177,16 @@ def make(
         raise UsageError(f"--set {idle[0]!r} matches no tensor; names look like {', '.join(list(tensors)[:3])}")
     base = replace(base or Settings(), method=method)
     rules = [Rule("*", fixed, general=True), *rules]
-    plans = {name: _plan(name, tensor, rules, search, base) for name, tensor in tensors.items()}
+    plans = {name: _plan(name, tensor, rules, search, base, name in priced) for name, tensor in tensors.items()}
     used = dict.fromkeys(p.settings.method for p in plans.values() if p.settings is not None)
     extras.need(*(package for name in used for package in METHODS[name].packages))
     return plans
 
 
-def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings) -> TensorPlan:
+def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: Settings, priced: bool) -> TensorPlan:
     mine = [rule for rule in rules if fnmatchcase(name, rule.pattern)]
     said = _merged(mine)
-    speaking = [rule for rule in mine if tensor.dim() > 1 or rule.pattern == name]  # a vector's by its name only
+    speaking = [rule for rule in mine if rule.pattern == name or (tensor.dim() > 1 and rule.pattern != EVERYTHING)]
     asked = any(not rule.general and not rule.keeps for rule in speaking)
     cast = said.pop("cast", None)
     if said.pop("keep", False) or cast:
@@ -187,7 +196,9 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
         return TensorPlan(None, KEPT_BY_METHOD, integers=coded_better(tensor))
     if not tensor.is_floating_point():
         return TensorPlan(None, reason_to_keep(tensor), integers=coded_better(tensor))
-    if reason := impossible(tensor) if asked else reason_to_keep(tensor):
+    chosen = str(said.get("method", base.method))
+    market = priced and chosen == "auto" and not asked
+    if reason := impossible(tensor) or ("" if market or (asked and _takes(chosen, tensor)) else reason_to_keep(tensor)):
         small = base.method == "auto" and tensor.is_floating_point() and tensor.element_size() > 2 and fits_half(tensor)
         return TensorPlan(None, reason, "float16" if small else None)
     default = EMBEDDING_DEFAULT if any(word in name for word in _EMBEDDINGS) else MATRIX_DEFAULT
@@ -195,7 +206,8 @@ def _plan(name: str, tensor: Tensor, rules: Sequence[Rule], search: bool, base: 
     k = said.get("k", default.k * ((1 << (bits - 1)) - 1) / ((1 << (default.bits - 1)) - 1))  # same step size
     settings = _settings(base, {**said, "bits": bits, "k": k})
     unread = tuple(sorted(name for name in said if not reads(settings.method, name)))
-    return TensorPlan(settings, searched=search and not {"k", "step"} & said.keys(), unread=unread, asked=asked)
+    searched = search and not {"k", "step"} & said.keys()
+    return TensorPlan(settings, searched=searched, market=market, unread=unread, asked=asked)
 
 
 def _merged(rules: Iterable[Rule]) -> dict[str, Any]:
@@ -210,6 +222,11 @@ def reads(method: str, name: str) -> bool:
     """Whether a method reads a field of Settings, or "method.field" of its own ones."""
     owner, dot, _ = name.partition(".")
     return owner == method if dot else name in {"method", "step", "scale_per_octave", *METHODS[method].reads}
+
+
+def _takes(method: str, tensor: Tensor) -> bool:
+    """Whether a method can do with a tensor of these dimensions: a scale for every number of a vector saves nothing."""
+    return tensor.dim() > 1 or method in {"auto", "quick"}
 
 
 def unread(plans: Mapping[str, TensorPlan]) -> list[str]:
@@ -236,21 +253,23 @@ def _settings(base: Settings, said: Mapping[str, Any]) -> Settings:
 
 
 def reason_to_keep(tensor: Tensor) -> str:
-    """Why a tensor is not worth (or not able) to be quantized; "" if it is."""
+    """Why a tensor without curvature is not worth (or not able) to be quantized; "" if it is."""
     shape = matrix_shape(tuple(tensor.shape))
     if not tensor.is_floating_point() or shape is None:
         return impossible(tensor)
-    if tensor.numel() < SMALLEST:
+    if tensor.dim() == 1:
+        return "a vector"
+    if tensor.numel() < UNPRICED_WEIGHTS:
         return f"small ({tensor.numel()} weights)"
-    return "narrow" if min(shape[1:]) < NARROWEST else impossible(tensor)
+    return "narrow" if min(shape[1:]) < UNPRICED_SIDE else impossible(tensor)
 
 
 def impossible(tensor: Tensor) -> str:
-    """Why a tensor cannot be quantized, whatever is asked for; "" if it can."""
+    """Why a tensor cannot be quantized at all; "" if it can."""
     if not tensor.is_floating_point():
         return "not floating point"
     if matrix_shape(tuple(tensor.shape)) is None:
-        return "a vector" if tensor.dim() == 1 else "a scalar" if tensor.dim() == 0 else "not a matrix"
+        return "a scalar" if tensor.dim() == 0 else "empty"
     if torch.finfo(tensor.dtype).max <= LARGEST:
         return ""
     largest = float(tensor.detach().abs().max())
@@ -267,7 +286,12 @@ def coded_better(tensor: Tensor) -> bool:
 
     Codes of a quantizer do; masks, position tables and permutations do not.
     """
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() < SMALLEST:
+    if (
+        tensor.is_floating_point()
+        or tensor.is_complex()
+        or tensor.dtype == torch.bool
+        or tensor.numel() < UNPRICED_WEIGHTS
+    ):
         return False
     if tensor.dtype in WITHOUT_ARITHMETIC:
         return False

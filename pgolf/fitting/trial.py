@@ -16,6 +16,7 @@ from torch import Tensor
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
+from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.models import checkpoint
@@ -61,6 +62,8 @@ class Job:
     until: time.perf_counter() at which the codes must be there; seconds_per_weight: what a weight takes a thread.
     prepared: tensor -> its factored curvature, which no step changes.
     damping: tensor -> share of the mean diagonal that had to be added to its curvature before it could be factored.
+    stalls: tensor -> what the market knows of it, see market.py; least: bits of its cheapest kept form; foreseen: a
+    position of the knob and the bits that codes would take there.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     notes: what the report says of the curvature.
     """
@@ -74,6 +77,9 @@ class Job:
     seconds_per_weight: float = 0.0
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
+    stalls: dict[str, Stall] = field(default_factory=dict)
+    least: dict[str, float] = field(default_factory=dict)
+    foreseen: dict[str, tuple[float, float]] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -154,6 +160,8 @@ class Job:
             self.hurry(tensor.numel())
             if plan.settings is None:
                 return kept_entry(tensor, plan)
+            if form := self._kept_form(name, step):
+                return kept_entry(tensor, TensorPlan(None, "worth its bytes", form.cast))
             return self.entry_of(name, self.quantize(name, step), step)
 
     def entry_of(self, name: str, planes: Sequence[Plane], step: float) -> Entry:
@@ -178,6 +186,30 @@ class Job:
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
         return replace(plane, codes=narrowed(plane.codes))  # several trials are held at once
+
+    def _kept_form(self, name: str, step: float) -> Form | None:
+        """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
+        plan, tensor = self.plans[name], self.source.tensors[name]
+        if not plan.market or METHODS[plan.at(step).method].staged is None:
+            return None
+        if name not in self.least:
+            self.least[name] = least_bits(tensor)
+        if name in self.foreseen:  # a step half as large takes a bit a weight more at most
+            at, bits = self.foreseen[name]
+            if surely_coded(tensor, bits + tensor.numel() * max(math.log2(at / step), 0.0), self.least[name]):
+                return None
+        bits = self._code_bits(name, step)
+        if surely_coded(tensor, bits, self.least[name]):
+            return None
+        if name not in self.stalls:
+            self.stalls[name] = stall_of(tensor, [c for c in self.curvatures[name] if c is not None])
+        return self.stalls[name].best(bits, plan.at(step).step)
+
+    def _code_bits(self, name: str, step: float) -> float:
+        """About what the codes of a tensor would take, where its method foresees them."""
+        bits = sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+        self.foreseen[name] = (step, bits)
+        return bits
 
     def prepare(self, name: str) -> list[Any]:
         """What of the work does not depend on the knob, done once a tensor; [] where the method has no such part."""
@@ -229,7 +261,9 @@ class Job:
     def _bits(self, name: str, step: float) -> float:
         self.hurry(0)
         with enough_memory(name, self.source.tensors[name]):
-            return sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+            bits = self._code_bits(name, step)
+            form = self._kept_form(name, step)
+            return bits if form is None else form.bits
 
     def slice_bits(self, name: str, index: int, step: float) -> float:
         """About what the codes of one slice would take, where `foresees`."""
@@ -239,23 +273,33 @@ class Job:
         return staged.expected_bits(self._slices(name)[index][0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
-        """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known."""
-        if entry.planes is None or not self.source.tensors[name].is_floating_point():
-            return None, None
+        """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.
+
+        A cast has no error to speak of, but a rise where the curvature is known.
+        """
+        cast = entry.planes is None and entry.stored is not None and name in self.curvatures
         shape = matrix_shape(entry.shape)
-        assert shape is not None
+        if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
+            return None, None
         original = self.source.tensors[name].to(torch.float32).reshape(shape)
+        known = self.curvatures.get(name)
+        if entry.planes is None:
+            assert known is not None
+            made = original.to(getattr(torch, str(entry.stored))).float()
+            return None, _rise_of(list(made - original), known)
         errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
         norm = float(original.double().square().sum())
         error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
-        known = self.curvatures.get(name)
-        if known is None:
-            return error, None
-        return error, sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
+        return error, None if known is None else _rise_of(errors, known)
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def _rise_of(errors: Sequence[Tensor], known: Sequence[MatrixCurvature | None]) -> float:
+    """Predicted rise of the loss, over the slices whose curvature is known."""
+    return sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
 
 
 def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:

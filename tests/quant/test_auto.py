@@ -105,7 +105,7 @@ def test_two_sided_scalar_codes_equal_a_naive_oracle() -> None:
     """Row by row, column by column in float64: every code is within rounding of the target both feedbacks give."""
     weight, curvature = random_matrix(90, 80)
     curvature = correlated(curvature)
-    plane = METHODS["auto"].quantize(weight, curvature, replace(SCALAR, step=0.02))
+    plane = METHODS["auto"].quantize(weight, curvature, replace(SCALAR, step=0.02, scale_per_octave=64))
     frame = curvature_frame(curvature, 90, SCALAR)
     assert frame.V is not None
     U, V = frame.U.double().numpy(), frame.V.double().numpy()
@@ -115,7 +115,7 @@ def test_two_sided_scalar_codes_equal_a_naive_oracle() -> None:
     for i in range(90):
         target = W[i].copy()
         for j in range(80):
-            assert abs(target[j] - Q[i, j]) <= 0.56 * step[i, j]
+            assert abs(target[j] - Q[i, j]) <= 0.6 * step[i, j]
             target[j + 1 :] -= (target[j] - Q[i, j]) / U[j, j] * U[j, j + 1 :]
         W[i + 1 :] -= np.outer(V[i, i + 1 :], (W[i] - Q[i]) / V[i, i])
 

@@ -89,10 +89,10 @@ def test_traces_agree_with_the_measured_gradient():
 @pytest.mark.parametrize("own", [(1,), (0, 1, 2, 3)])
 def test_a_hidden_product_costs_little(own):
     plain, twin = packed(Net()), packed(Net(own))
-    assert twin[0] < 1.25 * plain[0]
+    assert twin[0] < 1.5 * plain[0]
     assert twin[1].loss_rise == pytest.approx(twin[0], rel=0.35)
     bits = [{r.name: 8 * r.num_bytes / r.weights for r in report.rows} for _, report in (plain, twin)]
-    assert all(abs(bits[1][name] - bits[0][name]) < 0.5 for name in bits[0])
+    assert all(abs(bits[1][name] - bits[0][name]) < 0.7 for name in bits[0])
 
 
 def test_stacked_gains_are_not_crushed():

@@ -43,7 +43,7 @@ def rebuilt(rectangles: list[Rectangle], parameters: dict[str, Tensor]) -> Tenso
     used = torch.full((max(b.outputs.stop for b in rectangles), max(b.inputs.stop for b in rectangles)), torch.nan)
     for b in rectangles:
         value = parameters[b.name]
-        part = (value if value.dim() == 2 else value[b.index])[b.rows, b.cols] * b.scale
+        part = (value.flatten(1) if value.dim() == 2 or b.whole else value[b.index])[b.rows, b.cols] * b.scale
         used[b.outputs, b.inputs] = part.T if b.transposed else part
     return used
 
@@ -70,6 +70,14 @@ PRODUCTS = {
     "mv": lambda w: torch.mv(w, X[0, 0]),
     "mm": lambda w: X[0].mm(w.mT),
     "addmm": lambda w: torch.addmm(torch.zeros(4), X[0], w.T),
+    "addmv": lambda w: torch.addmv(torch.zeros(4), w, X[0, 0]),
+    "inner": lambda w: torch.inner(X, w),
+    "tensordot": lambda w: torch.tensordot(X, w, dims=([2], [1])),
+    "tensordot, w left": lambda w: torch.tensordot(w, X, ([1], [2])),
+    "tensordot, last with first": lambda w: torch.tensordot(X, w.T, 1),
+    "conv1d of one": lambda w: F.conv1d(X.mT, w[..., None]),
+    "einsum, three operands": lambda w: torch.einsum("bti,oi,bt->bto", X, w, torch.arange(6.0).view(2, 3)),
+    "einsum, mask": lambda w: torch.einsum("bti,i,oi->bto", X, torch.arange(6.0), w),
     "einsum": lambda w: torch.einsum("b t i, o i -> b o t", X, w),
     "einsum, list": lambda w: torch.einsum("oi,bti->bto", [w, X]),
     "einsum, ellipsis": lambda w: torch.einsum("...i,oi->...o", X, w),
@@ -117,6 +125,9 @@ BANKS = {
     "einsum, many": lambda bank: torch.einsum("nti,noi->nto", X[:1].expand(3, -1, -1), bank),
     "left": lambda bank: bank @ X[0].mT,
     "transposed slice": lambda bank: X[..., :4] @ bank[2],
+    "baddbmm": lambda bank: torch.baddbmm(torch.zeros(3, 3, 4), X[:1].expand(3, -1, -1), bank.mT),
+    "tensordot": lambda bank: torch.tensordot(X.new_ones(2, 4, 6), bank, ([1, 2], [1, 2])),
+    "as one matrix": lambda bank: F.linear(X.new_ones(2, 24), bank.view(3, 24)),
 }
 
 
@@ -124,6 +135,74 @@ BANKS = {
 def test_products_of_a_bank(name: str) -> None:
     told = check(BANKS[name], bank=BANK)
     assert told.lost == []
+
+
+LONG = torch.randn(2, 4, 11, 9, generator=torch.Generator().manual_seed(3))
+CONVOLUTIONS = {
+    "1d": ((6, 4, 3), lambda w: F.conv1d(LONG[..., 0], w)),
+    "1d, all said": ((6, 4, 3), lambda w: F.conv1d(LONG[..., 0], w, stride=2, padding=2, dilation=2)),
+    "1d, unbatched": ((6, 4, 3), lambda w: F.conv1d(LONG[0, ..., 0], weight=w, padding="same")),
+    "1d, same and even": ((6, 4, 2), lambda w: F.conv1d(LONG[..., 0], w, padding="same")),
+    "1d, groups": ((6, 2, 3), lambda w: F.conv1d(LONG[..., 0], w, groups=2)),
+    "1d, depthwise": ((4, 1, 3), lambda w: F.conv1d(F.pad(LONG[..., 0], (2, 0)), w, groups=4)),
+    "1d, of one": ((6, 4, 1), lambda w: F.conv1d(LONG[..., 0], w)),
+    "2d": ((6, 4, 3, 2), lambda w: F.conv2d(LONG, w, None, (2, 1), (1, 0))),
+    "2d, groups": ((6, 2, 3, 3), lambda w: F.conv2d(LONG, w, padding=1, groups=2)),
+    "3d": ((5, 2, 2, 2, 2), lambda w: F.conv3d(LONG.view(1, 2, 4, 11, 9), w)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_products_with_windows(name: str) -> None:
+    shape, convolve = CONVOLUTIONS[name]
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    told = trace(convolve, w=w)
+    assert told.lost == []
+    assert len(told.products) == 4 // shape[1] if len(shape) < 5 else 1
+    used = torch.full((shape[0], w[0].numel()), torch.nan)
+    for rectangles, x, y in told.products:
+        (b,) = rectangles
+        mine = (w.flatten(1) if b.whole or w.dim() > 3 else w[b.index])[b.rows, b.cols]
+        assert torch.allclose(x @ mine.T, y, atol=1e-4)
+        used[b.rows if b.whole else b.index] = mine
+    assert torch.equal(used, w.flatten(1))
+
+
+def test_a_sum_with_a_product_of_parameters_is_the_matrix() -> None:
+    A, B = W[:, :2].clone(), W[:2].clone()
+    told = trace(lambda w, A, B: F.linear(X, w + A @ B), w=W, A=A, B=B)
+    ((rectangles, _, _),) = told.products
+    assert torch.equal(rebuilt(rectangles, {"w": W}), W)
+    assert {name for name, _ in told.lost} == {"A", "B"}
+
+
+def test_what_is_added_to_activations_is_not_followed() -> None:
+    told = trace(lambda w: F.linear(X[0, :, :4] @ torch.ones(4, 6) + w[:3], torch.ones(2, 6)), w=W)
+    assert told.products == []
+    assert told.lost == [("w", "add")]
+
+
+def test_a_sum_over_a_batch_of_products() -> None:
+    """addbmm's output is shared: every matrix sees all of its gradient."""
+    told = trace(lambda bank: torch.addbmm(torch.zeros(3, 4), X[:1].expand(3, -1, -1), bank.mT), bank=BANK)
+    assert len(told.products) == 3
+    total = sum(x @ rebuilt(rectangles, {"bank": BANK}).T for rectangles, x, _ in told.products)
+    assert all(torch.allclose(total, y, atol=1e-5) for _, _, y in told.products)
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped products")
+def test_grouped_products() -> None:
+    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+    bank = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(6)).bfloat16()
+    offs = torch.tensor([4, 4, 9], dtype=torch.int32)
+    try:
+        told = trace(lambda bank: torch._grouped_mm(x, bank, offs=offs), bank=bank)
+    except (RuntimeError, NotImplementedError) as error:
+        pytest.skip(f"grouped products do not run here: {error}")
+    assert [(r[0].index, len(x)) for r, x, _ in told.products] == [(0, 4), (1, 0), (2, 5)]
+    for rectangles, x, y in told.products:
+        assert torch.allclose(x.float() @ rebuilt(rectangles, {"bank": bank.float()}).T, y.float(), atol=0.2)
 
 
 def test_pieces_of_several_parameters() -> None:
@@ -144,7 +223,7 @@ def test_lookups(lookup) -> None:
 LOST = {
     "mul": lambda w: F.linear(X, w * torch.ones(6)),
     "norm": lambda w: F.linear(X, w / w.norm(dim=1, keepdim=True)),
-    "conv1d": lambda w: F.conv1d(X.mT, w[..., None]),
+    "conv_transpose1d": lambda w: F.conv_transpose1d(X.mT, w.T[..., None]),
     "reshape": lambda w: F.linear(X, w.T.reshape(4, 6)),
     "expand": lambda w: F.linear(X, w[:1].expand(4, 6)),
     "einsum": lambda w: torch.einsum("bti,oi->bt", X, w),

@@ -91,12 +91,11 @@ def tuned(
 
 
 def _settled(job: Job, opened: Trial) -> Job:
-    """The job with what the open loop kept after all (its codes would have been larger, or out of range) kept for good."""
+    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded."""
     plans = dict(job.plans)
     for name in job.quantized:
-        entry = opened.entries[name]
-        if entry.planes is None:
-            plans[name] = TensorPlan(None, entry.note, entry.stored)
+        entry, coded = opened.entries[name], replace(job.plans[name], market=False)
+        plans[name] = coded if entry.planes else TensorPlan(None, entry.note, entry.stored)
     return replace(job, plans=plans)
 
 

@@ -51,7 +51,7 @@ def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
     stand_in = getattr(total.sums[key], side)
     if stand_in is None:
         return
-    size = total.shapes[key.name][-2 if side.endswith("rows") else -1]
+    size = key.length(total.shapes[key.name], side)
     value = getattr(mine.sums.get(key, Sums()), side)
     value = torch.zeros([size] * len(stand_in)) if value is None else value
     setattr(total.sums[key], side, _all_reduced(value))

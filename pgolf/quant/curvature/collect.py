@@ -6,6 +6,7 @@ Labels are drawn from the model's own softmax: no targets are needed, and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,9 @@ from pgolf.models import blueprint
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks
 from pgolf.quant.curvature.batches import batches_of
-from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
+from pgolf.quant.curvature.store import CONVOLUTION, GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Rectangle, Tracer
+from pgolf.quant.slices import sides
 
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
@@ -88,7 +90,7 @@ def refuse_sharded(model: nn.Module) -> None:
 
 def _parts(ids: Tensor, so_far: Curvature) -> Sequence[Tensor]:
     """The rows of a batch a few at a time where whole gradients are all that is known of a parameter: each is one sample."""
-    blind = any(key.use == GRADIENT for key in so_far.sums)
+    blind = any(key.use == GRADIENT and len(so_far.shapes[key.name]) > 1 for key in so_far.sums)
     return torch.split(ids, max(1, SKETCH_TOKENS // ids.shape[-1])) if blind and ids.dim() == 2 else [ids]
 
 
@@ -150,21 +152,25 @@ class Collector:
         named = {name: p for name, p in self._named.items() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
-            if gradient is not None and gradient.dim() in (2, 3):
-                squares = gradient.float().square().flatten(-2).sum(-1).reshape(-1).double()
+            if gradient is None or gradient.numel() == 0:
+                continue
+            slices = gradient.float().reshape(sides(tuple(gradient.shape)))
+            if gradient.dim() > 1:
+                squares = slices.square().flatten(1).sum(1).double()
                 self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
-                if self.curvature.covered(name) != "traced":
-                    self._sketch(name, gradient.float())
+            if self.curvature.covered(name) != "traced":
+                self._sketch(name, slices)
         self.curvature.batches += 1
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
-        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice of a parameter whose use is not followed: see store.py."""
-        for k, slope in enumerate(gradient.reshape(-1, *gradient.shape[-2:])):
+        """Add ∇∇ᵀ and ∇ᵀ∇ of every slice [n, R, C] of a parameter whose use is not followed: see store.py."""
+        vector = len(self.curvature.shapes[name]) < 2
+        for k, slope in enumerate(gradient):
             if not slope.any():
                 continue
             sums = self.curvature.sums.setdefault(Key(name, k, GRADIENT), Sums())
             for side, vectors in (("rows", slope.mT), ("cols", slope)):
-                low = vectors.shape[1] <= MAX_FULL_OUTPUTS
+                low = vectors.shape[1] <= MAX_FULL_OUTPUTS and not vector
                 part = _gram(vectors) if low else vectors.square().sum(0)
                 have = getattr(sums, side)
                 setattr(sums, side, part if have is None else have + part)
@@ -311,9 +317,8 @@ class Collector:
 
     def _full(self, rectangle: Rectangle) -> bool:
         """Whether all of G is kept of a rectangle's outputs: a table that is looked up too can use its diagonal only."""
-        shape = self.curvature.shapes[rectangle.name]
         looked_up = Key(rectangle.name, rectangle.index, "lookup") in self.curvature.sums
-        low = shape[-1 if rectangle.transposed else -2] <= MAX_FULL_OUTPUTS
+        low = self._outputs_of(rectangle) <= MAX_FULL_OUTPUTS
         return self._has_full.setdefault(rectangle.name, self._full_output and low and not looked_up)
 
     def _keeps_plain(self, rectangle: Rectangle) -> bool:
@@ -323,17 +328,20 @@ class Collector:
     def _share(self, rectangle: Rectangle) -> float:
         """How many of the matrix's outputs the rectangle has: parts that share them out make up one use together."""
         used = rectangle.cols if rectangle.transposed else rectangle.rows
-        outputs = self.curvature.shapes[rectangle.name][-1 if rectangle.transposed else -2]
+        outputs = self._outputs_of(rectangle)
         return len(range(outputs)[used]) / outputs
 
+    def _outputs_of(self, rectangle: Rectangle) -> int:
+        """Outputs of the matrix that the rectangle lies in."""
+        return _key(rectangle).length(self.curvature.shapes[rectangle.name], "cols" if rectangle.transposed else "rows")
+
     def _sums(self, rectangle: Rectangle, use: str = "") -> Sums:
-        use = use or ("transposed" if rectangle.transposed else "linear")
-        return self.curvature.sums.setdefault(Key(rectangle.name, rectangle.index, use), Sums())
+        return self.curvature.sums.setdefault(_key(rectangle, use), Sums())
 
     def _add(self, sums: Sums, side: str, rectangle: Rectangle, where: slice, part: Tensor) -> None:
         """Add to the stretch `where` of one side."""
         have = getattr(sums, side)
-        size = self.curvature.shapes[rectangle.name][-2 if side.endswith("rows") else -1]
+        size = _key(rectangle).length(self.curvature.shapes[rectangle.name], side)
         if have is None:
             have = torch.zeros([size] * part.dim(), device=part.device)
             setattr(sums, side, have)
@@ -348,7 +356,11 @@ class Collector:
             rectangle.cols.stop,
             rectangle.cols.step,
         )
-        self.curvature.used.setdefault(rectangle.name, set()).add((rectangle.index, *bounds))
+        used, shape = self.curvature.used.setdefault(rectangle.name, set()), self.curvature.shapes[rectangle.name]
+        if not rectangle.whole or len(shape) != 3:
+            used.add((rectangle.index, *bounds))
+        elif bounds[3:] == (0, prod(shape[1:]), 1):  # whole slices
+            used |= {(k, 0, shape[1], 1, 0, shape[2], 1) for k in range(shape[0])[rectangle.rows]}
 
     def _shared_gram(self, x: Tensor) -> Tensor:
         """Σ x xᵀ, once for q, k and v: kept until another tensor comes. It is held, so its address stays its own."""
@@ -367,6 +379,12 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _key(rectangle: Rectangle, use: str = "") -> Key:
+    """Of the sums that a use of the rectangle adds to."""
+    usual = CONVOLUTION if rectangle.whole else "transposed" if rectangle.transposed else "linear"
+    return Key(rectangle.name, rectangle.index, use or usual)
 
 
 def _signs(like: Tensor) -> Tensor:

@@ -7,10 +7,15 @@ it returns None for what it does not know.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from string import ascii_uppercase
+from math import prod
+from string import ascii_letters, ascii_uppercase
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+MAX_GROUPS = 64  # of a convolution: each is a product by itself; more are left to their gradients
 
 
 class Call(NamedTuple):
@@ -62,6 +67,26 @@ def _addmm(call: Call, known: Known) -> Product | None:
     return _matmul(call._replace(args=call.args[1:], kwargs={}), known)
 
 
+def _addbmm(call: Call, known: Known) -> Product | None:
+    """Σ_n x_n @ w_n: the gradient at the sum is that of each."""
+    if len(call.args) != 3 or call.kwargs.get("alpha", 1) != 1 or known(call.args[0]):
+        return None
+    n, shape = call.args[1].shape[0], call.result.shape
+    each = call._replace(args=call.args[1:], kwargs={}, result=call.result.detach().expand(n, *shape))
+    product = _matmul(each, known)
+    if product is None:
+        return None
+    flat = product.flat
+    return product._replace(flat=lambda g: flat(g.expand(n, *shape)))
+
+
+def _inner(call: Call, known: Known) -> Product | None:
+    """x · w over the last dimension of both."""
+    if len(call.args) != 2 or not known(call.args[1]) or call.args[1].dim() != 2:
+        return None
+    return _linear(call._replace(kwargs={}), known)
+
+
 def _matmul(call: Call, known: Known) -> Product | None:
     """x @ w, or w @ x, which is (xᵀ @ wᵀ)ᵀ; w [I, O] or [n, I, O]."""
     if len(call.args) != 2:
@@ -100,13 +125,41 @@ def _times(x: Tensor, w: Tensor, dims: int) -> Product | None:
 
 
 def _einsum(call: Call, known: Known) -> Product | None:
-    """Two operands; every letter of the weight is contracted, free, or (at most one) counts matrices."""
+    """Every letter of the weight is contracted, free, or (at most one) counts matrices; the others are multiplied first."""
     operands = list(flattened(*call.args[1:]))
     letters = _letters(call.args[0], operands)
-    if letters is None:
+    if letters is None or len(operands) < 2:
         return None
-    of_x, of_w, of_y = (letters[1], letters[0], letters[2]) if known(operands[0]) else letters
-    x, w = operands[::-1] if known(operands[0]) else operands
+    place = next(i for i, operand in enumerate(operands) if known(operand))
+    *terms, of_y = letters
+    w, of_w = operands.pop(place), terms.pop(place)
+    if len(set(of_w)) != len(of_w):
+        return None
+    x, of_x = operands[0], terms[0]
+    if len(operands) > 1:
+        of_x = "".join(dict.fromkeys(c for c in "".join(terms) if c in of_w or c in of_y))
+        with torch.no_grad():
+            x = torch.einsum(f"{','.join(terms)}->{of_x}", [operand.detach() for operand in operands])
+    return None if len(set(of_x)) != len(of_x) else _contracted(x, w, of_x, of_w, of_y)
+
+
+def _tensordot(call: Call, known: Known) -> Product | None:
+    """By letters, as an einsum."""
+    a, b, dims = (*call.args, *(call.kwargs[k] for k in ("a", "b", "dims") if k in call.kwargs), 2)[:3]
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    pairs = [list(range(a.dim() - dims, a.dim())), list(range(dims))] if isinstance(dims, int) else dims
+    of_a = ascii_letters[: a.dim()]
+    of_b = list(ascii_letters[a.dim() : a.dim() + b.dim()])
+    for i, j in zip(*(side if isinstance(side, (list, tuple)) else [side] for side in pairs), strict=True):
+        of_b[j] = of_a[i]
+    of_y = [c for c in of_a if c not in of_b] + [c for c in of_b if c not in of_a]
+    x, of_x, w, of_w = (b, of_b, a, of_a) if known(a) else (a, of_a, b, of_b)
+    return _contracted(x, w, "".join(of_x), "".join(of_w), "".join(of_y))
+
+
+def _contracted(x: Tensor, w: Tensor, of_x: str, of_w: str, of_y: str) -> Product | None:
+    """x and w, whose dimensions these letters name, contracted to of_y."""
     many = [c for c in of_w if c in of_x and c in of_y]
     summed = [c for c in of_w if c in of_x and c not in of_y]
     free = [c for c in of_w if c not in of_x and c in of_y]
@@ -132,8 +185,8 @@ def _size(w: Tensor, letters: str, which: list[str]) -> int:
 
 
 def _letters(equation: Any, operands: list[Tensor]) -> list[str] | None:
-    """The index letters of both operands and the result, which may be implicit; ellipses written out. None: not handled."""
-    if not isinstance(equation, str) or len(operands) != 2:
+    """The index letters of all operands and the result, which may be implicit; ellipses written out. None: not handled."""
+    if not isinstance(equation, str):
         return None
     left, arrow, right = equation.replace(" ", "").partition("->")
     if not arrow:  # the letters that occur once, in the order of the alphabet, behind what the ellipses stand for
@@ -142,13 +195,76 @@ def _letters(equation: Any, operands: list[Tensor]) -> list[str] | None:
     hidden = [n.dim() - len(term.replace("...", "")) for n, term in zip(operands, terms, strict=True)]
     spare = "".join(c for c in ascii_uppercase if c not in equation)[: max(hidden)]
     terms = [term.replace("...", spare[len(spare) - n :]) for term, n in zip(terms, hidden, strict=True)]
-    terms.append(right.replace("...", spare))
-    return None if any(len(set(term)) != len(term) for term in terms) else terms
+    return [*terms, right.replace("...", spare)]
 
 
-PRODUCTS: dict[str, Callable[[Call, Known], Product | None]] = {
+def _convolution(call: Call, known: Known) -> Product | None:
+    """Of one to three dimensions, grouped or not: every window of the input, unfolded, is an x."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    said = dict(zip(names, call.args, strict=False)) | call.kwargs
+    x, w, groups = said["input"], said["weight"], said.get("groups", 1)
+    spatial = w.dim() - 2
+    if not known(w) or known(x) or groups > MAX_GROUPS:
+        return None
+    batched = x.dim() == spatial + 2
+    x = x.detach() if batched else x.detach()[None]
+    stride, dilation = (_each(said.get(name, 1), spatial) for name in ("stride", "dilation"))
+    kernel = w.shape[2:]
+    x = F.pad(x, _padding(said.get("padding", 0), kernel, dilation))
+    for i, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]
+    batch, channels, *places = x.shape[: 2 + spatial]
+    x = x.reshape(batch, groups, channels // groups, *x.shape[2:]).movedim(1, 0).movedim(2, 2 + spatial)
+    inputs, outputs = prod(w.shape[1:]), w.shape[0] // groups
+
+    def flat(g: Tensor) -> Tensor:
+        g = g if batched else g[None]
+        return g.reshape(batch, groups, outputs, *places).movedim(1, 0).movedim(2, -1).reshape(groups, -1, outputs)
+
+    return Product(x.reshape(groups, -1, inputs), flat, lambda layout: layout.reshape(groups, outputs, inputs))
+
+
+def _each(value: Any, count: int) -> list[int]:
+    """One number for all dimensions, or one for each."""
+    return [int(value)] * count if isinstance(value, int) else [int(v) for v in value] * (count // len(value))
+
+
+def _padding(padding: Any, kernel: torch.Size, dilation: list[int]) -> list[int]:
+    """As F.pad has it, the last dimension first."""
+    if padding == "valid":
+        return [0] * (2 * len(kernel))
+    if padding == "same":  # what is odd is added behind
+        wide = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [n for total in reversed(wide) for n in (total // 2, total - total // 2)]
+    return [n for p in reversed(_each(padding, len(kernel))) for n in (p, p)]
+
+
+def _grouped(call: Call, known: Known) -> list[Product] | None:
+    """torch._grouped_mm: rows of x [N, I] up to offs[k] meet matrix k of w [n, I, O]."""
+    x, w, offs = (*call.args, *(call.kwargs[k] for k in ("self", "mat2", "mat_b", "offs") if k in call.kwargs))[:3]
+    if not known(w) or known(x) or x.dim() != 2 or w.dim() != 3 or not isinstance(offs, Tensor):
+        return None
+    ends = offs.tolist()
+    spans = [slice(first, last) for first, last in zip([0, *ends], ends, strict=False)]
+    return [
+        Product(x[span][None], lambda g, span=span: g[span][None], lambda layout, k=k: layout[k].mT[None])  # type: ignore[misc]
+        for k, span in enumerate(spans)
+    ]
+
+
+PRODUCTS: dict[str, Callable[[Call, Known], Product | list[Product] | None]] = {
     "linear": _linear,
+    "inner": _inner,
     "addmm": _addmm,
+    "addmv": _addmm,
+    "baddbmm": _addmm,
+    "addbmm": _addbmm,
+    "tensordot": _tensordot,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "_grouped_mm": _grouped,
+    "grouped_mm": _grouped,
     "matmul": _matmul,
     "mm": _matmul,
     "bmm": _matmul,

@@ -40,9 +40,9 @@ from torch import Tensor
 
 from pgolf.common.files import replacing
 from pgolf.errors import CurvatureError
-from pgolf.quant.slices import matrix_shape
+from pgolf.quant.slices import matrix_shape, sides
 
-FORMAT = 2  # of the file that `save` writes; 1 lacks the sums of gradients
+FORMAT = 3  # of the file that `save` writes; 1 lacks the sums of gradients, 2 those of vectors and convolutions
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,25 @@ class MatrixCurvature:
 class Key(NamedTuple):
     """Which sums: parameter, number of the slice of a bank (0 in a matrix), and how it is used.
 
-    use: "linear" (rows are outputs), "transposed" (rows are inputs), "lookup" (rows are looked up), or GRADIENT: the use
-    is not followed, and what is summed over batches is ∇∇ᵀ (rows) and ∇ᵀ∇ (cols).
+    use: "linear" (rows are outputs), "transposed" (rows are inputs), "lookup" (rows are looked up), CONVOLUTION (rows are
+    outputs, columns [I·k...] inputs), or GRADIENT: the use is not followed, and what is summed over batches is ∇∇ᵀ (rows)
+    and ∇ᵀ∇ (cols); of a vector ∇² (rows) and its sum.
     """
 
     name: str
     k: int
     use: str
 
+    def length(self, shape: tuple[int, ...], side: str) -> int:
+        """How long a side of the sums is in a parameter of this shape."""
+        _, rows, cols = (1, shape[0], prod(shape[1:])) if self.use == CONVOLUTION else sides(shape)
+        return rows if side.endswith("rows") else cols
+
 
 SIDES = ("rows", "cols", "far_rows", "far_cols")
 GRADIENT = "gradient"
+CONVOLUTION = "convolution"
+VECTOR_PRIOR = 2.0  # samples that the mean of a vector's squared gradients counts for in each of them
 
 
 @dataclass
@@ -144,23 +152,24 @@ class Curvature:
         name, seen = self.ties.get(name, name), self.seen(name)
         if not seen:
             return None
-        slices = self.shapes[name][0] if len(self.shapes[name]) == 3 else 1
+        slices = 1 if self._convolved(name) else sides(self.shapes[name])[0]
         return [self._slice(name, k, weighted, scaled) if k in seen else None for k in range(slices)]
 
     def _slice(self, name: str, k: int, weighted: bool, scaled: bool) -> MatrixCurvature | None:
         followed = {key: sums for key, sums in sorted(self.sums.items()) if key[:2] == (name, k)}
         gradient = followed.pop(Key(name, k, GRADIENT), None)
         if gradient is not None and self.covered(name) != "traced":
-            return _from_gradients(gradient, self.tokens)
+            return (_of_vector if len(self.shapes[name]) < 2 else _from_gradients)(gradient, self.tokens)
         terms = [sums for sums in followed.values() if sums.uses]
         if not terms:
             return None
-        found = _kronecker(terms, self.tokens, self.shapes[name][-1])
+        found = _kronecker(terms, self.tokens, min(followed).length(self.shapes[name], "cols"))
         if weighted and (better := _weighted(terms, self.tokens)):
             found = replace(better, plain=found.H)
         if not scaled or name not in self.squares or found.G is None:
             return found
-        product, whole = _trace(found.G) * _trace(found.H), self.squares[name][k] / self.tokens
+        squares = sum(self.squares[name]) if self._convolved(name) else self.squares[name][k]
+        product, whole = _trace(found.G) * _trace(found.H), squares / self.tokens
         if product <= 0 or whole <= 0:
             return found
         return replace(found, G=found.G * (whole / product) ** (self.batches / (self.batches + 1)))
@@ -168,6 +177,8 @@ class Curvature:
     def seen(self, name: str) -> set[int]:
         """The slices of the parameter that were used, 0 of a matrix. A tied name may be asked for."""
         name = self.ties.get(name, name)
+        if self._convolved(name):
+            return set(range(self.shapes[name][0]))
         return {key.k for key, sums in self.sums.items() if key.name == name and sums.uses}
 
     def matrices(self, name: str) -> list[MatrixCurvature | None] | None:
@@ -177,14 +188,24 @@ class Curvature:
         stack = matrix_shape(self.shapes[name]) if found else None
         if found is None or stack is None or stack[0] == len(found):
             return found
+        if len(found) == 1 and found[0] is not None:
+            return _unstacked(found[0], stack)
         return [_flattened(found, self.shapes[name])] if stack[2] <= WIDEST else None
+
+    def _convolved(self, name: str) -> bool:
+        """Whether the sums of a parameter are those of one matrix [O, I·k...]."""
+        return self._uses(name) == {CONVOLUTION} and self.covered(name) == "traced"
+
+    def _uses(self, name: str) -> set[str]:
+        """The ways in which a parameter was followed."""
+        return {key.use for key in self.sums if key.name == name} - {GRADIENT}
 
     @property
     def unreached(self) -> set[str]:
         """Matrices and banks that no token came to (the expert that none chose): nothing tells what an error costs."""
         reached = {key.name for key, sums in self.sums.items() if sums.uses} | self.unknown.keys()
         reached |= {name for name, squares in self.squares.items() if any(squares)}
-        return {name for name, shape in self.shapes.items() if len(shape) in (2, 3)} - reached
+        return {name for name, shape in self.shapes.items() if len(shape) > 1} - reached
 
     @property
     def transposed(self) -> list[str]:
@@ -199,11 +220,12 @@ class Curvature:
     def covered(self, name: str) -> str:
         """How much of a parameter's use was followed: see `coverage`."""
         shape, used = self.shapes[name], self.used.get(name, set())
-        if len(shape) not in (2, 3):
+        if len(shape) < 2:
             return "not a matrix"
         if not used:
             return "untraced" if self.unknown.get(name) else "never used"
-        return "partly" if self.unknown.get(name) or not _covers(used, shape) else "traced"
+        mixed = CONVOLUTION in (uses := self._uses(name)) and len(uses) > 1
+        return "partly" if mixed or self.unknown.get(name) or not _covers(used, shape) else "traced"
 
     def merge(self, others: Iterable[Curvature]) -> Curvature:
         """The curvature over everybody's tokens: sums add up, in any order. CurvatureError for different models."""
@@ -271,8 +293,8 @@ class Curvature:
 
 
 def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
-    if header["format"] not in (1, FORMAT):
-        raise ValueError(f"format {header['format']}, this version reads 1 and {FORMAT}")
+    if header["format"] not in (1, 2, FORMAT):
+        raise ValueError(f"format {header['format']}, this version reads 1 to {FORMAT}")
     out = Curvature(
         tokens=int(header["tokens"]),
         shapes={name: _shape(shape) for name, shape in header["shapes"].items()},
@@ -286,15 +308,15 @@ def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
     _check_numbers(out)
     left = dict(tensors)
     for i, (name, index, use, uses) in enumerate(header["sums"]):
-        sums = Sums(uses=float(uses))
+        sums, key = Sums(uses=float(uses)), Key(name, int(index), str(use))
         if not 0 <= sums.uses < math.inf:
             raise ValueError(f"{name} was used {uses} times")
         for side in SIDES:
-            value, size = left.pop(f"{i:06d}.{side}", None), out.shapes[name][-2 if side.endswith("rows") else -1]
+            value, size = left.pop(f"{i:06d}.{side}", None), key.length(out.shapes[name], side)
             if value is not None and (value.shape not in ((size,), (size, size)) or value.dtype != torch.float32):
                 raise ValueError(f"{name} has sums of shape {list(value.shape)} for a side of {size}")
             setattr(sums, side, value)
-        out.sums[Key(name, int(index), str(use))] = sums
+        out.sums[key] = sums
     if left:
         raise ValueError(f"{len(left)} tensors belong to nothing")
     return out
@@ -305,7 +327,7 @@ def _check_numbers(found: Curvature) -> None:
         raise ValueError(f"it says {str(found.tokens)[:20]} tokens in {str(found.batches)[:20]} batches")
     for name, squares in found.squares.items():
         shape = found.shapes[name]
-        if len(squares) != (shape[0] if len(shape) == 3 else 1) or not all(map(math.isfinite, squares)):
+        if len(squares) != sides(shape)[0] or not all(map(math.isfinite, squares)):
             raise ValueError(f"{name} has other gradients than slices")
 
 
@@ -335,7 +357,7 @@ def _difference(a: Curvature, b: Curvature) -> str:
 
 def _covers(rectangles: set[Rectangle], shape: tuple[int, ...]) -> bool:
     """Whether every element of a matrix or bank lies in one of the rectangles."""
-    n, R, C = (1, *shape)[-3:]
+    n, R, C = sides(shape)
     if len({r[0] for r in rectangles if r[1:] == (0, R, 1, 0, C, 1)}) == n:
         return True
     seen = torch.zeros(n, R, C, dtype=torch.bool)
@@ -373,6 +395,16 @@ def _from_gradients(term: Sums, tokens: int) -> MatrixCurvature | None:
         return None
     H = cols / tokens
     return MatrixCurvature((H.diag() if H.dim() == 1 else H).float(), (rows / total).float())
+
+
+def _of_vector(term: Sums, tokens: int) -> MatrixCurvature | None:
+    """The diagonal E[∇²] of a vector, as the rows of one column; few samples lean on their mean."""
+    assert term.rows is not None
+    mean = float(term.rows.double().mean())
+    if mean <= 0:
+        return None
+    squares = (term.uses * term.rows.double() + VECTOR_PRIOR * mean) / (term.uses + VECTOR_PRIOR)
+    return MatrixCurvature(torch.ones(1, 1), (squares / tokens).float())
 
 
 def _shrunk(m: Tensor, samples: float) -> Tensor:
@@ -433,6 +465,16 @@ def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> 
     total = float(costs.sum())
     H = across.reshape(rows * cols, rows * cols)
     return MatrixCurvature(H, costs / total if total else costs)
+
+
+def _unstacked(whole: MatrixCurvature, stack: tuple[int, int, int]) -> list[MatrixCurvature | None]:
+    """Of one matrix [n, R·C] as a bank [n, R, C]: for each slice the product with the same partial traces."""
+    n, rows, cols = stack
+    four = whole.H.reshape(rows, cols, rows, cols)
+    H, G = torch.einsum("ijik->jk", four), torch.einsum("ijkj->ik", four)
+    costs = torch.ones(n) if whole.G is None else whole.G.diagonal() if whole.G.dim() == 2 else whole.G
+    total = max(_trace(H), 1e-300)
+    return [MatrixCurvature(H, G * (float(cost) / total)) for cost in costs]
 
 
 def mean_of(found: list[MatrixCurvature]) -> MatrixCurvature:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf.errors import CurvatureError
+from pgolf.quant.curvature import attention
 from pgolf.quant.curvature.products import PRODUCTS, Call, Product, flattened, function_name
+from pgolf.quant.slices import sides
 
 # fmt: off
 CASTS = {
@@ -59,7 +62,8 @@ class Weight(NamedTuple):
 class Rectangle:
     """Where a used matrix [outputs, inputs] lies in a parameter: a rectangle of one slice of it.
 
-    index: slice of a bank, 0 in a matrix. rows, cols: the rectangle. outputs, inputs: its place in the used matrix.
+    index: slice of a bank, 0 in a matrix. rows, cols: the rectangle. outputs, inputs: its place in the used matrix. whole: the
+    parameter has more dimensions and is the one matrix [O, I·k...] here.
     transposed: the parameter's rows are inputs and its columns outputs. scale: used element / parameter's element.
     """
 
@@ -71,6 +75,7 @@ class Rectangle:
     inputs: slice
     transposed: bool = False
     scale: float = 1.0
+    whole: bool = False
 
 
 class Sink(Protocol):
@@ -97,19 +102,30 @@ class Tracer(TorchFunctionMode):
         self._sink = sink
         # Tensors are kept with their ids: an id may not be used again while it stands for a weight.
         self._known: dict[int, tuple[Tensor, Weight]] = {}
+        self._made: dict[int, Tensor] = {}  # made of parameters alone, in a way that is not followed
         for name, value in parameters.items():
-            if value.dim() in (2, 3):
+            if value.dim() > 1:
                 layout = torch.empty(value.shape, dtype=value.dtype, device="meta")
                 self._note(value, Weight((Piece(name, value.shape, layout),)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = Call(function_name(func), func, args, kwargs or {}, None)
         _refuse_dropout(call)
+        result = self._written_out(call)
+        if result is not None:
+            return result
         result = func(*args, **call.kwargs)
         weights = [w for w in map(self._weight, flattened(*args, *call.kwargs.values())) if w is not None]
         if weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
             self._step(call._replace(result=result), weights)
         return result
+
+    def _written_out(self, call: Call) -> Any:
+        """The result of a call that is followed inside, None of all others."""
+        if call.name != attention.NAME:
+            return None
+        with self:
+            return attention.written_out(call.args, call.kwargs)
 
     def _weight(self, value: Any) -> Weight | None:
         known = self._known.get(id(value))
@@ -124,9 +140,30 @@ class Tracer(TorchFunctionMode):
     def _step(self, call: Call, weights: list[Weight]) -> None:
         weight = weights[0]
         alone = len(weights) == 1
-        if not (self._moved(weight, call) or self._used(weight, call) if alone else self._joined(call)):
-            for piece in (piece for weight in weights for piece in weight.pieces):
-                self._sink.unknown(piece.name, call.name)
+        if alone and (self._moved(weight, call) or self._added_to(weight, call) or self._used(weight, call)):
+            return
+        if not alone and self._joined(call):
+            return
+        for piece in (piece for weight in weights for piece in weight.pieces):
+            self._sink.unknown(piece.name, call.name)
+        if isinstance(call.result, Tensor) and all(self._is_made(v) for v in _tensors(call)):
+            self._made[id(call.result)] = call.result
+
+    def _is_made(self, value: Tensor) -> bool:
+        """Whether a tensor is made of parameters alone."""
+        return self._is_weight(value) or id(value) in self._made
+
+    def _added_to(self, weight: Weight, call: Call) -> bool:
+        """W + A·B with a product of parameters: what is done with the sum is done with W."""
+        others = [v for v in _tensors(call) if not self._is_weight(v)]
+        if call.name not in ("add", "__radd__") or len(others) != 1 or not self._is_made(others[0]):
+            return False
+        if call.result.shape != others[0].shape or any(call.result.shape != w.shape for w in _tensors(call)):
+            return False
+        if call.kwargs.get("alpha", 1) != 1:
+            return False
+        self._note(call.result, weight)
+        return True
 
     def _moved(self, weight: Weight, call: Call) -> bool:
         """A cast, a scaling or a view: note the elements under the new tensor."""
@@ -194,12 +231,14 @@ class Tracer(TorchFunctionMode):
         if call.name in LOOKUPS:
             return self._looked_up(weight, call)
         read = PRODUCTS.get(call.name)
-        product = read(call, self._is_weight) if read else None
-        matrices = _matrices(weight, product) if product else None
-        if not product or not matrices:
+        found = read(call, self._is_weight) if read else None
+        products = [found] if isinstance(found, Product) else found or []
+        matrices = [_matrices(weight, product) for product in products]
+        if not products or not all(matrices):
             return False
-        for k, rectangles in enumerate(matrices):
-            self._sink.product(rectangles, product.x[k].detach(), call.result, partial(_take, product.flat, k))
+        for product, several in zip(products, matrices, strict=True):
+            for k, rectangles in enumerate(several or []):
+                self._sink.product(rectangles, product.x[k].detach(), call.result, partial(_take, product.flat, k))
         return True
 
     def _looked_up(self, weight: Weight, call: Call) -> bool:
@@ -214,6 +253,11 @@ class Tracer(TorchFunctionMode):
             return False
         self._sink.lookup(rectangles[0], ids.detach(), call.result)
         return True
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    """All that go into a call."""
+    return [v for v in flattened(*call.args, *call.kwargs.values()) if isinstance(v, Tensor)]
 
 
 def _take(flat: Callable[[Tensor], Tensor], k: int, g: Tensor) -> Tensor:
@@ -256,13 +300,23 @@ def _matrices(weight: Weight, product: Product) -> list[list[Rectangle]] | None:
 
 def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Rectangle] | None:
     """The rectangles of a used matrix [O, I] whose first element stands at (output, inp); None if no rectangles."""
-    n_rows, n_cols = (int(n) for n in piece.shape[-2:])
+    bank, *_ = bases = [sides(tuple(piece.shape)), (1, piece.shape[0], prod(piece.shape[1:]))]
+    for base in bases if len(piece.shape) == 3 else [bank]:
+        found = _located(piece, base, len(piece.shape) > 3 or base is not bank, output, inp)
+        if found is not None:
+            return found
+    return None
+
+
+def _located(piece: Piece, base: tuple[int, int, int], whole: bool, output: int, inp: int) -> list[Rectangle] | None:
+    """As `locate`, in the slices of `base`."""
+    _, n_rows, n_cols = base
     n_out, n_in = piece.layout.shape
     down, right = (int(s) if n > 1 else 0 for s, n in zip(piece.layout.stride(), piece.layout.shape, strict=True))
     start = int(piece.layout.storage_offset())
     if 0 in (n_out, n_in) or (n_out > 1 and down == 0) or (n_in > 1 and right == 0):
         return None
-    for transposed in (False, True):
+    for transposed in (False,) if whole else (False, True):
         tall, wide, row_stride, col_stride = (n_in, n_out, right, down) if transposed else (n_out, n_in, down, right)
         if row_stride % n_cols or start % n_cols + col_stride * (wide - 1) >= n_cols:
             continue
@@ -271,7 +325,7 @@ def locate(piece: Piece, output: int = 0, inp: int = 0) -> list[Rectangle] | Non
         for index, rows, first, last in _by_slice(start // n_cols, row_stride // n_cols, tall, n_rows):
             outputs = slice(output, output + n_out) if transposed else slice(output + first, output + last)
             inputs = slice(inp + first, inp + last) if transposed else slice(inp, inp + n_in)
-            rectangles.append(Rectangle(piece.name, index, rows, cols, outputs, inputs, transposed, piece.scale))
+            rectangles.append(Rectangle(piece.name, index, rows, cols, outputs, inputs, transposed, piece.scale, whole))
         return rectangles
     return None
 

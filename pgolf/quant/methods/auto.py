@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgolf.common import extras
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import damped, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.methods.side import class_bits, drift, fitting_classes, fitting_scale, gaussian_bits, index_bits
 from pgolf.quant.rounding.feedback import RoundingRule, round_matrix
-from pgolf.quant.settings import Settings
+from pgolf.quant.settings import LOG_SCALE, Settings
 
 UNIT = 2.0**-12  # c at Settings.step = 1, in √(nats per token): about 3 bits a weight on a small language model
 RELATIVE_UNIT = 0.5  # the same without curvature, in rms of the matrix
@@ -93,20 +93,11 @@ def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> flo
     width = spread.rows[None, :] + spread.cols[:, None]
     classes, counts = np.unique(width, return_counts=True)
     sigma = np.exp2(classes / SPREAD_STEPS) / (2 if settings.trellis else 1)
-    return float((counts * gaussian_bits(sigma)).sum())
-
-
-def gaussian_bits(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in bits of a Gaussian of standard deviation `sigma` rounded to integers."""
-    extras.need("scipy")
-    from scipy.special import ndtr
-
-    values = np.arange(-12, 13)
-    narrow = np.minimum(sigma, 2.0)[:, None]  # wider ones follow the formula
-    upper = ndtr((values + 0.5) / narrow)
-    p = np.maximum(upper - ndtr((values - 0.5) / narrow), 1e-300)
-    bits: NDArray[np.float64] = -(p * np.log2(p)).sum(axis=1) + np.log2(np.maximum(sigma, 2.0) / 2.0)
-    return bits
+    side = 0.0  # a coarser lattice has the same steps in the mean
+    for steps, fine, weights in ((rows, spread.rows, len(cols)), (cols, spread.cols, len(rows))):
+        scale = fitting_scale(steps, weights, settings.scale_per_octave)
+        side += index_bits(scale.index) + class_bits(fitting_classes(fine, scale, weights), scale)
+    return float((counts * gaussian_bits(sigma)).sum()) + side
 
 
 def informative(curvature: MatrixCurvature) -> bool:
@@ -145,18 +136,14 @@ def distortion(states: int) -> float:
 def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings) -> Plane:
     """Round weight [R, C] at water level c, in √(nats per token)."""
     W = weight.cpu()[:, frame.order].float().T.contiguous()  # [C, R]
-    rows, cols = water_filled(W, frame, c, settings.trellis)
-    spread = spreads(W, rows, cols)
-    row_level, col_level = level_factors(spread, settings)
-    row_scale = Scale.nearest(rows * row_level, settings.scale_per_octave)
-    col_scale = Scale.nearest(cols * col_level, settings.scale_per_octave)
-    decoded_rows, decoded_cols = row_scale.values(), col_scale.values()
+    lattice = chosen_lattice(W, frame, c, settings)
+    row_scale, col_scale, spread = lattice.row_scale, lattice.col_scale, lattice.spread
     rule = RoundingRule(
-        rows=(decoded_rows / row_level).astype(np.float32),
-        cols=(decoded_cols / col_level).astype(np.float32),
-        decoded_rows=decoded_rows,
-        decoded_cols=decoded_cols,
-        lam=rate_weights(rows, decoded_rows / row_level, settings.trellis),
+        rows=lattice.rows.astype(np.float32),
+        cols=lattice.cols.astype(np.float32),
+        decoded_rows=row_scale.values(),
+        decoded_cols=col_scale.values(),
+        lam=rate_weights(lattice.ideal_rows, lattice.rows, settings.trellis),
         spread=spread,
         states=settings.trellis,
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
@@ -171,6 +158,51 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         trellis_from=rule.trellis_from,
         spread=Spread(spread.rows, spread.cols[back]),
     )
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """What a matrix is rounded to: steps of rows [R] and columns [C], the scales that are transmitted for them, and the
+    spread of the codes, as it is told. ideal_rows: water-filled."""
+
+    rows: NDArray[np.float64]
+    cols: NDArray[np.float64]
+    row_scale: Scale
+    col_scale: Scale
+    spread: Spread
+    ideal_rows: NDArray[np.float64]
+
+
+def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lattice:
+    """The lattice of W [C, R] at water level c, its side information as coarse as the size of the matrix asks for."""
+    ideal_rows, ideal_cols = water_filled(W, frame, c, settings.trellis)
+    spread = spreads(W, ideal_rows, ideal_cols)
+    row_level, col_level = level_factors(spread, settings)
+    free = settings.scale_per_octave == LOG_SCALE  # a resolution that somebody asks for is kept
+    fit = fitting_scale if free else lambda wanted, _, finest: Scale.nearest(wanted, finest)
+    row_scale = fit(ideal_rows * row_level, len(ideal_cols), settings.scale_per_octave)
+    shift = drift(row_scale, ideal_rows * row_level) if free else 1.0  # what rows are off together, columns make good
+    col_scale = fit(ideal_cols * col_level / shift, len(ideal_rows), settings.scale_per_octave)
+    rows, cols = spread.rows, spread.cols
+    if free:
+        if coarser(row_scale, settings) or coarser(col_scale, settings):  # another lattice has other codes
+            spread = spreads(W, row_scale.values() / row_level, col_scale.values() / col_level)
+            row_level, col_level = level_factors(spread, settings)
+        rows = fitting_classes(spread.rows, row_scale, len(ideal_cols))
+        cols = fitting_classes(spread.cols, col_scale, len(ideal_rows))
+    return Lattice(
+        row_scale.values() / row_level,
+        col_scale.values() / col_level,
+        row_scale,
+        col_scale,
+        Spread(rows, cols),
+        ideal_rows * shift,
+    )
+
+
+def coarser(scale: Scale, settings: Settings) -> bool:
+    """Whether the scale tells less than the settings would have it."""
+    return scale.per_octave != settings.scale_per_octave or (len(scale.index) > 1 and not np.ptp(scale.index))
 
 
 def rate_weights(rows: NDArray[np.float64], lattice: NDArray[np.float64], states: int) -> NDArray[np.float32]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.store import MatrixCurvature
-from pgolf.quant.methods.auto import LARGEST_CODE, RELATIVE_UNIT, UNIT, gaussian_bits, informative
+from pgolf.quant.methods.auto import LARGEST_CODE, RELATIVE_UNIT, UNIT, informative
+from pgolf.quant.methods.side import gaussian_bits
 from pgolf.quant.settings import Settings
 
 LEAST_SHARE = 1e-3  # of the mean: an input or output that hardly matters still gets a finite step
