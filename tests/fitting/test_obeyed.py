@@ -68,7 +68,7 @@ def test_every_kind_of_setting_reaches_a_small_matrix():
         (["scale=step=2"], "scale (a scalar)"),
         (["count=rtn"], "count (not floating point)"),
         (["phase=auto,trellis=4"], "phase (not floating point)"),
-        (["empty=int4"], "empty (not a matrix)"),
+        (["empty=int4"], "empty (empty)"),
         (["count=fp16"], "count (int64 is not floating point)"),
         (["phase=bf16"], "phase (complex64 is not floating point)"),
         (["mask=fp32"], "mask (bool is not floating point)"),
@@ -87,12 +87,14 @@ def test_what_no_matched_tensor_can_take_is_refused_with_the_reason(rules, words
 
 
 def test_what_some_can_take_is_carried_out_and_the_others_are_named():
-    job = made("*=int5")
-    (note,) = job.notes
-    assert note.startswith("--set '*' was not carried out on all that it matches: bias, gain (a vector); ")
-    for told in ("count, mask, phase (not floating point)", "scale (a scalar)", "empty (not a matrix)"):
-        assert told in note
-    assert job.quantized == ["bank", "big", "little", "other", "thin"]
+    for rule, small in (("*=int5", True), ("?*=int5", False)):  # * speaks of no tensor in particular
+        job = made(rule)
+        (note,) = job.notes
+        assert note.startswith(f"--set {rule[:-5]!r} was not carried out on all that it matches: b")
+        for told in ("gain (a vector)", "count, mask, phase (not floating point)", "scale (a scalar)", "empty (empty)"):
+            assert told in note
+        assert ("small (300 weights)" in note) == small
+        assert job.quantized == (["big", "other"] if small else ["bank", "big", "little", "other", "thin"])
     (note,) = made("*=fp16").notes
     assert "count (int64 is not floating point)" in note
     many = {f"{i}.g": torch.ones(4) for i in range(9)} | {"w": torch.randn(64, 64)}
