@@ -71,6 +71,7 @@ def with_loading(source: str) -> str:
 def last_line(folder: Path, script: str, guard: Path, *, stand_ins: bool, hide: bool) -> str:
     """What a run says last on stderr, or else on stdout, without what differs from run to run."""
     environment = os.environ | {"PYTHONPATH": str(guard), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{guard}{os.pathsep}{environment['PATH']}"
     environment["PYTHONPATH"] += "" if hide else os.pathsep + os.environ.get("PYTHONPATH", "")
     environment |= {"HIDE_PGOLF": "1"} if hide else {}
     environment |= {"STAND_INS": "1"} if stand_ins else {}
@@ -120,12 +121,8 @@ def audits(records: Path) -> dict[str, Any]:
     folders, failed = sorted({path.parent for path in records.rglob("submission.json")}), []
     clean = 0
     for folder in folders:
-        done = subprocess.run(
-            [sys.executable, "-m", "pgolf", "audit", str(folder), "--no-run", "--json"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = [sys.executable, "-m", "pgolf", "audit", str(folder), "--no-run", "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode not in {0, 4}:
             failed.append(f"{folder.name}: exit {done.returncode}: {done.stderr.strip()[-200:]}")
             continue
@@ -151,6 +148,8 @@ def main() -> None:
         guard = Path(place) / "guard"
         guard.mkdir()
         (guard / "sitecustomize.py").write_text(STAND_INS)
+        (guard / "nvidia-smi").write_text("#!/bin/sh\necho no GPU\n")
+        (guard / "nvidia-smi").chmod(0o755)
         state = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
         torch.save(state, Path(place) / "c.pt")
         pack = [sys.executable, "-m", "pgolf", "pack", f"{place}/c.pt", "--calib", "none", "-o", f"{place}/model.pgolf"]

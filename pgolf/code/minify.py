@@ -24,7 +24,6 @@ def minified(source: bytes, name: str, among: Readers | None = None) -> bytes:
     among: what the scripts shipped with it read; its own reading by default. Raises DataError for what is no Python, and
     MissingExtraError.
     """
-    extras.need("python_minifier")
     tree = parsed(name, source)
     for step in _steps(tree, among or readers([tree])):
         try:
@@ -42,6 +41,7 @@ Step = Callable[[], tuple[str, str]]  # gives (what is to be shown, the shorter 
 
 def _steps(tree: ast.Module, among: Readers) -> Iterator[Step]:
     """From the boldest to the meekest."""
+    extras.need("python_minifier")
     from python_minifier import minify
 
     bare = ast.unparse(ast.fix_missing_locations(Bared(among).visit(ast.parse(ast.unparse(tree)))))
