@@ -3,58 +3,80 @@
     python benchmarks/exported_records.py RECORDS [--count 30] [--seed 0] [--audit] [--json OUT.json]
 
 RECORDS: a copy of the folder records/ of openai/parameter-golf, which is no part of this project. Every script drawn is given
-the two lines that load an artifact, and is exported with the scripts beside it. Then original and exported run on this
-machine, each twice: as it is, which ends at the first package or GPU that is missing; and with stand-ins for GPU packages
-and a torch that says it has CUDA, which goes on until something is computed there or a data file is missing. pgolf itself is
-hidden from what was exported. --audit: `pgolf audit` of every folder as well, and how many findings of each kind it makes.
+the two lines that load an artifact, and is exported with the scripts beside it. Then original and exported run here, in
+children of one process that has imported torch, each twice: as it is, which ends at the first package or GPU that is missing;
+and with stand-ins for GPU packages and a torch that says it has CUDA, which goes on until something is computed there or a
+data file is missing. pgolf itself is hidden from what was exported. --audit: `pgolf audit` of every folder as well, and how
+many findings of each kind it makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import random
 import re
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
+import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, machine
 
+import pgolf
+from pgolf.cli import main as main_command
+from pgolf.commands.export import export
+
 SECONDS = 300
 LOADS = "import pgolf as _pgolf, pathlib as _pathlib\n_pgolf.load(_pathlib.Path(__file__).with_name('model.pgolf'))\n"
-STAND_INS = """
-import importlib.abc, importlib.machinery, importlib.util, os, sys, types
 ABSENT = {"flash_attn", "flash_attn_interface", "fla", "gram_newton_schulz", "xformers", "mamba_ssm", "causal_conv1d"}
+
+
 class Anything(types.ModuleType):
-    __path__ = []
-    def __getattr__(self, name):
+    """A module that has every name: a function whose results call like decorators."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *a, **k: (lambda f: f)
-class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
+        return lambda *_, **__: lambda function: function
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stand-ins for GPU packages, and no pgolf, as far as each is asked for."""
+
+    def __init__(self, stand_ins: bool, hide: bool) -> None:
+        self.stand_ins, self.hide = stand_ins, hide
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         first = name.partition(".")[0]
-        if first == "pgolf" and os.environ.get("HIDE_PGOLF"):
+        if self.hide and first == "pgolf":
             raise ModuleNotFoundError(f"No module named {name!r}")
-        if first in ABSENT and os.environ.get("STAND_INS"):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    def create_module(self, spec):
+        return (
+            importlib.machinery.ModuleSpec(name, self, is_package=True) if self.stand_ins and first in ABSENT else None
+        )
+
+    def create_module(self, spec: Any) -> types.ModuleType:
         return Anything(spec.name)
-    def exec_module(self, module):
+
+    def exec_module(self, module: types.ModuleType) -> None:
         pass
-sys.meta_path.insert(0, StandIns())
-if os.environ.get("STAND_INS"):
-    import torch
-    torch.cuda.is_available = lambda: True
-    torch.cuda.set_device = torch.cuda.manual_seed = torch.cuda.manual_seed_all = lambda *a: None
-"""
 
 
 def with_loading(source: str) -> str:
@@ -68,27 +90,63 @@ def with_loading(source: str) -> str:
     return "".join(lines[:start]) + LOADS + "".join(lines[start:])
 
 
-def last_line(folder: Path, script: str, guard: Path, *, stand_ins: bool, hide: bool) -> str:
-    """What a run says last on stderr, or else on stdout, without what differs from run to run."""
-    environment = os.environ | {"PYTHONPATH": str(guard), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{guard}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONPATH"] += "" if hide else os.pathsep + os.environ.get("PYTHONPATH", "")
-    environment |= {"HIDE_PGOLF": "1"} if hide else {}
-    environment |= {"STAND_INS": "1"} if stand_ins else {}
-    try:
-        done = subprocess.run(
-            [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
-            timeout=SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+def forked(job: Callable[[], None], folder: Path) -> tuple[str, str, int | None]:
+    """(stdout, stderr, exit code) of a job in a child of this process, which has torch already; the code is None for one that
+    was stopped."""
+    out, err = folder.parent / "stdout", folder.parent / "stderr"
+    if not (child := os.fork()):
+        os.setsid()
+        os.chdir(folder)
+        for number, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        code = 0
+        try:
+            job()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    began, status = time.monotonic(), None
+    while status is None:
+        done, found = os.waitpid(child, os.WNOHANG)
+        if done:
+            status = os.waitstatus_to_exitcode(found)
+        elif time.monotonic() - began > SECONDS:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+    return out.read_text(errors="replace"), err.read_text(errors="replace"), status
+
+
+def last_line(folder: Path, script: str, *, stand_ins: bool, hide: bool) -> str:
+    """What a run of a script says last, errors after output, without what differs from run to run."""
+
+    def job() -> None:
+        if hide:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "pgolf"]:
+                del sys.modules[name]
+        sys.meta_path.insert(0, Finder(stand_ins, hide))
+        if stand_ins:
+            torch.cuda.is_available = lambda: True
+            torch.cuda.set_device = torch.cuda.manual_seed = torch.cuda.manual_seed_all = lambda *_: None
+            subprocess.run = lambda *_, **__: subprocess.CompletedProcess([], 0, "no GPU", "")  # nvidia-smi
+        sys.argv, sys.path[0] = [script], str(folder)
+        runpy.run_path(str(folder / script), run_name="__main__")
+
+    said, wrong, code = forked(job, folder)
+    if code is None:
         return f"still running after {SECONDS} s"
-    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    said = lines[-1] if lines else ""
-    said = re.sub(r"0x[0-9a-f]+", "0x", said.replace(str(folder), "."))
-    return re.sub(r"\d+(\.\d+)?\s?(ms|s)\b", "some time", said)[:300]
+    lines = [line for line in (said + "\n" + wrong).splitlines() if line.strip()]
+    last = re.sub(r"0x[0-9a-f]+", "0x", (lines[-1] if lines else "").replace(str(folder), "."))
+    return re.sub(r"\d+(\.\d+)?\s?(ms|s)\b", "some time", last)[:300]
 
 
-def one(script: Path, work: Path, artifact: bytes, guard: Path) -> dict[str, Any]:
+def one(script: Path, work: Path, artifact: bytes) -> dict[str, Any]:
     """One record script: exported and run beside the original."""
     home, out = work / "original", work / "exported"
     home.mkdir()
@@ -96,37 +154,36 @@ def one(script: Path, work: Path, artifact: bytes, guard: Path) -> dict[str, Any
         (home / other.name).write_bytes(other.read_bytes())
     (home / script.name).write_text(with_loading(script.read_text(encoding="utf-8")), encoding="utf-8")
     (home / "model.pgolf").write_bytes(artifact)
-    others = [str(path) for path in sorted(home.glob("*.py")) if path.name != script.name]
-    words = [sys.executable, "-m", "pgolf", "export", str(home / "model.pgolf"), "-o", str(out)]
-    for file in (str(home / script.name), *others):
-        words += ["--script", file]
-    exported = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
+    others = [path for path in sorted(home.glob("*.py")) if path.name != script.name]
+    words = ["export", str(home / "model.pgolf"), "-o", str(out), "--json"]
+    words += [word for file in (home / script.name, *others) for word in ("--script", str(file))]
+    words += ["--no-run"] if any("--no-run" in option.opts for option in export.params) else []
+    told, wrong, code = forked(lambda: main_command(words), home)
     facts: dict[str, Any] = {"script": f"{script.parent.name}/{script.name}", "raw": script.stat().st_size}
-    if exported.returncode:
-        return facts | {"export": f"exit {exported.returncode}: {exported.stderr.strip()[-300:]}", "same": None}
-    told = json.loads(exported.stdout)
-    facts |= {"export": "ok", "counted": (out / script.name).stat().st_size, "proof": told.get("proof", [])}
+    if code:
+        return facts | {"export": f"exit {code}: {wrong.strip()[-300:]}", "same": None}
+    weighed = {file["name"]: file["counted_bytes"] for file in json.loads(told)["files"]}
+    facts |= {"export": "ok", "counted": weighed[script.name]}
     for kind, stand_ins in (("as it is", False), ("with stand-ins", True)):
-        ends = [
-            last_line(folder, script.name, guard, stand_ins=stand_ins, hide=hide)
-            for folder, hide in ((home, False), (out, True))
-        ]
-        facts[kind] = {"original": ends[0], "exported": ends[1], "same": ends[0] == ends[1]}
+        original = last_line(home, script.name, stand_ins=stand_ins, hide=False)
+        exported = last_line(out, script.name, stand_ins=stand_ins, hide=True)
+        facts[kind] = {"original": original, "exported": exported, "same": original == exported}
     return facts | {"same": facts["as it is"]["same"] and facts["with stand-ins"]["same"]}
 
 
-def audits(records: Path) -> dict[str, Any]:
+def audits(records: Path, work: Path) -> dict[str, Any]:
     """How many findings of each kind the audit of every record folder makes."""
     kinds: Counter[str] = Counter()
     folders, failed = sorted({path.parent for path in records.rglob("submission.json")}), []
     clean = 0
     for folder in folders:
-        words = [sys.executable, "-m", "pgolf", "audit", str(folder), "--no-run", "--json"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode not in {0, 4}:
-            failed.append(f"{folder.name}: exit {done.returncode}: {done.stderr.strip()[-200:]}")
+        told, wrong, code = forked(
+            lambda folder=folder: main_command(["audit", str(folder), "--no-run", "--json"]), work
+        )
+        if code not in {0, 4}:
+            failed.append(f"{folder.name}: exit {code}: {wrong.strip()[-200:]}")
             continue
-        findings = json.loads(done.stdout)["findings"]
+        findings = json.loads(told)["findings"]
         kinds.update(finding["kind"] for finding in findings)
         clean += not findings
     return {"folders": len(folders), "clean": clean, "findings": dict(sorted(kinds.items())), "failed": failed}
@@ -145,24 +202,18 @@ def main() -> None:
     drawn = sorted(random.Random(options.seed).sample(every, min(options.count, len(every))))
     results = []
     with tempfile.TemporaryDirectory() as place:
-        guard = Path(place) / "guard"
-        guard.mkdir()
-        (guard / "sitecustomize.py").write_text(STAND_INS)
-        (guard / "nvidia-smi").write_text("#!/bin/sh\necho no GPU\n")
-        (guard / "nvidia-smi").chmod(0o755)
-        state = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
-        torch.save(state, Path(place) / "c.pt")
-        pack = [sys.executable, "-m", "pgolf", "pack", f"{place}/c.pt", "--calib", "none", "-o", f"{place}/model.pgolf"]
-        subprocess.run([*pack, "--budget", "8kB"], check=True, capture_output=True)
-        artifact = (Path(place) / "model.pgolf").read_bytes()
+        made = Path(place) / "model.pgolf"
+        weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        pgolf.pack({"w": weights}, made, budget="8kB", method="rtn")
         for number, script in enumerate(drawn):
             work = Path(place) / str(number)
             work.mkdir()
-            results.append(one(script, work, artifact, guard))
+            results.append(one(script, work, made.read_bytes()))
             print(json.dumps(results[-1]), flush=True)
+        audited = audits(options.records, work) if options.audit else None
     counts = Counter({True: "same", False: "other", None: "refused"}[r["same"]] for r in results)
     facts = {"machine": machine(), "drawn": len(drawn), "of": len(every), "seed": options.seed, "counts": dict(counts)}
-    facts |= {"audit": audits(options.records)} if options.audit else {}
+    facts |= {"audit": audited} if audited else {}
     options.json.write_text(json.dumps(facts | {"scripts": results}, indent=1) + "\n")
     print(json.dumps(facts | {"machine": None}, indent=1))
 
