@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -51,7 +52,7 @@ def audit(
     if not names:
         raise UsageError(f"{folder}: has no script of Python to audit")
     main = main_script(names, script)
-    findings, trees = _trees({name: files[name].read_bytes() for name in names})
+    findings, trees, unread = _trees({name: files[name].read_bytes() for name in names})
     used = _reached(main, trees)
     together = ast.Module([statement for name in used for statement in trees[name].body], [])
     findings += [f for name in used for f in suspicions(name, trees[name], together)]
@@ -63,7 +64,7 @@ def audit(
         findings += claims.check_claims(files[DESCRIPTION].read_bytes(), logs, code, main, limit)
     else:
         findings.append(Finding(DESCRIPTION, 0, "claim", "is not in the folder"))
-    notes = [f"{main} and {len(used) - 1} scripts that it uses were read"] if main in trees else []
+    notes = [*unread, f"{main} and {len(used) - 1} scripts that it uses were read"] if main in trees else unread
     if run and main in trees:
         found, note = _start({name: path.read_bytes() for name, path in files.items()}, main, hides)
         findings += found
@@ -71,16 +72,20 @@ def audit(
     return Audit(distinct(findings), notes)
 
 
-def _trees(scripts: Mapping[str, bytes]) -> tuple[list[Finding], dict[str, ast.Module]]:
-    """The syntax trees of scripts, of what is inside where they unpack themselves; a finding for each that has none."""
-    findings, trees = [], {}
+def _trees(scripts: Mapping[str, bytes]) -> tuple[list[Finding], dict[str, ast.Module], list[str]]:
+    """The syntax trees of scripts, of what is inside where they unpack themselves; a finding for each that has none, or a note
+    where a later Python may read it."""
+    findings, trees, notes = [], {}, []
     for name, raw in scripts.items():
         try:
             trees[name] = ast.parse(payload.inner(raw, name) or raw, name)
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None) or 0
-            findings.append(Finding(name, line, "start", f"is not Python of this version ({error})"))
-    return findings, trees
+            if sys.version_info < (3, 12) and "f-string" in str(error):
+                notes.append(f"{name} was not read: line {line} needs Python 3.12")
+            else:
+                findings.append(Finding(name, line, "start", f"is not Python ({error})"))
+    return findings, trees, notes
 
 
 def _reached(main: str, trees: Mapping[str, ast.Module]) -> dict[str, None]:

@@ -14,40 +14,43 @@ from pgolf.submission.count import DESCRIPTION
 from pgolf.submission.findings import Finding
 
 TOTALS = {"bytes_total", "artifact_bytes", "total_bytes", "submission_bytes"}
-_SCORE = re.compile(r"([\w ()+-]*?)(val_bpb|val_loss)['\"]?\s*[:=]+\s*([0-9]+\.[0-9]+)")
-_SIZE = re.compile(r"[Tt]otal submission(?: size)?[^:\n]*:\s*([0-9][0-9,]*)\s*(?:bytes|B)\b")
+KEYS = ("val_bpb", "val_loss")
+_SCORE = re.compile(r"(val_bpb|val_loss)['\"]?\s*[:=]+\s*([0-9]+\.[0-9]+)")
+_SIZE = re.compile(r"([Tt]otal submission[^:\n]*):\s*([0-9][0-9,]*)\s*(?:bytes|B)\b")
 
 
 @dataclass(frozen=True)
 class Logs:
-    """What logs say. scores: key -> label -> its last value in each log that has it; sizes: totals in bytes. count: of logs."""
+    """What logs print. scores: key -> label -> the last number under it in each log, as text; every: key -> all of them; sizes:
+    label -> the last total in bytes of each log. count: of logs that print scores."""
 
-    scores: Mapping[str, Mapping[str, list[float]]]
-    every: Mapping[str, set[float]]
-    sizes: set[int]
+    scores: Mapping[str, Mapping[str, list[str]]]
+    every: Mapping[str, set[str]]
+    sizes: Mapping[str, list[int]]
     count: int
 
 
 def read_logs(texts: Mapping[str, str]) -> Logs:
-    """The scores and sizes that logs print, whatever stands before them on the line taken for the label."""
-    scores: dict[str, dict[str, list[float]]] = {"val_bpb": defaultdict(list), "val_loss": defaultdict(list)}
-    every: dict[str, set[float]] = {"val_bpb": set(), "val_loss": set()}
-    sizes: set[int] = set()
+    """The scores and sizes that logs print; what stands before a score on its line is its label."""
+    scores: dict[str, dict[str, list[str]]] = {key: defaultdict(list) for key in KEYS}
+    every: dict[str, set[str]] = {key: set() for key in KEYS}
+    sizes: dict[str, list[int]] = defaultdict(list)
     for text in texts.values():
-        last: dict[tuple[str, str], float] = {}
+        last: dict[tuple[str, str], str] = {}
         for line in text.splitlines():
             label = re.sub(r"[\d.:/]+", "", line.partition("val_")[0]).strip()
-            for _, key, number in _SCORE.findall(line):
-                last[key, label] = float(number)
-                every[key].add(float(number))
-        for (key, label), value in last.items():
-            scores[key][label].append(value)
-        sizes |= {int(number.replace(",", "")) for number in _SIZE.findall(text)}
+            for key, number in _SCORE.findall(line):
+                last[key, label] = number
+                every[key].add(number)
+        for (key, label), number in last.items():
+            scores[key][label].append(number)
+        for label, number in {label: number for label, number in _SIZE.findall(text)}.items():
+            sizes[label].append(int(number.replace(",", "")))
     return Logs(scores, every, sizes, sum(bool(_SCORE.search(text)) for text in texts.values()))
 
 
 def check_claims(raw: bytes, logs: Logs, code: int, main: str, cap: int) -> list[Finding]:
-    """Findings on a description `raw`; code: bytes of the main script."""
+    """Findings on a description `raw`; code: bytes of the script `main`."""
     try:
         facts = json.loads(raw)
     except ValueError as error:
@@ -59,13 +62,9 @@ def check_claims(raw: bytes, logs: Logs, code: int, main: str, cap: int) -> list
         Finding(DESCRIPTION, lines.of(key, value), kind, text)
         for key, value, kind, text in _sizes(facts, logs, code, main, cap)
     ]
-    for key in ("val_bpb", "val_loss"):
+    for key in KEYS:
         value = facts.get(key)
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (text := _unbacked(key, float(value), logs))
-        ):
+        if isinstance(value, int | float) and not isinstance(value, bool) and (text := _unbacked(facts, key, logs)):
             found.append(Finding(DESCRIPTION, lines.of(key, value), "claim", text))
     return found
 
@@ -77,8 +76,9 @@ def _sizes(facts: Mapping[str, Any], logs: Logs, code: int, main: str, cap: int)
     said, total = facts.get("bytes_code"), facts.get("bytes_total")
     if isinstance(said, int) and said < code:
         yield "bytes_code", said, "claim", f"{said:,} B of code are claimed, and {main} alone has {code:,} B"
-    if isinstance(total, int) and logs.sizes and total not in logs.sizes:
-        nearest = min(logs.sizes, key=lambda size: abs(size - total))
+    known = {size for sizes in logs.sizes.values() for size in [*sizes, round(math.fsum(sizes) / len(sizes))]}
+    if isinstance(total, int) and known and not any(abs(size - total) <= 1 for size in known):
+        nearest = min(known, key=lambda size: abs(size - total))
         yield "bytes_total", total, "claim", f"{total:,} B are claimed, the nearest in the logs is {nearest:,} B"
 
 
@@ -94,24 +94,37 @@ def _numbers(facts: Any) -> Iterator[tuple[str, float]]:
             yield from _numbers(value)
 
 
-def _unbacked(key: str, value: float, logs: Logs) -> str:
+def _unbacked(facts: Mapping[str, Any], key: str, logs: Logs) -> str:
     """Why a claimed score does not follow from the logs; "" if it does.
 
-    It follows if, rounded or cut to its own decimals, it is a value of a log, or the mean over logs of the last values under
-    one label.
+    It follows if it is a number of a log, or the mean over logs of the last numbers under one label, or the mean of further
+    claims (of single seeds) that are numbers of logs; each to the decimals that both have.
     """
+    value = facts[key]
     if not logs.count:
         return f"{key} {value} is claimed, and no log is here that shows it"
-    digits = len(repr(value).partition(".")[2]) if "e" not in repr(value) else 8
-    step = 10.0**-digits
     known = logs.every[key]
-    means = [math.fsum(values) / len(values) for values in logs.scores[key].values() if len(values) > 1]
-    if any(abs(one - value) < step * 1.001 for one in [*known, *means]):
-        return ""
     if not known:
         return f"{key} {value} is claimed, and no log shows a {key}"
-    nearest = min([*known, *means], key=lambda one: abs(one - value))
-    return f"{key} {value} is claimed, the nearest in {logs.count} logs is {nearest:.8g}"
+    runs = [numbers for numbers in logs.scores[key].values() if len(numbers) > 1]
+    means = [f"{math.fsum(map(float, numbers)) / len(numbers):.8f}" for numbers in runs]
+    seeds = [number for name, number in _numbers({k: v for k, v in facts.items() if k != key}) if name == key]
+    if seeds and all(any(_agree(seed, one) for one in known) for seed in seeds):
+        means.append(f"{math.fsum(seeds) / len(seeds):.8f}")
+    if any(_agree(value, one) for one in [*known, *means]):
+        return ""
+    nearest = min([*known, *means], key=lambda one: abs(float(one) - value))
+    return f"{key} {value} is claimed, the nearest in {logs.count} logs is {float(nearest):.8g}"
+
+
+def _agree(claim: float, number: str) -> bool:
+    """Whether a claim is a number of a log, rounded or cut to the decimals of the coarser one."""
+    decimals = min(_decimals(repr(claim)), _decimals(number))
+    return abs(claim - float(number)) < 1.001 * 10.0**-decimals
+
+
+def _decimals(number: str) -> int:
+    return 8 if "e" in number else len(number.partition(".")[2])
 
 
 class _Lines:

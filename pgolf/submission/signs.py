@@ -133,4 +133,13 @@ class Taint:
         return self._holds(node)
 
     def _holds(self, node: ast.AST) -> bool:
-        return any(self.start(name) or name in self.names for name in named(node))
+        match node:
+            case ast.Name(id=name) if self.start(name) or name in self.names:
+                return True
+            case ast.Attribute(attr="shape" | "dtype" | "device" | "ndim"):
+                return False
+            case ast.Attribute(attr=name) if self.start(name) or name in self.names:
+                return True
+            case ast.Call(func=ast.Attribute(attr="numel" | "size" | "dim") | ast.Name(id="len" | "range" | "int")):
+                return False  # how much text there is tells nothing of it
+        return any(map(self._holds, ast.iter_child_nodes(node)))
