@@ -116,23 +116,26 @@ def local_modules(tree: ast.Module) -> set[str]:
 
 
 class Taint:
-    """Names of a function that come, through any number of assignments, from names for which `start` holds."""
+    """Names of a function that come, through any number of assignments, from names for which `start` holds.
 
-    def __init__(self, function: ast.AST, start: Callable[[str], bool]) -> None:
+    node: what is asked about; only assignments count that may have been made when it runs, up to the end of the outermost loop
+    around it.
+    """
+
+    def __init__(self, function: ast.AST, node: ast.AST, start: Callable[[str], bool]) -> None:
         self.start = start
         self.names: set[str] = set()
-        given = [pair for node in ast.walk(function) for pair in targets_of(node) if not isinstance(node, ast.keyword)]
+        end = max((loop.end_lineno or 0 for loop in _loops(function) if _around(loop, node)), default=_line(node))
+        parts = [part for part in ast.walk(function) if not isinstance(part, ast.keyword)]
+        given = [pair for part in parts if _line(part) <= end for pair in targets_of(part)]
         grown = True
         while grown:
-            new = {target for target, value in given if target not in self.names and self._holds(value)}
+            new = {target for target, value in given if target not in self.names and self.holds(value)}
             grown = bool(new)
             self.names |= new
 
-    def reaches(self, node: ast.AST) -> bool:
+    def holds(self, node: ast.AST) -> bool:
         """Whether an expression speaks of such a name."""
-        return self._holds(node)
-
-    def _holds(self, node: ast.AST) -> bool:
         match node:
             case ast.Name(id=name) if self.start(name) or name in self.names:
                 return True
@@ -142,4 +145,16 @@ class Taint:
                 return True
             case ast.Call(func=ast.Attribute(attr="numel" | "size" | "dim") | ast.Name(id="len" | "range" | "int")):
                 return False  # how much text there is tells nothing of it
-        return any(map(self._holds, ast.iter_child_nodes(node)))
+        return any(map(self.holds, ast.iter_child_nodes(node)))
+
+
+def _loops(function: ast.AST) -> list[ast.For | ast.While]:
+    return [node for node in ast.walk(function) if isinstance(node, ast.For | ast.While)]
+
+
+def _around(loop: ast.For | ast.While, node: ast.AST) -> bool:
+    return loop.lineno <= _line(node) <= (loop.end_lineno or 0)
+
+
+def _line(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)

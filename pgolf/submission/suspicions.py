@@ -107,9 +107,9 @@ def _learns_before_scoring(tree: ast.Module) -> Found:
     scores = {function: _scores(function) for function in every}
     sites = [(caller, _place(node), name) for caller in every for node, name in calls(caller)]
     for function in every:
-        taint = Taint(function, _starts(function))
-        found = calls(function)
-        steps = sorted(_place(node) for node, name in found if name.endswith("backward") and taint.reaches(node))
+        begins = _starts(function)
+        backward = [node for node, name in calls(function) if name.endswith("backward")]
+        steps = sorted(_place(node) for node in backward if Taint(function, node, begins).holds(node))
         if not steps or any(place < steps[0] for place in scores[function]):
             continue
         callers = [(scores[caller], place) for caller, place, name in sites if name.rpartition(".")[2] == function.name]

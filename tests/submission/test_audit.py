@@ -239,6 +239,8 @@ def test_the_command_starts_the_script_and_exits_with_4(tmp_path):
         ("open('/proc/cpuinfo')", []),
         ("import pkgutil\npkgutil.get_data('torch', 'w.bin')", ["outside"]),
         ("def tune(val_tokens):\n    loss = net(val_tokens)\n    loss.backward()", ["order"]),
+        ("def main():\n    for x in train:\n        net(x).backward()\n    for x in val_tokens:\n        net(x)", []),
+        ("def main():\n    for e in epochs:\n        net(x).backward()\n        x = val_tokens", ["order"]),
         ("def ttt(chunk):\n    losses.append(net(chunk))\n    net(chunk).backward()", []),
         ("def main():\n    n = len(val_tokens)\n    loss = net(train[n])\n    loss.backward()", []),
     ],
@@ -250,6 +252,6 @@ def test_rules_tell_a_sign_from_its_like(source, kinds):
 def test_numbers_of_logs_agree_to_the_coarser_decimals():
     logs = claims.read_logs({"a.log": "x val_bpb=1.12\n", "b.log": "x val_bpb: 1.1400\n"})
     assert logs.scores["val_bpb"]["x"] == ["1.12", "1.1400"]
-    for value, holds in ((1.1234, True), (1.13, True), (1.1397, False), (1.14, True), (1.2, False)):
+    for value, holds in ((1.1234, True), (1.13, True), (1.1397, False), (1.14, True), (1.3, False)):
         found = claims.check_claims(json.dumps({"val_bpb": value}).encode(), logs, 0, "a.py", 10)
         assert (not found) is holds, value
