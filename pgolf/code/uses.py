@@ -1,8 +1,9 @@
-"""What a script uses, read from its syntax tree without running it: imports, words, names of files, parts of pgolf."""
+"""What a script uses, read from its syntax tree without running it: imports, what it asks for by name, parts of pgolf."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -32,14 +33,17 @@ def imports_pgolf(tree: ast.Module) -> bool:
     return any(name.split(".")[0] == "pgolf" for node in ast.walk(tree) for name in imported(node))
 
 
-def words(tree: ast.AST) -> set[str]:
-    """Every name, attribute, keyword, import and string constant: what a script may ask for by name, getattr included."""
+def asked(tree: ast.AST) -> set[str]:
+    """What a script may ask for by name, `getattr` included: attributes, parts of imports, strings, builtins.
+
+    Variables and arguments of its own are left out: one called `script` asks for nothing.
+    """
     found: set[str] = set()
     for node in ast.walk(tree):
         match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.Constant(value=str(name)):
+            case ast.Attribute(attr=name) | ast.Constant(value=str(name)):
                 found.add(name)
-            case ast.keyword(arg=str(name)):
+            case ast.Name(id=name) if hasattr(builtins, name) or name.startswith("__"):
                 found.add(name)
             case ast.Import(names=names):
                 found |= {part for alias in names for part in alias.name.split(".")}
@@ -129,7 +133,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_If(self, node: ast.If) -> None:
         never = isinstance(node.test, ast.Constant) and not node.test.value
-        if never or ("TYPE_CHECKING" in words(node.test) and not isinstance(node.test, ast.UnaryOp)):
+        if never or (_last(node.test) == "TYPE_CHECKING"):
             for statement in node.orelse:
                 self.visit(statement)
         else:
@@ -139,8 +143,7 @@ class _Finder(ast.NodeVisitor):
         by_path = [*node.args, *(k.value for k in node.keywords if k.arg == "path")]
         if len(by_path) == len(node.args) + len(node.keywords) == 1 and not isinstance(by_path[0], ast.Starred):
             self.plain_calls.add(id(node.func))
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if called in {"import_module", "__import__"}:
+        if _last(node.func) in {"import_module", "__import__"}:
             names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             self.found += [Use(n.partition(".")[2], node.lineno, False) for n in names if n.split(".")[0] == "pgolf"]
         self.generic_visit(node)
@@ -175,3 +178,7 @@ class _Finder(ast.NodeVisitor):
         return (
             node.id in names and isinstance(node.ctx, ast.Load) and not any(node.id in local for local in self.hidden)
         )
+
+
+def _last(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")

@@ -13,7 +13,7 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_OPTIMIZED
 from types import CodeType
 from typing import Any
 
-from pgolf.code.uses import imported, words
+from pgolf.code.uses import asked, imported
 
 # Decorators that look neither at annotations nor at names nor at the source. All others may: custom_op, jit, njit, beartype, ...
 HARMLESS_DECORATORS = {
@@ -50,8 +50,8 @@ class Readers:
 
 def readers(trees: list[ast.Module]) -> Readers:
     """Of all scripts together: one may ask for what another defines."""
-    said = {word for tree in trees for word in words(_without_decorators(tree))}
-    everywhere = {word for tree in trees for word in words(tree)}
+    said = {word for tree in trees for word in asked(_without_decorators(tree))}
+    everywhere = {word for tree in trees for word in asked(tree)}
     packages = {name.split(".")[0] for tree in trees for node in ast.walk(tree) for name in imported(node)}
     strangers = bool(packages - sys.stdlib_module_names - QUIET_PACKAGES - {""})
     source = bool(everywhere & SOURCE_WORDS)

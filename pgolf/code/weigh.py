@@ -20,7 +20,7 @@ from pgolf.code import payload
 from pgolf.code.minify import minified
 from pgolf.code.script import extracting
 from pgolf.code.stand_in import with_decoder
-from pgolf.code.uses import imports_pgolf, parsed, words
+from pgolf.code.uses import asked, imports_pgolf, parsed
 from pgolf.code.visible import Readers, readers
 from pgolf.errors import UsageError
 
@@ -69,7 +69,7 @@ def _ship(name: str, raw: bytes, trees: Mapping[str, ast.Module], among: Readers
 def _is_read(name: str, trees: Mapping[str, ast.Module]) -> bool:
     """Whether another script speaks of this one as a file: it may read its text, which must then be text."""
     file = PurePosixPath(name).name
-    return any(file in word for other, tree in trees.items() if other != name for word in words(tree))
+    return any(file in word for other, tree in trees.items() if other != name for word in asked(tree))
 
 
 def counted(paths: Iterable[str | Path]) -> dict[str, int]:

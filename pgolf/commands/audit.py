@@ -66,12 +66,15 @@ def audit(
 
     Example: pgolf audit submission
     """
+    from pgolf.common import extras
     from pgolf.common.sizes import parse_size
     from pgolf.submission.audit import audit as audited
     from pgolf.submission.findings import distinct
 
     if (data is None) != (user.model is None):
         raise UsageError("--data and --model go together: both are needed to score the artifact again")
+    if data is not None:
+        extras.need("scipy", *(["sentencepiece"] if options.tokenizer else []))
     found = audited(folder, limit=parse_size(limit), script=script, run=not no_run, hides=not needs_pgolf)
     if data is not None:
         findings, notes = _score(folder, artifact, data, limit, user, options)

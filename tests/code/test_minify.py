@@ -19,6 +19,7 @@ def small(source):
     [
         "def f(x: int, *, y: str = 'a') -> int:\n    '''Doc.'''\n    number: int = x\n    return number",
         "@torch.no_grad()\ndef f(x: int, *, y: str = 'a') -> int:\n    '''Doc.'''\n    return x",
+        "def f(script: int, help='a') -> int:\n    '''Doc.'''\n    number = add(script, help=help)\n    return number",
         "class C(torch.nn.Module):\n    '''Doc.'''\n    @functools.cache\n    def f(self, x: int, y='a'): return x",
     ],
 )

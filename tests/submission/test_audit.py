@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 
 import pytest
 
@@ -11,6 +12,7 @@ from pgolf.submission import claims
 from pgolf.submission.audit import audit
 from pgolf.submission.findings import KINDS
 from pgolf.submission.suspicions import suspicions
+from tests.helpers import sweep_inputs
 from tests.submission.test_export import run
 
 CLEAN = '''
@@ -255,3 +257,25 @@ def test_numbers_of_logs_agree_to_the_coarser_decimals():
     for value, holds in ((1.1234, True), (1.13, True), (1.1397, False), (1.14, True), (1.3, False)):
         found = claims.check_claims(json.dumps({"val_bpb": value}).encode(), logs, 0, "a.py", 10)
         assert (not found) is holds, value
+
+
+def test_where_model_and_data_are_at_hand_the_score_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep_inputs(tmp_path)
+    run("pack", "ckpt.pt", "--calib", "none", "--budget", "12kB", "-o", "m.pgolf", "--method", "rtn")
+    (tmp_path / "score.py").write_text(
+        "import torch, pgolf\nprint('val_bpb', torch.softmax(pgolf.load('m.pgolf')['gain'], 0))\n"
+    )
+    run("export", "m.pgolf", "--script", "score.py", "-o", "out", "--no-run")
+    scored = ("--model", "toy.py:Toy", "--data", "val.bin", "--bytes", "bytes.bin", "--seq-len", "64")
+    bpb = json.loads(run("eval", "m.pgolf", *scored, "--count", "contest", "--json").stdout)["bpb"]
+    said = run("audit", "out", "--no-run", *scored).stdout
+    assert f"m.pgolf: scored {bpb:.5f} bits per byte" in said
+    facts = json.loads((tmp_path / "out" / "submission.json").read_text())
+    (tmp_path / "out" / "train.log").write_text(f"val_bpb: {bpb + 0.01:.6f}\n")
+    (tmp_path / "out" / "submission.json").write_text(json.dumps(facts | {"val_bpb": round(bpb + 0.01, 4)}))
+    found = json.loads(run("audit", "out", "--no-run", *scored, "--json", code=4).stdout)["findings"]
+    assert [(f["kind"], f["file"]) for f in found] == [("score", "submission.json")]
+    assert "is claimed, and" in found[0]["text"]
+    shutil.copy("m.pgolf", "out/n.pgolf")
+    assert "name the one to score with --artifact" in run("audit", "out", "--no-run", *scored, code=2).stderr
