@@ -153,11 +153,11 @@ def kept_names(tree: ast.Module) -> set[str]:
     Classes of the decoder, which begin in lower case, may go: nobody sees one.
     """
     found: set[str] = set()
-    asked = any(isinstance(n, ast.Attribute) and n.attr in {"__name__", "__qualname__"} for n in ast.walk(tree))
+    named = any(isinstance(n, ast.Attribute) and n.attr in {"__name__", "__qualname__"} for n in ast.walk(tree))
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
-        if asked or (isinstance(node, ast.ClassDef) and not node.name[0].islower()):
+        if named or (isinstance(node, ast.ClassDef) and not node.name[0].islower()):
             found.add(node.name)
         if watched(node):
             found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

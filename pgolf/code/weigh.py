@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import base64
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def shipped(sources: Mapping[str, bytes], *, installed: bool = False) -> dict[st
     """Every file of a submission as it is shipped; installed: pgolf will be, and no script needs a decoder.
 
     A script of Python is minified and made self-extracting where that is smaller. One that unpacks itself already stays as
-    it is, unless a decoder must go into it. One that another reads by its name is minified only. Raises DataError for a
+    it is, unless a decoder must go into it. One that is read by its name is minified only. Raises DataError for a
     script that does not parse.
     """
     scripts = {name: raw for name, raw in sources.items() if name.endswith(".py")}
@@ -67,9 +68,16 @@ def _ship(name: str, raw: bytes, trees: Mapping[str, ast.Module], among: Readers
 
 
 def _is_read(name: str, trees: Mapping[str, ast.Module]) -> bool:
-    """Whether another script speaks of this one as a file: it may read its text, which must then be text."""
+    """Whether the file itself matters: another script has its name as a string and may read its text, which must then be text;
+    or it has its own beside __file__, which must then lead to that name."""
     file = PurePosixPath(name).name
-    return any(file in word for other, tree in trees.items() if other != name for word in asked(tree))
+    says = {other: any(_ends_in(word, file) for word in asked(tree)) for other, tree in trees.items()}
+    return any(says[other] for other in trees if other != name) or (says[name] and "__file__" in asked(trees[name]))
+
+
+def _ends_in(word: str, file: str) -> bool:
+    """Whether a string is a path of a file, and no sentence that speaks of it."""
+    return word.endswith(file) and not re.search(r"\s", word)
 
 
 def counted(paths: Iterable[str | Path]) -> dict[str, int]:

@@ -204,6 +204,18 @@ def test_scripts_import_and_read_each_other(tmp_path):
         assert done.stdout.startswith("42 1 parts\n")
 
 
+def test_a_script_that_looks_for_its_own_name_keeps_it(tmp_path):
+    """As one of the contest's records does, whose code lies in a file beside it."""
+    main = "exec(open(__file__.replace('train.py', 'parts.py')).read())\n" + "x = 'long enough to be packed'\n" * 40
+    parts = "'Run it by train.py.'\nprint('done')\n" * 40
+    files = weigh.shipped({"train.py": main.encode(), "parts.py": parts.encode()})
+    for name, file in files.items():
+        (tmp_path / name).write_bytes(file.data)
+    assert run(tmp_path / "train.py") == "done\n" * 40
+    said = weigh.shipped({"train.py": b"'Run: torchrun train.py'\nprint(__file__)\n" * 40})
+    assert said["train.py"].how == "self-extracting"
+
+
 @pytest.mark.parametrize("unpacker", ["zlib", "lzma", "brotli"])
 def test_every_codec_runs(tmp_path, unpacker):
     """Over 200 random literals, so that every byte value and every pair around an escape occurs in the payload."""
