@@ -25,7 +25,7 @@ def minified(source: bytes, name: str, among: Readers | None = None) -> bytes:
     MissingExtraError.
     """
     tree = parsed(name, source)
-    for step in _steps(tree, among or readers([tree])):
+    for step in _steps(tree, among or readers({name: tree})):
         try:
             wanted, text = step()
             before, after = (compile(form, name, "exec", dont_inherit=True) for form in (wanted, text))

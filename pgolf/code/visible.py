@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_OPTIMIZED, CO_VARARGS, CO_VARKEYWORDS
+from pathlib import PurePosixPath
 from types import CodeType
 from typing import Any
 
@@ -48,12 +50,13 @@ class Readers:
     source: bool
 
 
-def readers(trees: list[ast.Module]) -> Readers:
-    """Of all scripts together: one may ask for what another defines."""
-    said = {word for tree in trees for word in asked(_without_decorators(tree))}
-    everywhere = {word for tree in trees for word in asked(tree)}
-    packages = {name.split(".")[0] for tree in trees for node in ast.walk(tree) for name in imported(node)}
-    strangers = bool(packages - sys.stdlib_module_names - QUIET_PACKAGES - {""})
+def readers(trees: Mapping[str, ast.Module]) -> Readers:
+    """Of all scripts together, by their names: one may ask for what another defines."""
+    ours = {part for name in trees for part in PurePosixPath(name).with_suffix("").parts}
+    said = {word for tree in trees.values() for word in asked(_without_decorators(tree))}
+    everywhere = {word for tree in trees.values() for word in asked(tree)}
+    packages = {name.split(".")[0] for tree in trees.values() for node in ast.walk(tree) for name in imported(node)}
+    strangers = bool(packages - sys.stdlib_module_names - QUIET_PACKAGES - ours - {""})
     source = bool(everywhere & SOURCE_WORDS)
     return Readers(
         strangers or source or bool(said & ANNOTATION_WORDS), strangers or bool(everywhere & DOC_WORDS), source

@@ -45,7 +45,7 @@ def shipped(sources: Mapping[str, bytes], *, installed: bool = False) -> dict[st
     """
     scripts = {name: raw for name, raw in sources.items() if name.endswith(".py")}
     trees = {name: parsed(name, payload.inner(raw, name) or raw) for name, raw in scripts.items()}
-    among = readers(list(trees.values()))
+    among = readers(trees)
     return {
         name: _ship(name, raw, trees, among, installed) if name in trees else Shipped(raw, "as it is")
         for name, raw in sources.items()

@@ -64,9 +64,16 @@ def test_what_something_reads_stays(source, stays):
 def test_what_one_script_reads_of_another_stays():
     reads = ast.parse("import other\nprint(other.f.__doc__, other.f.__annotations__)")
     source = "def f(x: Kept): '''Doc.'''"
-    among = visible.readers([reads, ast.parse(source)])
+    among = visible.readers({"a.py": reads, "other.py": ast.parse(source)})
     assert minified(source.encode(), "other.py", among) == b"def f(x:Kept):'Doc.'"
     assert small(source) == "def f(x):0"
+
+
+def test_scripts_beside_it_are_no_strangers():
+    imports, parts = "import parts.more\nfrom train import f\n", "def f(x: int): return x"
+    trees = {"train.py": ast.parse(imports), "parts/more.py": ast.parse(parts)}
+    assert not visible.readers(trees).annotations
+    assert visible.readers({"train.py": trees["train.py"]}).annotations
 
 
 def test_a_step_that_shows_is_not_taken(monkeypatch):
