@@ -31,7 +31,7 @@ def minified(source: bytes, name: str, among: Readers | None = None) -> bytes:
             before, after = (compile(form, name, "exec", dont_inherit=True) for form in (wanted, text))
             if shows_the_same(before, after):
                 return text.encode()
-        except (ValueError, SyntaxError, RecursionError, AttributeError, TypeError):
+        except (ValueError, SyntaxError, RuntimeError, AttributeError, TypeError):
             continue  # the minifier does not know this construct: the next step asks less of it
     return source
 

@@ -29,6 +29,9 @@ class Finding:
     kind: str
     text: str
 
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
