@@ -13,7 +13,7 @@ from pgolf.code import payload
 from pgolf.errors import DataError, UsageError
 from pgolf.submission import claims, proof
 from pgolf.submission.check import main_script
-from pgolf.submission.count import DESCRIPTION, LIMIT, REQUIREMENTS, contents
+from pgolf.submission.count import DESCRIPTION, LIMIT, REQUIREMENTS, contents, unpacked_copies
 from pgolf.submission.findings import Finding, distinct
 from pgolf.submission.signs import local_modules
 from pgolf.submission.suspicions import suspicions
@@ -48,7 +48,8 @@ def audit(
     """Go through a folder. script: its main one, see `main_script`; run: import that in a fresh process under a guard, without
     pgolf if `hides`. Raises UsageError for what is no folder, and where the main script is not clear."""
     files = contents(folder, "audit")
-    names = [name for name in files if name.endswith(".py")]
+    copies = unpacked_copies(files)
+    names = [name for name in files if name.endswith(".py") and name not in copies]
     if not names:
         raise UsageError(f"{folder}: has no script of Python to audit")
     main = main_script(names, script)

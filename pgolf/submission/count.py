@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,14 @@ def contents(folder: Path, option: str) -> dict[str, Path]:
 def count(folder: Path, *, limit: int = LIMIT) -> Count:
     """Count an existing folder; see `contents`. What a script unpacked beside itself when it ran is part of the script."""
     files = contents(folder, "--check")
-    copies = {copy for name in files if (copy := unpacked_name(name)) in files and _is_copy(files[name], files[copy])}
+    copies = unpacked_copies(files)
     kept = [name for name in files if name not in UNCOUNTED | copies]
     return Count([_weighed(name, files[name]) for name in kept], limit, _notes(files, copies))
+
+
+def unpacked_copies(files: Mapping[str, Path]) -> set[str]:
+    """Names of files that a self-extracting script of the same folder wrote when it ran."""
+    return {copy for name in files if (copy := unpacked_name(name)) in files and _is_copy(files[name], files[copy])}
 
 
 def _is_copy(script: Path, copy: Path) -> bool:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pgolf.code import script
+from pgolf.code import payload, script
 from pgolf.errors import UsageError
 from pgolf.submission import claims
 from pgolf.submission.audit import audit
@@ -110,7 +110,11 @@ def line_of(source, words):
 
 def test_nothing_is_found_in_an_honest_folder(tmp_path):
     assert told(folder_of(tmp_path)) == []
-    (tmp_path / "train_gpt.py").write_bytes(script.self_extracting(CLEAN.encode()))
+    packed = script.self_extracting(CLEAN.encode())
+    (tmp_path / "train_gpt.py").unlink()
+    (tmp_path / "train.py").write_bytes(packed)
+    assert told(tmp_path) == []
+    (tmp_path / "train_.py").write_bytes(payload.inner(packed))  # as it is after a run
     assert told(tmp_path) == []
 
 
