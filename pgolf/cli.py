@@ -25,6 +25,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "diff": "diff.diff",
     "unpack": "unpack.unpack",
     "export": "export.export",
+    "audit": "audit.audit",
     "eval": "evaluate.evaluate",
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",

@@ -28,6 +28,7 @@ REFUSED = {  # command line: the extra that it must name
     ("pack", "ckpt.pt", "-o", "auto.pgolf", "--method", "rtn", "--code", "toy.py"): "pack",
     ("estimate", "ckpt.pt", "--budget", "9kB"): "pack",
     ("export", ARTIFACT, "--script", "toy.py", "-o", "submission"): "pack",
+    ("audit", ".", *SCORED): "pack",
     ("eval", "ckpt.pt", *SCORED): "pack",
     ("eval", "ckpt.pt", *SCORED[:4], "--tokenizer", "t.model"): "pack,train",
     ("sweep", "ckpt.pt", *SCORED, "--bits", "4", "-o", "s"): "pack,train",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 from pgolf.code.stub_parts import Stripped, shorten_fields
+from pgolf.code.uses import bound_names
 
 PACKAGE = "pgolf.packer"
 ROOT = (f"{PACKAGE}.weights", "load")
@@ -122,7 +122,7 @@ class _Renamed(ast.NodeTransformer):
         definition = self.module.definitions.get(node.name)
         if definition and definition.lineno == node.lineno:  # not a method or an inner function
             node.name = _flat((self.module.name, node.name))
-        self.local.append(_bound(node))
+        self.local.append(bound_names(node))
         self.generic_visit(node)
         self.local.pop()
         return node
@@ -171,14 +171,3 @@ class _Renamed(ast.NodeTransformer):
 
 def _is_module(name: str) -> bool:
     return find_spec(name) is not None
-
-
-def _bound(function: ast.FunctionDef) -> set[str]:
-    """Names that are local to a function."""
-    arguments = function.args
-    every: Iterable[ast.arg] = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    stars = [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
-    stored = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    matched = {n.name for n in ast.walk(function) if isinstance(n, ast.MatchAs | ast.MatchStar) and n.name}
-    nested = {n.name for n in ast.walk(function) if isinstance(n, ast.FunctionDef) and n is not function}
-    return {a.arg for a in [*every, *stars]} | stored | matched | nested

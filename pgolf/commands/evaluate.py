@@ -55,7 +55,7 @@ class AuditOptions:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class Judge:
     """What every model is scored by."""
 
     text: Text
@@ -142,10 +142,10 @@ def evaluate(
     refuse_unwritable(out)
     judge = None
     if not all(map(is_result, sources)):
-        judge = _Judge(_read(data, bos, options), _reading(documents, learning, options), scorer, user, options)
+        judge = Judge(read_text(data, bos, options), _reading(documents, learning, options), scorer, user, options)
     with progress_bars() as progress:
         found = [
-            _scored(source, judge, audit, progress) if judge and not is_result(source) else _saved(source, audit)
+            score_source(source, judge, audit, progress) if judge and not is_result(source) else _saved(source, audit)
             for source in sources
         ]
     results, checks = [result for result, _ in found], [check for _, some in found for check in some]
@@ -157,7 +157,7 @@ def evaluate(
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
-def _read(data: Path | None, bos: int | None, options: TextOptions) -> Text:
+def read_text(data: Path | None, bos: int | None, options: TextOptions) -> Text:
     from pgolf.scoring import evaluation
 
     if data is None:
@@ -193,7 +193,7 @@ def _saved(path: Path, audit: AuditOptions) -> tuple[Result, list[Check]]:
     return results.read(path), []
 
 
-def _scored(source: Path, judge: _Judge, audit: AuditOptions, progress: Progress) -> tuple[Result, list[Check]]:
+def score_source(source: Path, judge: Judge, audit: AuditOptions, progress: Progress) -> tuple[Result, list[Check]]:
     """The score of a model and, if asked for, its audit."""
     from pgolf.common.sizes import parse_size
     from pgolf.kernels.device import need

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgolf.code.weigh import counted_bytes
+from pgolf.code.weigh import counted
 from pgolf.common.sizes import Size, parse_size, show_size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import search
@@ -62,7 +62,7 @@ def goal_of(
     if target_rise is not None and not math.isfinite(target_rise):
         raise UsageError(f"a target rise of {target_rise} cannot be reached: give a number")
     limit = None if budget is None else parse_size(budget)
-    return Goal(limit, target_rise, {str(c): counted_bytes(c) for c in listed(code)})
+    return Goal(limit, target_rise, counted(listed(code)))
 
 
 def meet(job: Job, goal: Goal, *, hurried: bool = False) -> Trial:

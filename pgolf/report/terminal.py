@@ -185,9 +185,24 @@ def submission_table(facts: Mapping[str, Any]) -> Table:
     table.add_column("file", overflow="fold")
     table.add_column("raw bytes", justify="right", no_wrap=True)
     table.add_column("counted", justify="right", no_wrap=True)
+    table.add_column("how", overflow="fold")
     for file in facts["files"]:
-        table.add_row(file["name"], f"{file['raw_bytes']:,}", f"{file['counted_bytes']:,}")
+        table.add_row(file["name"], f"{file['raw_bytes']:,}", f"{file['counted_bytes']:,}", file["how"])
     return table
+
+
+def submission_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What stands below the table: other ways to pack the scripts, what was tried, notes, what is left, the verdict."""
+    lines = [
+        f"{file['name']} otherwise: minified {f['minified']:,} B; that by zlib {f['zlib']:,} B, by LZMA in base 85 "
+        f"{f['lzma_base85']:,} B, by brotli {f['brotli']:,} B"
+        for file in facts["files"]
+        if (f := file["forms"])
+    ]
+    lines += [f"tried: {line}" for line in facts["proof"]] + [f"note: {line}" for line in facts["notes"]]
+    limit = facts["limit"]
+    lines.append(f"code {facts['code']:,} B, which leaves {facts['left_for_weights']:,} B for weights")
+    return [*lines, f"{facts['verdict']}: {facts['total']:,} B of {limit:,} B"]
 
 
 def inspect_table(facts: Mapping[str, Any]) -> Table:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pgolf.code.weigh import counted_bytes
+from pgolf.code.weigh import counted
 from pgolf.common.progress import Advance
 from pgolf.data import shards, sidecar, tokenizers
 from pgolf.data.tokenizers import Convention
@@ -180,7 +180,7 @@ def audited(
         *audit.scorer_checks(scored.scorer, sample, _vocab_size(model, logits), tell),
         audit.run(scored.scorer, text.scored, scored.nats, len(sample.tokens)),
         audit.text_bytes(text.tokens, text.byte_counts, text.bos, tokenizer, text.total),
-        audit.size(artifact_bytes, sum(counted_bytes(path) for path in code), cap),
+        audit.size(artifact_bytes, sum(counted(code).values()), cap),
     ]
 
 

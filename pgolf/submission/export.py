@@ -1,124 +1,96 @@
 """The submission folder: scripts that unpack themselves, the decoder inside, the model beside them, and the count.
 
 The decoder stands in for `import pgolf`: a script that scores with `pgolf.load(...)` runs before export with pgolf
-installed and after export without it; the stand-in has nothing but `load`.
+installed and after export without it. What has been written has also been started: see `proof`.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from pgolf.code.script import smallest
-from pgolf.code.stand_in import decoder, imported, imports_pgolf, parsed, with_decoder
+import pgolf
+from pgolf.code import payload, weigh
+from pgolf.code.script import unpacked_name
+from pgolf.code.stand_in import SERVED, beyond, decoder
+from pgolf.code.uses import imports_pgolf, parsed
+from pgolf.common import extras
 from pgolf.common.folders import write_folder
-from pgolf.common.sizes import show_size
-from pgolf.errors import ArtifactError, BudgetError, UsageError
+from pgolf.errors import ArtifactError, UsageError
 from pgolf.loading import dense
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.format import container
+from pgolf.submission import proof
+from pgolf.submission.count import DESCRIPTION, LIMIT, REQUIREMENTS, UNCOUNTED, Count, File
+from pgolf.submission.datafiles import DataFile, named_files
+from pgolf.submission.requirements import foreign_imports, requirements
+from pgolf.submission.starter import digest_of
 
-LIMIT = 16_000_000
-DESCRIPTION, REQUIREMENTS = "submission.json", "requirements.txt"
-UNCOUNTED = {DESCRIPTION, REQUIREMENTS, "README.md"}  # they describe the submission to people; all else counts
 DECODER_NEEDS = {"brotli", "numpy", "torch"}
 SKELETON = {"author": "", "github_id": "", "name": "", "blurb": "", "date": "", "val_loss": None, "val_bpb": None}
 
 
 @dataclass(frozen=True)
-class File:
-    """name: path in the folder, with slashes. raw_bytes: before it was minified and compressed. counted_bytes: there."""
+class How:
+    """How a folder is made. needs_pgolf: pgolf is installed where it runs, and is no part of it. with_data: data files that the
+    scripts name are copied. smoke: arguments with which the first script must run to its end, None to import it only. prove:
+    whether it is started at all."""
 
-    name: str
-    raw_bytes: int
-    counted_bytes: int
-
-
-@dataclass(frozen=True)
-class Count:
-    """What a folder weighs against `limit`."""
-
-    files: list[File]
-    limit: int = LIMIT
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        """Bytes that count."""
-        return sum(file.counted_bytes for file in self.files)
-
-    @property
-    def passes(self) -> bool:
-        """Whether they are within the limit."""
-        return self.total <= self.limit
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, the verdict included."""
-        return asdict(self) | {"total": self.total, "verdict": "PASS" if self.passes else "FAIL"}
-
-    def check(self) -> None:
-        """Raises BudgetError unless the folder passes."""
-        if not self.passes:
-            over, most = self.total - self.limit, max(self.files, key=lambda f: f.counted_bytes)
-            raise BudgetError(
-                f"FAIL: {show_size(self.total)} are {show_size(over)} over the limit of {show_size(self.limit)}; "
-                f"most of it: {most.name} {show_size(most.counted_bytes)}"
-            )
+    needs_pgolf: bool = False
+    with_data: bool = False
+    smoke: str | None = None
+    prove: bool = True
 
 
-def export(art: Path, scripts: Sequence[Path], out: Path, *, force: bool = False, limit: int = LIMIT) -> Count:
+def export(
+    art: Path, scripts: Sequence[Path], out: Path, *, force: bool = False, limit: int = LIMIT, how: How | None = None
+) -> Count:
     """Write the submission folder `out` of an artifact and the scripts that use it; the first is the one to run.
 
     Scripts keep their place relative to the first one's folder; files that are no Python are copied. Raises UsageError
-    (names, an existing folder), DataError (a script), ArtifactError. A folder over the limit is written and counted.
+    (names, an existing folder, what pgolf has and a submission has not), DataError (a script, or how it starts),
+    ArtifactError; then nothing is written. A folder over the limit is written and counted.
     """
-    if out.is_symlink() or (out.exists() and not (force and _earlier_export(out))):
-        raise UsageError(f"{out} exists: give another folder with -o, or --force to replace an earlier export")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist")
+    extras.need("python_minifier")
+    how = how or How()
+    _check_place(out, force)
     model = _read(art)
-    _try_decoder(art)
+    if not how.needs_pgolf:
+        _try_decoder(art)
     sources = _named(scripts, art.name)
-    packed = {name: _packed(name, raw) for name, raw in sources.items()}
-    trees = {name: parsed(name, raw) for name, raw in sources.items() if name.endswith(".py")}
-    if not any(imports_pgolf(tree) for tree in trees.values()):
-        raise UsageError(
-            "no --script imports pgolf: load the model with pgolf.load(...), where the decoder takes its place"
-        )
-    needs = sorted(DECODER_NEEDS | _foreign_imports(trees))
-    contents = {**packed, art.name: model, REQUIREMENTS: "".join(f"{n}\n" for n in needs).encode()}
-    files = [File(name, len(sources.get(name, data)), len(data)) for name, data in contents.items()]
-    counted = Count([f for f in files if f.name not in UNCOUNTED], limit)
-    sizes = {"bytes_total": counted.total, "bytes_code": sum(map(len, packed.values())), "bytes_model": len(model)}
+    trees = {name: _tree(name, raw) for name, raw in sources.items() if name.endswith(".py")}
+    _check_use(trees, how)
+    home = scripts[0].absolute().parent.resolve()
+    data = [file for file in named_files(trees, home) if file.name not in {*sources, *UNCOUNTED, art.name}]
+    shipped = weigh.shipped(sources, installed=how.needs_pgolf)
+    copied = {file.name: _read(file.path) for file in data if how.with_data and file.within}
+    contents = {**{name: file.data for name, file in shipped.items()}, art.name: model, **copied}
+    needs, notes = _requirements(trees, shipped, how)
+    contents[REQUIREMENTS] = "".join(f"{line}\n" for line in needs).encode()
+    files = [_file(name, sources, shipped, content) for name, content in contents.items() if name not in UNCOUNTED]
+    notes += [_data_note(file, file.name in copied) for file in data]
+    if (missing := _beyond(trees)) and not how.needs_pgolf:
+        notes.append(f"without pgolf these would fail, and the trial did not come to them: {', '.join(missing)}")
+    done = _prove(contents, sources, list(trees), home, art, how) if how.prove else []
+    counted = Count(files, limit, notes, done)
+    code = counted.total - len(model)
+    sizes = {"bytes_total": counted.total, "bytes_code": code, "bytes_model": len(model)}
     contents[DESCRIPTION] = (json.dumps(SKELETON | sizes, indent=2) + "\n").encode()
     write_folder(out, contents)
     return counted
 
 
-def count(folder: Path, *, limit: int = LIMIT) -> Count:
-    """Count an existing folder. Raises UsageError for what is no folder, links, and what is no plain file."""
-    if not folder.is_dir():
-        raise UsageError(f"--check {folder}: not a folder")
-    files = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise UsageError(f"{folder}: {name} is a link: a submission holds the files themselves")
-        if path.is_dir():
-            continue
-        if not path.is_file():
-            raise UsageError(f"{folder}: {name} is not a plain file")
-        if name not in UNCOUNTED:
-            size = path.stat().st_size
-            files.append(File(name, size, size))
-    return Count(files, limit, [f"not counted: {n}" for n in sorted(UNCOUNTED) if (folder / n).is_file()])
+def _check_place(out: Path, force: bool) -> None:
+    if out.is_symlink() or (out.exists() and not (force and _earlier_export(out))):
+        raise UsageError(f"{out} exists: give another folder with -o, or --force to replace an earlier export")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist")
 
 
 def _try_decoder(art: Path) -> None:
@@ -152,44 +124,98 @@ def _named(scripts: Sequence[Path], model: str) -> dict[str, bytes]:
         raise UsageError("export needs at least one --script FILE.py that uses the model")
     home = scripts[0].absolute().parent.resolve()
     found: dict[str, bytes] = {}
+    taken = {*UNCOUNTED, model}
     for script in scripts:
         place = script.absolute().parent.resolve() / script.name
         name = (place.relative_to(home) if place.is_relative_to(home) else Path(script.name)).as_posix()
-        if ".." in PurePosixPath(name).parts or name in {*UNCOUNTED, model} or name in found:
+        if ".." in PurePosixPath(name).parts or name in taken or unpacked_name(name) in taken:
             raise UsageError(f"--script {script}: the folder already has a file named {name}")
         found[name] = _read(script)
+        taken |= {name, unpacked_name(name)} if name.endswith(".py") else {name}
     return found
 
 
-def _packed(name: str, raw: bytes) -> bytes:
-    """A script as it is shipped, with the decoder where it imports pgolf."""
-    if not name.endswith(".py"):
-        return raw
-    tree = parsed(name, raw)
-    if imports_pgolf(tree):
-        _check_use(tree, name)
-        raw = with_decoder(tree)
-    return smallest(raw, name)
+def _tree(name: str, raw: bytes) -> ast.Module:
+    return parsed(name, payload.inner(raw, name) or raw)
 
 
-def _foreign_imports(trees: dict[str, ast.Module]) -> set[str]:
-    """What the scripts import that is neither the standard library's nor one of them."""
-    names = {name.split(".")[0] for tree in trees.values() for node in ast.walk(tree) for name in imported(node)}
-    ours = {PurePosixPath(name).parts[0].removesuffix(".py") for name in trees}
-    return names - sys.stdlib_module_names - ours - {"pgolf", ""}
+def _check_use(trees: Mapping[str, ast.Module], how: How) -> None:
+    """Refuse scripts that have no use for the model, and what would fail in them where pgolf is not installed.
+
+    A script may hold its training too: where it runs to its end without pgolf, what it does not come to is no fault.
+    """
+    if not any(imports_pgolf(tree) for tree in trees.values()):
+        raise UsageError(
+            "no --script imports pgolf: load the model with pgolf.load(...), where the decoder takes its place"
+        )
+    missing = _beyond(trees)
+    if missing and not how.needs_pgolf and how.smoke is None:
+        served = " and ".join(f"pgolf.{name}" for name in sorted(SERVED))
+        raise UsageError(
+            f"a submission has only {served}, and the scripts use more: {', '.join(missing)}. Export a script that only loads "
+            "and scores; or show by --smoke ARGS that it runs to its end without; or give --needs-pgolf if pgolf will be "
+            "installed"
+        )
 
 
-def _check_use(tree: ast.Module, name: str) -> None:
-    """Refuse what would fail when the exported script starts: imports of more of pgolf than the decoder has."""
-    for node in tree.body:
-        deeper = [n for n in imported(node) if n.startswith("pgolf.")]
-        if isinstance(node, ast.ImportFrom) and node.module == "pgolf":
-            deeper += [f"pgolf.{alias.name}" for alias in node.names if alias.name != "load"]
-        if deeper:
-            raise UsageError(
-                f"{name} line {node.lineno}: {deeper[0]} is not in a submission, only pgolf.load is: import it where "
-                "training needs it"
-            )
+def _beyond(trees: Mapping[str, ast.Module]) -> list[str]:
+    return [f"{name} {use}" for name, tree in trees.items() for use in beyond(tree)]
+
+
+def _requirements(
+    trees: Mapping[str, ast.Module], shipped: Mapping[str, weigh.Shipped], how: How
+) -> tuple[list[str], list[str]]:
+    """Lines of requirements.txt, and notes on what no line could be made for."""
+    imports = foreign_imports(trees)
+    unpacking = {"brotli"} if any(b"import brotli;exec(" in file.data[:40] for file in shipped.values()) else set()
+    lines, unknown = requirements([*imports, *unpacking, *(() if how.needs_pgolf else DECODER_NEEDS)])
+    notes = []
+    for package in unknown:
+        script, line = next(place for name, place in imports.items() if name.split(".")[0] == package)
+        notes.append(
+            f"{REQUIREMENTS} lacks {package} ({script} line {line}): it is not installed here, and its distribution unknown"
+        )
+    if how.needs_pgolf:
+        lines = sorted([*lines, f"pgolf=={pgolf.__version__}"], key=str.lower)
+        notes.append(f"not counted: pgolf itself, which {REQUIREMENTS} names and the scripts import")
+    return lines, notes
+
+
+def _file(name: str, sources: Mapping[str, bytes], shipped: Mapping[str, weigh.Shipped], content: bytes) -> File:
+    if name not in shipped:
+        return File(name, len(content), len(content))
+    forms = weigh.forms(name, sources[name]) if name.endswith(".py") else {}
+    return File(name, len(sources[name]), len(content), shipped[name].how, forms)
+
+
+def _data_note(file: DataFile, copied: bool) -> str:
+    if copied:
+        return f"copied and counted: {file}"
+    return f"not in the folder: {file}; if it is not given there, " + (
+        "--with-data copies and counts it" if file.within else "put it beside the script, by a name that leads there"
+    )
+
+
+def _prove(
+    contents: Mapping[str, bytes], sources: Mapping[str, bytes], scripts: Sequence[str], home: Path, art: Path, how: How
+) -> list[str]:
+    """What was seen of the folder in fresh processes, a line each. Raises DataError where something ends otherwise."""
+    hides = not how.needs_pgolf
+    if how.smoke is not None:
+        with proof.scratch(contents) as folder:
+            return [proof.smoke(folder, scripts[0], how.smoke, hides=hides)]
+    with proof.scratch(contents) as folder:
+        after = proof.imports(folder, scripts, art.name, hides=hides)
+    with proof.scratch({**sources, art.name: contents[art.name]}, home) as folder:
+        before = proof.imports(folder, scripts, None, hides=False)
+    lines = [proof.compare(name, before.ends[name], after.ends[name]) for name in scripts]
+    if after.weights is not None:
+        if after.weights != digest_of(dense.load(art)):
+            raise ArtifactError(f"{art}: in a fresh process the exported pgolf.load gave {after.weights[:200]}")
+        lines.append(
+            f"{art.name}: pgolf.load of a fresh process" + (" without pgolf" if hides else "") + " gave its bits"
+        )
+    return lines
 
 
 def _earlier_export(folder: Path) -> bool:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pgolf.code import script as scripts
 from pgolf.code import stub
-from pgolf.code.script import self_extracting
+from pgolf.code.minify import minified
 from pgolf.errors import ArtifactError
 from pgolf.fitting import packing
 from pgolf.loading import dense
@@ -166,4 +167,8 @@ def test_damage_is_refused(script, tmp_path):
 
 def test_it_is_small_and_the_same_every_time():
     assert stub.source() == stub.source()
-    assert len(self_extracting(stub.source().encode())) <= 3072
+    small = minified(stub.source().encode(), "stub")
+    alone = min(len(scripts.literal(data)) for _, data in scripts.compressed(small))
+    assert alone + len("#coding:l1\nimport brotli;exec(brotli.decompress())") <= 3072
+    plain = b"print('a script that is long enough to be worth packing')\n" * 20
+    assert len(scripts.self_extracting(stub.source().encode() + plain)) - len(scripts.self_extracting(plain)) <= 3072

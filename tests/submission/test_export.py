@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,9 @@ from click.testing import CliRunner
 
 import pgolf
 from pgolf.cli import main
-from pgolf.code import weigh
-from pgolf.code import weigh as code
+from pgolf.code import script, weigh
 from pgolf.errors import ArtifactError, BudgetError, DataError, UsageError
-from pgolf.submission import export
+from pgolf.submission import count, export
 from tests.helpers import toy_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +29,8 @@ def main(path: Path) -> None:
     state = pgolf.load(path)
     print({name: [str(t.dtype), int(t.contiguous().view(torch.uint8).long().sum())] for name, t in state.items()})
 
-if "--train" in sys.argv:
-    from pgolf.quant.settings import Settings
-    pgolf.pack({}, None, settings=Settings())
+if "--wrong" in sys.argv:
+    sys.exit("this went wrong")
 if __name__ == "__main__":
     main(Path(__file__).with_name("m.pgolf"))
 '''
@@ -45,6 +44,9 @@ sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, ".")
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
+
+
+UNTRIED = export.How(prove=False)
 
 
 @pytest.fixture
@@ -83,13 +85,19 @@ def listed(folder):
 def test_the_submission_prints_the_same_without_pgolf_and_counts_every_byte(made):
     before = python(made, "train.py", path=str(ROOT))
     facts = json.loads(run("export", "m.pgolf", "--script", "train.py", "-o", "out", "--json").stdout)
+    assert facts["proof"] == [
+        "train.py: compiled; imported to the end",
+        "m.pgolf: pgolf.load of a fresh process without pgolf gave its bits",
+    ]
     assert {p.name for p in (made / "out").iterdir()} == {
         "train.py", "m.pgolf", "submission.json", "requirements.txt"
     }  # fmt: skip
     assert python(made / "out", "-c", BLOCKED, "train.py") == before != ""
-    assert facts["total"] == listed(made / "out")
+    unpacked = made / "out" / "train_.py"
+    assert facts["total"] == listed(made / "out") - unpacked.stat().st_size == count.count(made / "out").total
     assert facts["verdict"] == "PASS"
-    assert (made / "out" / "requirements.txt").read_text().split() == ["brotli", "numpy", "torch"]
+    needs = [f"{name}=={version(name).partition('+')[0]}" for name in ("brotli", "numpy", "torch")]
+    assert (made / "out" / "requirements.txt").read_text().split() == needs
     told = json.loads((made / "out" / "submission.json").read_text())
     assert told["bytes_total"] == told["bytes_code"] + told["bytes_model"] == facts["total"]
     assert {"author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb"} <= told.keys()
@@ -99,23 +107,69 @@ def test_the_submission_prints_the_same_without_pgolf_and_counts_every_byte(made
 
 
 def test_pack_counts_the_code_as_export_ships_it(made):
-    report = pgolf.pack(toy_state(), "n.pgolf", budget="40kB", code=["train.py"])
-    exported = export.export(Path("n.pgolf"), [Path("train.py")], Path("out"))
-    assert report.total_bytes == exported.total
-    (made / "plain.py").write_text("print(1)")
-    assert weigh.counted_bytes("plain.py") == code.counted_bytes("plain.py")
+    (made / "more.py").write_text("import train\n" + "def f(number: int) -> int:\n    return number\n" * 40)
+    (made / "done.py").write_bytes(script.self_extracting(b"x = 1\n" * 400))
+    files = ["train.py", "more.py", "done.py"]
+    report = pgolf.pack(toy_state(), "n.pgolf", budget="40kB", code=files)
+    exported = export.export(Path("n.pgolf"), [Path(f) for f in files], Path("out"), how=UNTRIED)
+    assert report.total_bytes == exported.total == listed(made / "out")
+    assert report.total_bytes == exported.code + (made / "n.pgolf").stat().st_size
+
+
+DROP_IN = """import sys, pgolf
+if "--train" in sys.argv:
+    pgolf.pack({}, "new.pgolf", curvature=pgolf.calibrate(None, []))
+print(sorted(pgolf.load("m.pgolf")))
+"""
+
+
+def test_a_script_that_also_trains_is_shown_to_score_without_pgolf(made):
+    (made / "drop.py").write_text(DROP_IN)
+    words = ("export", "m.pgolf", "--script", "drop.py", "-o", "out")
+    refused = run(*words, code=2).stderr
+    assert "drop.py line 3: pgolf.pack, drop.py line 3: pgolf.calibrate." in refused
+    assert "--smoke ARGS" in refused
+    failed = run(*words, "--smoke", "--train", code=3).stderr
+    assert "python drop.py --train: ended with exit code 1: AttributeError: module 'pgolf' has no attribute" in failed
+    assert not (made / "out").exists()
+    facts = json.loads(run(*words, "--smoke", "", "--json").stdout)
+    assert facts["proof"] == ["python drop.py: ran to the end in a fresh process without pgolf"]
+    assert facts["notes"] == [
+        "without pgolf these would fail, and the trial did not come to them: "
+        "drop.py line 3: pgolf.pack, drop.py line 3: pgolf.calibrate"
+    ]
+    assert facts["code"] == weigh.counted(["drop.py"])["drop.py"]
+
+
+def test_with_pgolf_installed_a_script_may_pack_first(made):
+    """As the README's drop-in does."""
+    text = DROP_IN.replace("{}", '{"w": __import__("torch").eye(9)}').replace("pgolf.calibrate(None, [])", "None")
+    (made / "drop.py").write_text(text)
+    before = python(made, "drop.py", "--train", path=str(ROOT))
+    facts = json.loads(
+        run(
+            "export", "m.pgolf", "--script", "drop.py", "-o", "out", "--needs-pgolf", "--smoke", "--train", "--json"
+        ).stdout
+    )
+    assert python(made / "out", "drop.py", "--train", path=str(ROOT)) == before
+    assert f"pgolf=={pgolf.__version__}" in (made / "out" / "requirements.txt").read_text().split()
+    assert facts["code"] < 400 < weigh.counted(["drop.py"])["drop.py"]
+    assert facts["proof"] == ["python drop.py --train: ran to the end in a fresh process"]
 
 
 def test_check_recounts_and_fails_with_code_4(made):
-    run("export", "m.pgolf", "--script", "train.py", "-o", "out")
-    assert "PASS" in run("export", "--check", "out").stdout
+    run("export", "m.pgolf", "--script", "train.py", "-o", "out", "--no-run")
+    assert "PASS" in run("export", "--check", "out", "--no-run").stdout
     (made / "out" / "more.bin").write_bytes(bytes(5000))
-    facts = json.loads(run("export", "--check", "out", "--json").stdout)
+    facts = json.loads(run("export", "--check", "out", "--no-run", "--json").stdout)
     assert facts["total"] == listed(made / "out")
-    failed = run("export", "--check", "out", "--limit", "10kB", code=4)
+    failed = run("export", "--check", "out", "--no-run", "--limit", "10kB", code=4)
     assert "FAIL" in failed.stdout
     assert "over the limit of 10,000 B" in failed.stderr
-    assert "FAIL" in run("export", "m.pgolf", "--script", "train.py", "-o", "b", "--limit", "9kB", code=4).stdout
+    assert (
+        "FAIL"
+        in run("export", "m.pgolf", "--script", "train.py", "-o", "b", "--no-run", "--limit", "9kB", code=4).stdout
+    )
     (made / "out" / "link").symlink_to("/etc/passwd")
     assert "link is a link" in run("export", "--check", "out", code=2).stderr
 
@@ -126,16 +180,16 @@ def test_several_scripts_keep_their_places(made):
     (made / "main.py").write_text("from lib import parts\nprint(parts.load('m.pgolf'))\n")
     (made / "tokens.model").write_bytes(bytes(100))
     scripts = ("--script", "main.py", "--script", "lib/parts.py", "--script", "tokens.model")
-    run("export", "m.pgolf", *scripts, "-o", "out")
+    run("export", "m.pgolf", *scripts, "-o", "out", "--no-run")
     assert (made / "out" / "tokens.model").read_bytes() == bytes(100)
     assert "half" in python(made / "out", "-c", BLOCKED, "main.py")
 
 
 def test_only_an_earlier_export_is_replaced(made):
-    run("export", "m.pgolf", "--script", "train.py", "-o", "out")
+    run("export", "m.pgolf", "--script", "train.py", "-o", "out", "--no-run")
     assert "--force" in run("export", "m.pgolf", "--script", "train.py", "-o", "out", code=2).stderr
     (made / "out" / "stale.py").write_text("x")
-    run("export", "m.pgolf", "--script", "train.py", "-o", "out", "--force")
+    run("export", "m.pgolf", "--script", "train.py", "-o", "out", "--force", "--no-run")
     assert not (made / "out" / "stale.py").exists()
     (made / "work").mkdir()
     (made / "work" / "precious").write_text("x")
@@ -151,8 +205,13 @@ def test_only_an_earlier_export_is_replaced(made):
     [
         ("def (:", DataError, r"bad\.py: not a Python script"),
         ("print(1)", UsageError, "no --script imports pgolf"),
-        ("import pgolf.quant", UsageError, r"bad\.py line 1: pgolf\.quant is not in a submission"),
-        ("import os\nfrom pgolf import load, pack", UsageError, r"line 2: pgolf\.pack is not"),
+        ("import pgolf.quant", UsageError, r"bad\.py line 1: pgolf\.quant\. Export a script"),
+        (
+            "import os\nfrom pgolf import load, pack",
+            UsageError,
+            r"only pgolf\.load and pgolf\.load_into, .* line 2: pgolf\.pack",
+        ),
+        ("import pgolf\npgolf.load('a')\ndef f():\n    pgolf.calibrate(1)", UsageError, r"line 4: pgolf\.calibrate"),
     ],
 )
 def test_scripts_that_would_fail_are_refused(made, text, error, says):
@@ -188,7 +247,7 @@ def test_artifacts_that_the_decoder_cannot_load_are_not_shipped(made):
 
 
 def test_a_count_over_the_limit_names_the_largest_file():
-    found = export.Count([export.File("a.py", 9, 5), export.File("m", 90, 90)], limit=80)
+    found = count.Count([count.File("a.py", 9, 5), count.File("m", 90, 90)], limit=80)
     with pytest.raises(BudgetError, match="95 B are 15 B over the limit of 80 B; most of it: m 90 B"):
         found.check()
 
@@ -197,9 +256,10 @@ def test_a_count_over_the_limit_names_the_largest_file():
 def test_the_banked_example_scores_the_same_after_export(tmp_path):
     (tmp_path / "banks.py").write_bytes((ROOT / "examples" / "banks.py").read_bytes())
     before = python(tmp_path, "banks.py", path=str(ROOT)).splitlines()[-1]
-    facts = export.export(tmp_path / "model.pgolf", [tmp_path / "banks.py"], tmp_path / "out")
+    how = export.How(smoke="")  # it holds its training as well
+    facts = export.export(tmp_path / "model.pgolf", [tmp_path / "banks.py"], tmp_path / "out", how=how)
     empty = tmp_path / "elsewhere"
     empty.mkdir()
     assert python(empty, "-c", BLOCKED, str(tmp_path / "out" / "banks.py")).strip() == before
     assert before.startswith("bpb ")
-    assert facts.total == listed(tmp_path / "out")
+    assert facts.total == count.count(tmp_path / "out").total
