@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pgolf.errors import CurvatureError, ModelError
+from pgolf.quant.curvature.softmax import drawn
 from pgolf.quant.curvature.collect import calibrate
 from tests.helpers import SHARED
 
@@ -99,7 +100,7 @@ def oracle() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, 
     for ids in batches():
         net.seen = []
         logits = net(ids)
-        labels = torch.multinomial(logits.detach().flatten(0, 1).softmax(-1), 1, generator=generator)[:, 0]
+        labels = drawn(logits.detach().flatten(0, 1).softmax(-1), generator)
         F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
         qkv = [flat(y.grad) for tag, _, y in net.seen if tag in "qkv"]
         gs.setdefault("qkv", []).extend(torch.cat(qkv[i : i + 3], 1) for i in range(0, len(qkv), 3))

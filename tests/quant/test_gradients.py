@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import pgolf
 from pgolf.loading import dense
 from pgolf.packer.format import artifact
+from pgolf.quant.curvature.softmax import drawn
 from pgolf.quant.curvature.store import GRADIENT, Curvature, Key
 from tests.helpers import generator
 
@@ -71,7 +72,7 @@ def test_the_sums_are_those_of_the_gradients():
     found = pgolf.calibrate(model, ids, seed=5)
     logits = model(ids).flatten(0, 1)
     with torch.no_grad():
-        labels = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(5)).squeeze(1)
+        labels = drawn(logits.softmax(-1), torch.Generator().manual_seed(5))
     (slope,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels, reduction="sum"), [model.layers[1]])
     sums = found.sums[Key("layers.1", 0, GRADIENT)]
     torch.testing.assert_close(sums.rows, slope @ slope.T, rtol=1e-4, atol=1e-4)
