@@ -75,7 +75,7 @@ def calibrate_model(
     """
     from pgolf.quant.curvature.collect import calibrate
 
-    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
+    model = build(user.model, source.state_dict(), source.config, "the checkpoint").to(calibration.device)
     batches, notes = _calibration_tokens(model, user, calibration, progress)
     curvature = calibrate(
         model,
@@ -105,8 +105,7 @@ def _calibration_tokens(
     """int64 [N, T] token ids: from a shard, sampled from the model itself, or random; and what is to be told of them."""
     calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
-        ids = _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
-        return ids, _shortened(ids.shape[1], context - context % 2, calibration.tokens)
+        return _invented_tokens(model, user, calibration, min(context, max(calibration.tokens, 2)), progress)
     return _shard_tokens(model, calib, context, user.logits, calibration)
 
 
@@ -121,14 +120,27 @@ def _shard_tokens(
     room = min(context, len(tokens) - 1)
     length = usable_context(model, logits, room)
     notes = _shortened(length, room, calibration.tokens)
-    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, logits)):
-        notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
-        length = harmless
+    length, notes = _without_harm(model, tokens, length, notes, logits, calibration)
     wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
         count = min(wanted, there)
         return _int64(tokens[: count * length]).view(count, length), notes
     return WindowSampler([tokens], length, wanted, calibration.seed).batch(0)[:, :-1], notes
+
+
+def _without_harm(
+    model: nn.Module,
+    tokens: Tokens,
+    length: int,
+    notes: list[str],
+    logits: str | None,
+    calibration: CalibrationOptions,
+) -> tuple[int, list[str]]:
+    """A length to calibrate at, and what is to be told: a shorter one where the user left it to us and a long one harms."""
+    harmless = None if calibration.seq_len else _harmless_context(model, tokens, length, logits)
+    if harmless is None:
+        return length, notes
+    return harmless, [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
 
 
 def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
@@ -169,22 +181,29 @@ def _int64(tokens: Tokens) -> Tensor:
 
 def _invented_tokens(
     model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, context: int, progress: Progress
-) -> Tensor:
-    """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier."""
+) -> tuple[Tensor, list[str]]:
+    """int64 [N, T] token ids without any text: T is `context`, or less where the model's own ends earlier.
+
+    The model writes pieces, which are shorter: keys of few positions are read fast. Joined they fill all of its context.
+    """
     from pgolf.quant.curvature import selftext
 
     seed, logits = calibration.seed, user.logits
-    length = selftext.text_length(model, context, logits=logits)
-    sequences = max(1, calibration.tokens // length)
+    length = usable_context(model, logits, context)
+    notes = _shortened(length, calibration.seq_len or CONTEXT, calibration.tokens)
+    rows = max(1, calibration.tokens // length)
     if calibration.calib == "random":
-        return selftext.random_tokens(
-            selftext.vocabulary(model, logits=logits), sequences=sequences, length=length, seed=seed
-        )
-    return selftext.self_generate(
+        width = selftext.vocabulary(model, logits=logits)
+        return selftext.random_tokens(width, sequences=rows, length=length, seed=seed), notes
+    piece = selftext.text_length(model, min(length, selftext.PIECE), logits=logits)
+    ids = selftext.self_generate(
         model,
-        sequences=sequences,
-        length=length,
+        sequences=-(-rows * length // piece),
+        length=piece,
         seed=seed,
         logits=logits,
         progress=lambda done, total: progress("generate", done, total),
-    )
+    ).flatten()
+    length, notes = _without_harm(model, ids.numpy(), length, notes, user.logits, calibration)
+    rows = max(1, min(calibration.tokens, len(ids)) // length)
+    return ids[: rows * length].view(rows, length), notes

@@ -13,6 +13,7 @@ from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
+    device_option,
     force_option,
     gathered,
     json_option,
@@ -75,6 +76,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option(
     "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."
 )
+@device_option
 @json_option
 @force_option
 @gathered(user=ModelOptions, calibration=CalibrationOptions)
@@ -104,6 +106,7 @@ def pack(
     from pgolf.common import extras
     from pgolf.fitting import packing
     from pgolf.fitting.plan import KEEP
+    from pgolf.kernels.device import need
     from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
     from pgolf.report import write_json
@@ -111,12 +114,13 @@ def pack(
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
     refuse_unwritable(report_file)
+    need(calibration.device)
     known = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(known.packages if known else ()), *(["python_minifier"] if code else []))
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
         curvature = (
-            Curvature.load(curvature_file)
+            Curvature.load(curvature_file, calibration.device)
             if curvature_file
             else _calibrated(source, method, user, calibration, progress)
         )

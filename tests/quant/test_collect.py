@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pgolf.errors import CurvatureError, ModelError
-from pgolf.quant.curvature.softmax import drawn
 from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.softmax import drawn
 from tests.helpers import SHARED
 
 V, D, M, HEADS, LOOPS = 11, 8, 12, 2, 2

@@ -28,8 +28,8 @@ class Late(Model):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.emb(ids)
         with torch._C.DisableTorchFunction():
-            x = torch.cat([x[:, : selftext.TRIED], x[:, selftext.TRIED :] + 9 * x[:, : -selftext.TRIED]], 1)
-        return F.linear(x, 9 * self.emb.weight)
+            x = torch.cat([x[:, : selftext.TRIED], x[:, selftext.TRIED :] - x[:, : -selftext.TRIED]], 1)
+        return F.linear(x, self.emb.weight)
 
 
 def test_what_goes_wrong_late_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pgolf.errors import CurvatureError
 from pgolf.models import blueprint
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
 from pgolf.quant.curvature import across_ranks, softmax
-from pgolf.quant.curvature.batches import batches_of
+from pgolf.quant.curvature.batches import batches_of, rows_of_a_pass
 from pgolf.quant.curvature.store import GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Rectangle, Tracer
 
@@ -61,11 +61,13 @@ def calibrate(
         generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
         total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
         with undisturbed(model, gradients=output_side):
-            for ids in batches_of(batches, tokens):
-                for part in _parts(ids, collector.curvature):
-                    collector.batch(run, run.prepare(part.to(device_of(model))), generator)
-                if progress:
-                    progress(collector.curvature.tokens, total)
+            for batch in batches_of(batches, tokens):
+                ids = run.prepare(batch.to(device_of(model)))
+                for few in rows_of_a_pass(ids, run.vocabulary):
+                    for part in _parts(few, collector.curvature):
+                        collector.batch(run, part, generator)
+                    if progress:
+                        progress(collector.curvature.tokens, total)
         return collector.result()
 
     found = across_ranks.summed(collect)
@@ -279,9 +281,7 @@ class Collector:
         """
         plain = any(self._keeps_plain(rectangle) for rectangle in last.rectangles)
         full = plain or any(self._full(rectangle) for rectangle in last.rectangles)
-        lengths = [
-            (last.x[:, r.inputs].float() * r.scale).square().sum(1, keepdim=True) for r in last.rectangles
-        ]
+        lengths = [(last.x[:, r.inputs].float() * r.scale).square().sum(1, keepdim=True) for r in last.rectangles]
         energy = [torch.zeros(len(logits), device=logits.device) for _ in last.rectangles]
         for part in softmax.blocks(len(logits), 1 if full else logits.shape[1]):  # covariances want many rows at a time
             p, c = logits[part].float().softmax(-1), slope[part].float()
@@ -364,11 +364,10 @@ class Collector:
         return self._gram[2]
 
     def result(self) -> Curvature:
-        """The sums, on the CPU; CurvatureError where a gradient overflowed."""
+        """The sums, where the model is; CurvatureError where a gradient overflowed."""
         for key, sums in self.curvature.sums.items():
             for side in SIDES:
                 found = getattr(sums, side)
-                setattr(sums, side, None if found is None else found.cpu())
                 if found is not None and not found.isfinite().all():
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}

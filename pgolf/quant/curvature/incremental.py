@@ -249,7 +249,7 @@ class _Observer(_Positions):
             self._read(args, kwargs, result)
             self.steps.append(Step(name))
             return result
-        dim = self._dim_of(result)
+        dim = _known(self._dim_of(result))
         _, met = self.computed(name, func, args, kwargs, found, 0)
         for value, where in met:
             self._consumed(value, where)
@@ -365,7 +365,9 @@ class Incremental(_Positions):
         if step.whole and not step.alias:
             return self._renewed(number, step, fresh)
         if not step.alias and any(_address(value) == _address(fresh) for value, _ in met):
-            fresh = fresh.clone()  # at one position it need not be copied, at all it was: changes must not reach the operand
+            fresh = (
+                fresh.clone()
+            )  # at one position it need not be copied, at all it was: changes must not reach the operand
         return fresh.expand([self.length if d == step.dim else size for d, size in enumerate(fresh.shape)])
 
     def in_place(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -397,6 +399,11 @@ class Incremental(_Positions):
 
     def _addresses(self) -> set[int]:
         return {_address(kept) for kept in self._kept.values()}
+
+
+def _known(dim: int | None) -> int:
+    assert dim is not None
+    return dim
 
 
 def _address(value: Tensor) -> int:

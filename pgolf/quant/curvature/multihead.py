@@ -5,6 +5,7 @@ Such a mode is off inside a function that it was told of, and so the products wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, zeros_like
@@ -48,12 +49,12 @@ def written_out(
     unusual: list[Any] = [bias_k, bias_v, static_k, static_v, key_padding_mask]
     if any(a is not None for a in unusual) or add_zero_attn or query.dim() != 3 or (training and dropout_p):
         raise NotImplementedError
-    weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    weights: Sequence[Tensor | None] = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight and in_proj_weight is not None:
         weights = in_proj_weight.chunk(3)
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    biases: Sequence[Tensor | None] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     q, k, v = (
-        F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)  # [N, heads, T, head_dim]
+        F.linear(x, w, b).reshape(*x.shape[:2], num_heads, -1).permute(1, 2, 0, 3)  # [N, heads, T, head_dim]
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
         if w is not None
     )
@@ -73,4 +74,4 @@ def _additive(mask: Tensor | None, q: Tensor, heads: int) -> Tensor | None:
         return None
     if not mask.is_floating_point():
         mask = zeros_like(mask, dtype=q.dtype).masked_fill(mask, -float("inf"))
-    return mask.unflatten(0, (-1, heads)) if mask.dim() == 3 else mask
+    return mask.reshape(-1, heads, *mask.shape[1:]) if mask.dim() == 3 else mask

@@ -20,6 +20,7 @@ from pgolf.models.logits import Logits, device_of, logits_of, original, undistur
 from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, Plan, observed, odd_length
 from pgolf.quant.curvature.softmax import drawn
 
+PIECE = 255  # tokens: keys of so few positions are read fast, and on golf3m longer ones calibrate no better
 KEPT_BYTES = 1 << 30  # of keys, values and the like; sequences are sampled in groups of this size
 WHOLE_TOKENS = 4096  # of a group where nothing can be kept
 LOGIT_BYTES = 16  # of a token and a piece of the vocabulary: logits in float, and what makes them
@@ -42,7 +43,7 @@ def self_generate(
     model: nn.Module,
     *,
     sequences: int = 128,
-    length: int = 255,
+    length: int = PIECE,
     temperature: float = 1.0,
     bos: int | None = None,
     vocab: int | None = None,
