@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pgolf.errors import CurvatureError, ModelError
+from pgolf.quant.curvature import batches as batches_module
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.quant.curvature.softmax import drawn
 from tests.helpers import SHARED
@@ -623,3 +624,15 @@ def test_foresees_the_measured_rise_on_golf3m() -> None:
                 ratios.append(float(0.5 * (GE * (E @ m.H)).sum() / ((before - after) * before.exp()).sum(-1).mean()))
     assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios), ratios
     assert 0.8 < float(np.median(ratios)) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_bytes", "passes"), [(4096, 1 << 29, 1), (7, 1 << 29, 2), (4096, 32 * 7 * V, 2)]
+)
+def test_a_pass_is_bounded(tokens: int, num_bytes: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "PASS_TOKENS", tokens)
+    monkeypatch.setattr(batches_module, "PASS_BYTES", num_bytes)
+    told = []
+    found = calibrate(Matmul(), batches(), progress=lambda done, total: told.append(done))
+    assert found.batches == len(told) == passes * len(batches())
+    near(found.get("w.up")[0].inputs, WANTED["up"][0])
