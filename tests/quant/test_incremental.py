@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf.quant.curvature import multihead
-from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, Plan, observed, odd_length
+from pgolf.quant.curvature.incremental import Incremental, Plan, observed
+from pgolf.quant.curvature.positions import CannotIncrement, odd_length
 
 V, D, T = 13, 8, 21
 

@@ -17,7 +17,8 @@ from pgolf.common.progress import Advance
 from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.models import lengths
 from pgolf.models.logits import Logits, device_of, logits_of, original, undisturbed
-from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, Plan, observed, odd_length
+from pgolf.quant.curvature.incremental import Incremental, Plan, observed
+from pgolf.quant.curvature.positions import CannotIncrement, odd_length
 from pgolf.quant.curvature.softmax import drawn
 
 PIECE = 255  # tokens: keys of so few positions are read fast, and on golf3m longer ones calibrate no better
