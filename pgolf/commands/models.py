@@ -195,7 +195,7 @@ def _invented_tokens(
     if calibration.calib == "random":
         width = selftext.vocabulary(model, logits=logits)
         return selftext.random_tokens(width, sequences=rows, length=length, seed=seed), notes
-    piece = selftext.text_length(model, min(length, selftext.PIECE), logits=logits)
+    piece = selftext.text_length(model, min(max(length, 3), selftext.PIECE), logits=logits)
     ids = selftext.self_generate(
         model,
         sequences=-(-rows * length // piece),

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from pgolf.cli import main
 from pgolf.commands.models import power_of_two_near
 from pgolf.data.shards import write_shard
+from pgolf.quant.curvature.store import Curvature
 
 NANO = """
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -69,6 +70,16 @@ def test_a_short_context(folder: Path, text: str) -> None:
     assert facts["notes"] == ["calibrated in sequences of 40 tokens, the most up to 1024 that the model takes"]
     packed = json.loads(run(folder, "pack", *common, "-o", "DIR/o.pgolf", "--tokens", "800", "--budget", "12kB"))
     assert facts["notes"][0] in packed["notes"]
+
+
+@pytest.mark.parametrize(("tokens", "read"), [(1, 1), (2, 2), (3, 3), (50, 40), (90, 80)])
+def test_text_of_its_own_fills_the_context(folder: Path, tokens: int, read: int) -> None:
+    common = ["DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "--calib", "self", "--json"]
+    facts = json.loads(run(folder, "calibrate", *common, "-o", "DIR/c.s", "--tokens", str(tokens)))
+    assert facts["tokens"] == read
+    reached = Curvature.load(folder / "c.s")
+    positions = next(key for key, sums in reached.sums.items() if reached.shapes[key.name][0] == 40)
+    assert int((reached.sums[positions].rows > 0).sum()) == min(read, 40)
 
 
 def test_eval_takes_the_models_context(folder: Path) -> None:
