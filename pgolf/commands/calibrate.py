@@ -11,6 +11,7 @@ from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
+    device_option,
     force_option,
     gathered,
     json_option,
@@ -34,6 +35,7 @@ from pgolf.commands.shared import (
 )
 @seq_len_option
 @click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
+@device_option
 @json_option
 @force_option
 @gathered(user=ModelOptions, calibration=CalibrationOptions)
@@ -44,7 +46,10 @@ def calibrate(
 
     Example: pgolf calibrate ckpt.pt --model train.py:GPT --calib tokens.bin -o curv.safetensors
     """
+    from pgolf.kernels.device import need
+
     refuse_overwrite(out, force)
+    need(calibration.device)
     with progress_bars() as progress:
         curvature = calibrate_model(read_checkpoint(ckpt, user), user, calibration, progress)
     curvature.save(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import json_option, print_lines, state_option
+from pgolf.commands.shared import device_option, json_option, print_lines, state_option
 from pgolf.errors import BudgetError
 
 
@@ -19,6 +19,7 @@ from pgolf.errors import BudgetError
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
 @state_option
+@device_option
 @json_option
 def estimate(
     ckpt: Path,
@@ -28,6 +29,7 @@ def estimate(
     rules: tuple[str, ...],
     code: tuple[str, ...],
     state: str | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """Foresee in seconds what pack would give: bytes, and what they cost. Exit code 4 if it would not fit.
@@ -36,10 +38,12 @@ def estimate(
     """
     from pgolf import report
     from pgolf.fitting import estimate as forecast
+    from pgolf.kernels.device import need
     from pgolf.models import checkpoint
     from pgolf.quant.curvature.store import Curvature
 
-    curvature = Curvature.load(curvature_file) if curvature_file else None
+    need(device)
+    curvature = Curvature.load(curvature_file, device) if curvature_file else None
     found = forecast.estimate(
         checkpoint.read(ckpt, state=state), budget=budget, curvature=curvature, method=method, rules=rules, code=code
     )

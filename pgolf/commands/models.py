@@ -100,7 +100,7 @@ def at_hand(
     source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress, tune: int | None = None
 ) -> AtHand:
     """The model of a checkpoint with the text that --calib names, its own where it names none. tune: tokens to tune on."""
-    model = build(user.model, source.state_dict(), source.config, "the checkpoint")
+    model = build(user.model, source.state_dict(), source.config, "the checkpoint").to(calibration.device)
     calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
     if calib in {"self", "random"}:
         return _invented(model, user, calibration, calib, context, tune, progress)
@@ -151,9 +151,7 @@ def _from_shard(
     room = min(context, len(tokens) - 1)
     length = usable_context(model, user.logits, room)
     notes = _shortened(length, room, calibration.tokens)
-    if not calibration.seq_len and (harmless := _harmless_context(model, tokens, length, user.logits)):
-        notes = [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
-        length = harmless
+    length, notes = _without_harm(model, tokens, length, notes, user.logits, calibration)
     wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
         if tune is not None:
@@ -170,6 +168,21 @@ def _from_shard(
 
     more = None if tune is None else sample(max(1, tune // length), calibration.seed + 1)
     return AtHand(model, sample(wanted, calibration.seed), held, more, what, notes)
+
+
+def _without_harm(
+    model: nn.Module,
+    tokens: Tokens,
+    length: int,
+    notes: list[str],
+    logits: str | None,
+    calibration: CalibrationOptions,
+) -> tuple[int, list[str]]:
+    """A length to calibrate at, and what is to be told: a shorter one where the user left it to us and a long one harms."""
+    harmless = None if calibration.seq_len else _harmless_context(model, tokens, length, logits)
+    if harmless is None:
+        return length, notes
+    return harmless, [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
 
 
 def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
@@ -219,32 +232,35 @@ def _invented(
 ) -> AtHand:
     """Text of which there is none: T is `context`, or less where the model's own ends earlier.
 
-    A model's own text is not cheap: it is measured on HELD_SELF tokens of it, and tuned on at most TUNED_SELF, again and again.
+    The model writes pieces, which are shorter: keys of few positions are read fast. Joined they fill all of its context. No
+    more than HELD_SELF tokens are written to measure on, and TUNED_SELF to tune on, again and again.
     """
     from pgolf.quant.curvature import selftext
 
     seed, logits = calibration.seed, user.logits
-    length = selftext.text_length(model, min(context, max(calibration.tokens, 2)), logits=logits)
-    sequences, notes = (
-        max(1, calibration.tokens // length),
-        _shortened(length, context - context % 2, calibration.tokens),
-    )
+    length = usable_context(model, logits, min(context, max(calibration.tokens, 2)))
+    notes = _shortened(length, calibration.seq_len or CONTEXT, calibration.tokens)
+    rows = max(1, calibration.tokens // length)
     if calib == "random":
         if tune is not None:
             raise UsageError("--tune on random tokens would ruin the model: give a text, or --calib self")
-        vocabulary = selftext.vocabulary(model, logits=logits)
-        ids = selftext.random_tokens(vocabulary, sequences=sequences, length=length, seed=seed)
+        width = selftext.vocabulary(model, logits=logits)
+        ids = selftext.random_tokens(width, sequences=rows, length=length, seed=seed)
         return AtHand(model, ids, None, None, "random tokens", notes)
-    held, more = max(1, HELD_SELF // length), 0 if tune is None else max(1, min(tune, TUNED_SELF) // length)
-    ids = selftext.self_generate(
+    measured, tuned = max(1, min(HELD_SELF, calibration.tokens // 4)), min(tune or 0, TUNED_SELF)
+    piece = selftext.text_length(model, min(max(length, 3), selftext.PIECE), logits=logits)
+    written = selftext.self_generate(
         model,
-        sequences=max(sequences, more) + held,
-        length=length,
+        sequences=-(-(max(rows * length, tuned) + max(measured, length)) // piece),
+        length=piece,
         seed=seed,
         logits=logits,
         progress=lambda done, total: progress("generate", done, total),
-    )
+    ).flatten()
+    length, notes = _without_harm(model, written.numpy(), length, notes, logits, calibration)
+    ids = written[: len(written) // length * length].view(-1, length)
+    rows, held, more = (max(1, count // length) for count in (calibration.tokens, measured, tuned))
     text = None if tune is None else ids[held : held + more]
     return AtHand(
-        model, ids[held : held + sequences], ids[:held], text, "text that the model wrote itself, held back", notes
+        model, ids[held : held + rows], ids[:held], text, "text that the model wrote itself, held back", notes
     )

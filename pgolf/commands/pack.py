@@ -13,6 +13,7 @@ from pgolf.commands.models import at_hand, calibrated_on, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
+    device_option,
     force_option,
     gathered,
     json_option,
@@ -86,6 +87,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option(
     "--report", "report_file", metavar="R.json", type=click.Path(path_type=Path), help="Write the report here too."
 )
+@device_option
 @json_option
 @force_option
 @gathered(user=ModelOptions, calibration=CalibrationOptions)
@@ -119,6 +121,7 @@ def pack(
     from pgolf.fitting import packing
     from pgolf.fitting.closed.tune import tokens_of
     from pgolf.fitting.plan import KEEP
+    from pgolf.kernels.device import need
     from pgolf.quant import METHODS, Settings
     from pgolf.quant.curvature.store import Curvature
     from pgolf.report import write_json
@@ -126,12 +129,13 @@ def pack(
     out = out or _default_name(ckpt)
     refuse_overwrite(out, force)
     refuse_unwritable(report_file)
+    need(calibration.device)
     chosen = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))
     tokens = tokens_of(tune)
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
-        file = Curvature.load(curvature_file) if curvature_file else None
+        file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
         known = _at_hand(source, method, user, calibration, progress, file is not None, tokens)
         curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         made = packing.pack(

@@ -41,12 +41,14 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len: where None, as the model takes."""
+    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len: where None, as the model takes;
+    --device: where the model runs and its curvature stays."""
 
     calib: str | None
     tokens: int
     seed: int
     seq_len: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,13 @@ seq_len_option = click.option(
     metavar="N",
     type=click.IntRange(2),
     help="Longest sequence of calibration text [default: what the model takes, up to 1024].",
+)
+device_option = click.option(
+    "--device",
+    metavar="D",
+    default="cpu",
+    show_default=True,
+    help="Where the model runs and its curvature is factored: cpu, cuda.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
 state_option = click.option("--state", metavar="NAME", help="Weights to take where a checkpoint has several: ema.")

@@ -106,7 +106,7 @@ class _Wanted:
 )
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Sliding window [default: windows do not overlap].")
 @click.option("--max-tokens", metavar="N", type=click.IntRange(1), help="Score at most so many.")
-@click.option("--device", metavar="D", default="cpu", show_default=True, help="Where models are scored: cpu, cuda.")
+@click.option("--device", metavar="D", default="cpu", show_default=True, help="Where models run: cpu, cuda.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1), help="Processes [default: cores, at most 4].")
 @click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, instead of --jobs.")
 @click.option("--seeds", is_flag=True, help="Several CKPTs of one model: mean, spread, and whether the gain is proven.")
@@ -137,10 +137,12 @@ def sweep(
     """
     from pgolf.common import extras
     from pgolf.common.threads import workers
+    from pgolf.kernels.device import need
     from pgolf.sweep.executors import executor
     from pgolf.sweep.seeds import over_seeds
 
     extras.need("numba", "scipy", "matplotlib")  # now, not after hours
+    need(text.device)
     if seeds != (len(ckpts) > 1):
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
     wanted = _Wanted(data, curvature_file, plan, user, calibration, text, force)

@@ -77,6 +77,11 @@ class Logits:
         """The model takes lengths that are multiples of this, as far as was seen; others are filled up."""
         return self._form.multiple if self._form else 1
 
+    @property
+    def vocabulary(self) -> int:
+        """The rows of the table that the model looks ids up in, 1 where no such table was seen."""
+        return (self._form.rows if self._form else None) or 1
+
     def __call__(self, ids: Tensor) -> Tensor:
         self._check(ids)
         ids = ids.contiguous()  # trainers take `targets.view(-1)` for granted

@@ -34,8 +34,13 @@ CALIBRATION_TOKENS = 32768
 SCORED_TOKENS = 100_000
 
 
-def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progress) -> dict[str, Any]:
-    """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png)."""
+def run(
+    out: str | Path, *, seed: int = 0, quick: bool = False, device: str = "cpu", progress: Progress
+) -> dict[str, Any]:
+    """Do it all in the folder `out`; the results, which are also out/results.json (and plotted in out/frontier.png).
+
+    device: where the model is trained, calibrated and scored.
+    """
     extras.need("numba", "scipy", "sentencepiece", "matplotlib")
     out = Path(out)
     settings = TINY_DEMO if quick else DEMO
@@ -46,11 +51,12 @@ def run(out: str | Path, *, seed: int = 0, quick: bool = False, progress: Progre
             out,
             seed=seed,
             settings=settings,
+            device=device,
             progress=lambda step: progress("train", step.step + 1, settings.train.steps or 0),
         )
     trained = time.perf_counter() - began
     source = checkpoint.read(ckpt)
-    score = _Scorer(source, files.val, files.tokenizer, settings.seq_len, progress)
+    score = _Scorer(source, files.val, files.tokenizer, settings.seq_len, progress, device)
     sampler = shards.WindowSampler(
         [shards.read_shard(files.train)], settings.seq_len, CALIBRATION_TOKENS // settings.seq_len, seed
     )
@@ -127,8 +133,10 @@ def _point(
 class _Scorer:
     """Held-out bits per byte of any weights of the demo's model."""
 
-    def __init__(self, source: Checkpoint, val: Path, tokenizer: Path, seq_len: int, progress: Progress) -> None:
-        self.model: nn.Module = rebuild.from_config(source.config or {}, source.state_dict())
+    def __init__(
+        self, source: Checkpoint, val: Path, tokenizer: Path, seq_len: int, progress: Progress, device: str
+    ) -> None:
+        self.model: nn.Module = rebuild.from_config(source.config or {}, source.state_dict()).to(device)
         self.tokens: shards.Tokens = shards.read_shard(val)
         self.counts = tokenizers.stream_bytes(self.tokens, tokenizers.token_bytes(tokenizer))
         self.seq_len, self.progress = seq_len, progress

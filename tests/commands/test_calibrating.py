@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from pgolf.cli import main
 from pgolf.commands.models import power_of_two_near
 from pgolf.data.shards import write_shard
+from pgolf.quant.curvature.store import Curvature
 
 NANO = """
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -65,11 +66,20 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
 def test_a_short_context(folder: Path, text: str) -> None:
     common = ["DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "--calib", text, "--json"]
     facts = json.loads(run(folder, "calibrate", *common, "-o", "DIR/c.s", "--tokens", "800"))
-    length = 39 if text in {"self", "random"} else 40
-    assert facts["tokens"] == 800 // length * length
-    assert facts["notes"] == [f"calibrated in sequences of {length} tokens, the most up to 1024 that the model takes"]
+    assert facts["tokens"] == 800 // 40 * 40
+    assert facts["notes"] == ["calibrated in sequences of 40 tokens, the most up to 1024 that the model takes"]
     packed = json.loads(run(folder, "pack", *common, "-o", "DIR/o.pgolf", "--tokens", "800", "--budget", "12kB"))
     assert facts["notes"][0] in packed["notes"]
+
+
+@pytest.mark.parametrize(("tokens", "read"), [(1, 1), (2, 2), (3, 3), (50, 40), (90, 80)])
+def test_text_of_its_own_fills_the_context(folder: Path, tokens: int, read: int) -> None:
+    common = ["DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "--calib", "self", "--json"]
+    facts = json.loads(run(folder, "calibrate", *common, "-o", "DIR/c.s", "--tokens", str(tokens)))
+    assert facts["tokens"] == read
+    reached = Curvature.load(folder / "c.s")
+    positions = next(key for key, sums in reached.sums.items() if reached.shapes[key.name][0] == 40)
+    assert int((reached.sums[positions].rows > 0).sum()) == min(read, 40)
 
 
 def test_eval_takes_the_models_context(folder: Path) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pgolf.errors import CurvatureError, ModelError
+from pgolf.quant.curvature import batches as batches_module
 from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.softmax import drawn
 from tests.helpers import SHARED
 
 V, D, M, HEADS, LOOPS = 11, 8, 12, 2, 2
@@ -99,7 +101,7 @@ def oracle() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, 
     for ids in batches():
         net.seen = []
         logits = net(ids)
-        labels = torch.multinomial(logits.detach().flatten(0, 1).softmax(-1), 1, generator=generator)[:, 0]
+        labels = drawn(logits.detach().flatten(0, 1).softmax(-1), generator)
         F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
         qkv = [flat(y.grad) for tag, _, y in net.seen if tag in "qkv"]
         gs.setdefault("qkv", []).extend(torch.cat(qkv[i : i + 3], 1) for i in range(0, len(qkv), 3))
@@ -622,3 +624,15 @@ def test_foresees_the_measured_rise_on_golf3m() -> None:
                 ratios.append(float(0.5 * (GE * (E @ m.H)).sum() / ((before - after) * before.exp()).sum(-1).mean()))
     assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios), ratios
     assert 0.8 < float(np.median(ratios)) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_bytes", "passes"), [(4096, 1 << 29, 1), (7, 1 << 29, 2), (4096, 32 * 7 * V, 2)]
+)
+def test_a_pass_is_bounded(tokens: int, num_bytes: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "PASS_TOKENS", tokens)
+    monkeypatch.setattr(batches_module, "PASS_BYTES", num_bytes)
+    told = []
+    found = calibrate(Matmul(), batches(), progress=lambda done, total: told.append(done))
+    assert found.batches == len(told) == passes * len(batches())
+    near(found.get("w.up")[0].inputs, WANTED["up"][0])

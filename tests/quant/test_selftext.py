@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf.errors import CurvatureError, ModelError
 from pgolf.quant.curvature import selftext
+from pgolf.quant.curvature.incremental import Plan
 from pgolf.quant.curvature.selftext import random_tokens, self_generate
 from tests.quant.test_incremental import Model, Moody, V
 
 
 def test_same_text_as_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = self_generate(Model(), sequences=5, length=12, seed=3)
-    monkeypatch.setattr(selftext, "_kept_bytes", lambda *args: 0)
+    monkeypatch.setattr(selftext, "_plan", lambda *args: None)
     slow = self_generate(Model(), sequences=5, length=12, seed=3)
     assert fast.shape == (5, 12)
     assert (fast == slow).float().mean() > 0.9  # the same draws but for rounding
+
+
+class Late(Model):
+    """Reads, where no function mode sees it, what was TRIED and more positions ago."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.emb(ids)
+        with torch._C.DisableTorchFunction():
+            x = torch.cat([x[:, : selftext.TRIED], x[:, selftext.TRIED :] - x[:, : -selftext.TRIED]], 1)
+        return F.linear(x, self.emb.weight)
+
+
+def test_what_goes_wrong_late_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    whole = selftext._whole
+    monkeypatch.setattr(selftext, "_whole", lambda run, ids, at: passes.append(len(ids)) or whole(run, ids, at))
+    monkeypatch.setattr(Plan, "all_kept", lambda plan: plan)
+    self_generate(Late(), sequences=3, length=31)
+    assert passes == [3] * 30
 
 
 @pytest.mark.parametrize("kind", [lambda: Model("looks ahead"), Moody])
@@ -29,7 +50,8 @@ def test_groups_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftext, "KEPT_BYTES", 1)
     told: list[tuple[int, int]] = []
     ids = self_generate(Model(), sequences=3, length=7, progress=lambda *args: told.append(args))
-    assert told == [(7, 21), (14, 21), (21, 21)]
+    assert [done for done, _ in told] == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 21]
+    assert {total for _, total in told} == {21}
     assert ids.shape == (3, 7)
 
 

@@ -11,8 +11,16 @@ from torch import Tensor
 
 from pgolf.errors import CurvatureError
 
-PASS_TOKENS = 4096  # tokens a pass when the batches come as one tensor of sequences
+PASS_TOKENS = 4096  # at most, in a pass
+PASS_BYTES = 1 << 29  # of logits in a pass
+LOGIT_BYTES = 32  # of a token and a piece of the vocabulary: logits, what makes them, and their gradients
 NAMES = ("input_ids", "inputs", "ids", "idx", "tokens", "token_ids", "x")
+
+
+def rows_of_a_pass(ids: Tensor, vocabulary: int) -> Sequence[Tensor]:
+    """The rows of ids [B, T] so few at a time that a pass over them, forward and backward, takes bounded memory."""
+    most = min(PASS_TOKENS, PASS_BYTES // (LOGIT_BYTES * vocabulary))
+    return torch.split(ids, max(1, most // ids.shape[1])) if ids.dim() == 2 else [ids]
 
 
 def batches_of(batches: Iterable[Any], tokens: int | None) -> Iterator[Tensor]:

@@ -17,8 +17,8 @@ from pgolf.common.progress import Counted
 from pgolf.errors import CurvatureError
 from pgolf.models import blueprint
 from pgolf.models.logits import Logits, device_of, first_bad_module, logits_of, original, undisturbed
-from pgolf.quant.curvature import across_ranks
-from pgolf.quant.curvature.batches import batches_of
+from pgolf.quant.curvature import across_ranks, softmax
+from pgolf.quant.curvature.batches import batches_of, rows_of_a_pass
 from pgolf.quant.curvature.store import CONVOLUTION, GRADIENT, SIDES, Curvature, Key, Sums
 from pgolf.quant.curvature.trace import Rectangle, Tracer
 from pgolf.quant.slices import sides
@@ -63,11 +63,13 @@ def calibrate(
         generator = torch.Generator(device_of(model)).manual_seed(seed + ranks.rank())
         total = tokens if not isinstance(batches, Tensor) else min(tokens or batches.numel(), batches.numel())
         with undisturbed(model, gradients=output_side):
-            for ids in batches_of(batches, tokens):
-                for part in _parts(ids, collector.curvature):
-                    collector.batch(run, run.prepare(part.to(device_of(model))), generator)
-                if progress:
-                    progress(collector.curvature.tokens, total)
+            for batch in batches_of(batches, tokens):
+                ids = run.prepare(batch.to(device_of(model)))
+                for few in rows_of_a_pass(ids, run.vocabulary):
+                    for part in _parts(few, collector.curvature):
+                        collector.batch(run, part, generator)
+                    if progress:
+                        progress(collector.curvature.tokens, total)
         return collector.result()
 
     found = across_ranks.summed(collect)
@@ -131,7 +133,7 @@ class Collector:
         """One forward and one backward pass over ids [B, T]."""
         with Tracer(self._named, self):
             logits = run(ids)
-        if not logits.detach().float().logsumexp(-1).isfinite().all():
+        if not softmax.all_finite(logits.detach().flatten(0, -2)):
             where = first_bad_module(self._model, run, ids) or "the logits"
             raise CurvatureError(f"the model gives NaN or infinity on a calibration batch, first in {where}")
         if self._output_side:
@@ -145,12 +147,9 @@ class Collector:
                 "the model's logits carry no gradient: is there a no_grad in it? (output_side=False needs none)"
             )
         self._exact_head(logits)
-        flat = logits.flatten(0, 1).float()
-        with torch.no_grad():
-            labels = torch.multinomial(flat.softmax(-1), 1, generator=generator).squeeze(1)
-        loss = nn.functional.cross_entropy(flat, labels, reduction="sum")
+        slope = softmax.drawn_gradient(logits.detach().flatten(0, -2), generator).view(logits.shape)
         named = {name: p for name, p in self._named.items() if p.requires_grad}
-        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        gradients = torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is None or gradient.numel() == 0:
                 continue
@@ -279,25 +278,32 @@ class Collector:
             return
         last.hook.remove()
         with torch.no_grad():
-            p = logits.detach().float().softmax(-1).flatten(0, -2)
-            self._add_head(last, p, last.flat(slope).float())
+            self._add_head(last, logits.detach().flatten(0, -2), last.flat(slope))
 
-    def _add_head(self, last: Last, p: Tensor, c: Tensor) -> None:
-        """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ."""
-        variance = c.square() * p * (1 - p)
-        if any(self._keeps_plain(rectangle) for rectangle in last.rectangles):
-            self._add_outputs(last.rectangles, _softmax_covariance(c * p, variance.sum(0)))
-        else:
-            self._add_outputs(last.rectangles, variance.sum(0))
-        for rectangle in last.rectangles:
-            inputs, outputs = last.x[:, rectangle.inputs].float() * rectangle.scale, variance[:, rectangle.outputs]
-            lengths = inputs.square().sum(1, keepdim=True)
-            if self._full(rectangle):
-                cp = (c * p)[:, rectangle.outputs] * lengths.sqrt()
-                self._add_outputs([rectangle], _softmax_covariance(cp, (outputs * lengths).sum(0)), far=True)
-            else:
-                self._add_outputs([rectangle], (outputs * lengths).sum(0), far=True)
-            self._add_inputs(rectangle, inputs, outputs.sum(1))
+    def _add_head(self, last: Last, logits: Tensor, slope: Tensor) -> None:
+        """The head's outputs, whose gradients c·(p − onehot) [N, V] have the covariance diag(c²p) − (cp)(cp)ᵀ.
+
+        p: the softmax of logits [N, V]; c: slope [N, V].
+        """
+        plain = any(self._keeps_plain(rectangle) for rectangle in last.rectangles)
+        full = plain or any(self._full(rectangle) for rectangle in last.rectangles)
+        lengths = [(last.x[:, r.inputs].float() * r.scale).square().sum(1, keepdim=True) for r in last.rectangles]
+        energy = [torch.zeros(len(logits), device=logits.device) for _ in last.rectangles]
+        for part in softmax.blocks(len(logits), 1 if full else logits.shape[1]):  # covariances want many rows at a time
+            p, c = logits[part].float().softmax(-1), slope[part].float()
+            cp = c * p
+            variance = c * cp * (1 - p)
+            G = _softmax_covariance(cp, variance.sum(0)) if plain else variance.sum(0)
+            self._add_outputs(last.rectangles, G)
+            for rectangle, length, strength in zip(last.rectangles, lengths, energy, strict=True):
+                mine, length = variance[:, rectangle.outputs], length[part]
+                strength[part] = mine.sum(1)
+                G = (mine * length).sum(0)
+                if self._full(rectangle):
+                    G = _softmax_covariance(cp[:, rectangle.outputs] * length.sqrt(), G)
+                self._add_outputs([rectangle], G, far=True)
+        for rectangle, strength in zip(last.rectangles, energy, strict=True):
+            self._add_inputs(rectangle, last.x[:, rectangle.inputs].float() * rectangle.scale, strength)
 
     def _slope(self, logits: Tensor, last: Last) -> Tensor | None:
         """∂logits/∂y [as y], where the logits are an elementwise function of y; None otherwise.
@@ -370,11 +376,10 @@ class Collector:
         return self._gram[2]
 
     def result(self) -> Curvature:
-        """The sums, on the CPU; CurvatureError where a gradient overflowed."""
+        """The sums, where the model is; CurvatureError where a gradient overflowed."""
         for key, sums in self.curvature.sums.items():
             for side in SIDES:
                 found = getattr(sums, side)
-                setattr(sums, side, None if found is None else found.cpu())
                 if found is not None and not found.isfinite().all():
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}

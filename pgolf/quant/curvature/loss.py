@@ -9,6 +9,7 @@ from pgolf.quant.curvature.store import MatrixCurvature
 
 def loss_rise(error: Tensor, curvature: MatrixCurvature) -> float:
     """½·tr(G E H Eᵀ): the predicted rise of the loss in nats per token for a weight error [R, C]."""
+    error = error.to(curvature.H.device)
     left = error @ curvature.H
     if curvature.G is None:
         return 0.5 * float((left * error).double().sum())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,34 @@ from pgolf.common.progress import Advance
 from pgolf.errors import CurvatureError, ModelError, PgolfError
 from pgolf.models import lengths
 from pgolf.models.logits import Logits, device_of, logits_of, original, undisturbed
-from pgolf.quant.curvature.incremental import CannotIncrement, Incremental, odd_length
+from pgolf.quant.curvature.incremental import Incremental, Plan, observed
+from pgolf.quant.curvature.positions import CannotIncrement, odd_length
+from pgolf.quant.curvature.softmax import drawn
 
-KEPT_BYTES = 3 << 30  # of intermediate results at a time; sequences are sampled in groups of this size
-WHOLE_TOKENS = 8192  # of a group where nothing can be kept
+PIECE = 255  # tokens: keys of so few positions are read fast, and on golf3m longer ones calibrate no better
+KEPT_BYTES = 1 << 30  # of keys, values and the like; sequences are sampled in groups of this size
+WHOLE_TOKENS = 4096  # of a group where nothing can be kept
+LOGIT_BYTES = 16  # of a token and a piece of the vocabulary: logits in float, and what makes them
+TRIED = 8  # positions that are compared with a whole pass before anything is written
+FEW = 2  # sequences that are compared with one afterwards
+ASTRAY = 0.1  # nats: mean difference of the log probability of their tokens
 
-NextLogits = Callable[[Tensor, int, int], Tensor]  # ids, start, stop -> logits, those of [start, stop) asked for
+NextLogits = Callable[[Tensor, int], Tensor]  # ids [N, T], position -> logits [N, V] there
+
+
+class Draw(NamedTuple):
+    """How a token is drawn: of the first `width` of the vocabulary."""
+
+    width: int
+    temperature: float
+    generator: torch.Generator
 
 
 def self_generate(
     model: nn.Module,
     *,
-    sequences: int = 32,
-    length: int = 1023,
+    sequences: int = 128,
+    length: int = PIECE,
     temperature: float = 1.0,
     bos: int | None = None,
     vocab: int | None = None,
@@ -44,41 +59,30 @@ def self_generate(
     sequence, and as many for every further group of sequences that KEPT_BYTES divides them into. The model is left as
     it was. A model that does not stand the comparison with whole passes is run on the whole prefix for every token, which
     costs `length` / 2 times as much. Raises ModelError, CurvatureError.
-
-    Long sequences calibrate better than short ones: a layer's inputs after ten tokens are not those after five hundred.
-    On golf3m at 3.5 bits, 6,000 tokens each, KL over that with real text of 1,024: 1,023 tokens at temperature 1 1.13x,
-    255 tokens 1.21x, and at temperature 0.8 1.24x (one seed).
     """
     if sequences < 1 or length < 2 or not temperature > 0:
         raise CurvatureError(f"cannot generate {sequences} sequences of {length} tokens at temperature {temperature}")
     model = original(model)
     run = logits_of(model, logits)
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    draw_from = torch.Generator(device).manual_seed(seed)
     with undisturbed(model, gradients=False):
-        width = _vocabulary(run, device, vocab, bos)
-        padded = _run_length(run, length)
-        kept = _kept_bytes(run, width, padded, device)
-        together = KEPT_BYTES // kept if kept else WHOLE_TOKENS // padded
-        done: list[Tensor] = []
-        for rows in torch.split(torch.arange(sequences), max(1, min(together, padded - 1))):
-            ids = torch.randint(width, (len(rows), padded), generator=generator, device=device)
-            if bos is not None:
-                ids[:, 0] = bos
-            try:
-                _sample(
-                    Incremental(run, padded).logits if kept else partial(_whole, run),
-                    ids,
-                    width,
-                    temperature,
-                    generator,
-                )
-            except CannotIncrement:
-                _sample(partial(_whole, run), ids, width, temperature, generator)
-            done.append(ids[:, :length].cpu())
-            if progress:
-                progress(sum(group.numel() for group in done), sequences * length)
-    return torch.cat(done)
+        draw = Draw(_vocabulary(run, device, vocab, bos), temperature, draw_from)
+        ids = torch.randint(draw.width, (sequences, _run_length(run, length)), generator=draw_from, device=device)
+        if bos is not None:
+            ids[:, 0] = bos
+        plan = _plan(run, draw.width, ids.shape[1], device)
+        done = 0
+        while done < sequences:
+            rows = ids[done : done + _together(run, plan, draw.width, ids.shape[1])]
+            so_far = partial(_told, progress, done, len(rows), sequences, length)
+            if plan is not None and not _written(run, plan, rows, draw, so_far):
+                plan = None  # it looked right for a few positions only: all by whole passes, from here on
+                continue
+            if plan is None:
+                _drawn(partial(_whole, run), rows, draw, so_far)
+            done += len(rows)
+    return ids[:, :length].cpu()
 
 
 def text_length(model: nn.Module, wanted: int, *, logits: Callable[..., Any] | str | None = None) -> int:
@@ -103,17 +107,43 @@ def random_tokens(vocab: int, *, sequences: int = 80, length: int = 256, seed: i
     return torch.randint(vocab, (sequences, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _sample(logits: NextLogits, ids: Tensor, width: int, temperature: float, generator: torch.Generator) -> None:
-    """Replace ids[:, 1:] by tokens that the model draws one after the other."""
+def _told(progress: Advance | None, done: int, rows: int, sequences: int, length: int, position: int) -> None:
+    """Tell how many tokens there are, when `rows` sequences behind `done` whole ones have reached `position`."""
+    if progress:
+        progress(done * length + rows * min(position + 1, length), sequences * length)
+
+
+def _written(run: Logits, plan: Plan, ids: Tensor, draw: Draw, so_far: Callable[[int], None]) -> bool:
+    """Replace ids[:, 1:] by text of the model, one position at a time; False where whole passes say otherwise of it."""
+    try:
+        said = _drawn(Incremental(run, plan, len(ids)).logits, ids, draw, so_far)
+    except CannotIncrement:
+        return False
+    few = ids[:FEW]
+    wanted = _log_p(run(few)[:, :-1, : draw.width], few[:, 1:])
+    return bool((said - wanted).abs().mean() <= ASTRAY)
+
+
+def _drawn(logits: NextLogits, ids: Tensor, draw: Draw, so_far: Callable[[int], None]) -> Tensor:
+    """Replace ids[:, 1:] by tokens that the model draws one after the other; log p [FEW, T - 1] of the first rows'."""
+    said = []
     for position in range(1, ids.shape[1]):
-        last = logits(ids, position - 1, position)[:, position - 1, :width].float()
+        last = logits(ids, position - 1)[:, : draw.width].float()
         if not last.logsumexp(-1).isfinite().all():
             raise CurvatureError("the model gives NaN or infinity on text of its own: its weights are damaged")
-        ids[:, position] = torch.multinomial((last / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+        ids[:, position] = drawn((last / draw.temperature).softmax(-1), draw.generator)
+        said.append(_log_p(last[:FEW], ids[:FEW, position]))
+        so_far(position)
+    return torch.stack(said, 1)
 
 
-def _whole(run: Logits, ids: Tensor, start: int, stop: int) -> Tensor:
-    return run(ids[:, : -(-stop // run.multiple) * run.multiple])
+def _log_p(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log probability [...] of ids [...] by logits [..., V]."""
+    return logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+
+
+def _whole(run: Logits, ids: Tensor, position: int) -> Tensor:
+    return run(ids[:, : -(-(position + 1) // run.multiple) * run.multiple])[:, position]
 
 
 def _run_length(run: Logits, length: int) -> int:
@@ -133,23 +163,33 @@ def _vocabulary(run: Logits, device: torch.device, vocab: int | None, bos: int |
     return wanted
 
 
-def _kept_bytes(run: Logits, width: int, length: int, device: torch.device) -> int:
-    """Bytes a sequence that `Incremental` keeps; 0 where spans of positions do not get the logits of a whole pass.
+def _plan(run: Logits, width: int, length: int, device: torch.device) -> Plan | None:
+    """How the model is run one position at a time; None where its logits are then not those of a whole pass.
 
-    Other tokens stand in the span's place at first, so a model that looks ahead is found out too.
+    Other tokens stand behind those that are compared, so a model that looks ahead is found out too.
     """
     ids = torch.randint(width, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
-    before, half = ids.clone(), length // 2
-    before[:, half:] = (before[:, half:] + 1) % width
-    incremental = Incremental(run, length)
+    tried = min(TRIED, length - 1)
+    other = ids.clone()
+    other[:, tried:] = (other[:, tried:] + 1) % width
     try:
-        wanted = run(ids)[:, half:].float()
-        incremental.logits(before)
-        incremental.logits(ids, half, half + 1)
-        found = incremental.logits(ids, half + 1, length)[:, half:].float()
-    except (CannotIncrement, PgolfError):
-        return 0
-    error = (
-        (found - wanted).abs().mean(-1).max()
-    )  # rounding of the model's dtype; a wrong position is off by its spread
-    return incremental.num_bytes // 2 if error <= 0.03 * wanted.std() else 0
+        plan = observed(run, ids)
+        wanted = run(ids)[:, :tried].float()
+        for kept in (plan, plan.all_kept()):
+            incremental = Incremental(run, kept, len(ids))
+            found = torch.stack([incremental.logits(other, p) for p in range(tried)], 1).float()
+            # the error is of rounding in the model's dtype; that of a wrong position is of the logits' own spread
+            if (found - wanted).abs().mean(-1).max() <= 0.03 * wanted.std():
+                return kept
+    except PgolfError:
+        pass
+    return None
+
+
+def _together(run: Logits, plan: Plan | None, width: int, length: int) -> int:
+    """Sequences that are written at a time, by what each of them keeps; of a whole pass, by its tokens and logits."""
+    if plan is None:
+        return max(1, min(WHOLE_TOKENS, KEPT_BYTES // (LOGIT_BYTES * width)) // length)
+    rows = max(1, min(KEPT_BYTES // max(plan.num_bytes, 1), length - 1))
+    sizes = {size for p in run.model.parameters() for size in p.shape}
+    return next((n for n in range(rows, 0, -1) if n * length not in sizes), rows)

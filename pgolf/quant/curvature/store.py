@@ -276,10 +276,10 @@ class Curvature:
         } | ({"notes": self.notes} if self.notes else {})
 
     @staticmethod
-    def load(path: str | Path) -> Curvature:
-        """Read what `save` wrote; CurvatureError if it is something else, damaged or of a later version."""
+    def load(path: str | Path, device: torch.device | str = "cpu") -> Curvature:
+        """Read what `save` wrote, onto `device`; CurvatureError if it is something else, damaged or of a later version."""
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "pt", device=str(device)) as file:
                 text = (file.metadata() or {}).get("pgolf.curvature")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
@@ -445,7 +445,8 @@ def _one_sided(terms: list[Sums], tokens: int, width: int) -> MatrixCurvature:
         H = sum(cols[1:], cols[0]) / tokens
         return MatrixCurvature(H.diag() if H.dim() == 1 else H)
     rows = _alike([t.rows for t in terms if t.rows is not None])
-    return MatrixCurvature(torch.eye(width), sum(rows[1:], rows[0]) / tokens)
+    G = sum(rows[1:], rows[0]) / tokens
+    return MatrixCurvature(torch.eye(width, device=G.device), G)
 
 
 def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> MatrixCurvature:
@@ -454,11 +455,12 @@ def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> 
     The single product with the same two partial traces; slices that were never used cost nothing.
     """
     n, rows, cols = shape
-    costs, across = torch.zeros(n), torch.zeros(rows, cols, rows, cols)
+    place = next(found.H.device for found in slices if found is not None)
+    costs, across = torch.zeros(n, device=place), torch.zeros(rows, cols, rows, cols, device=place)
     for k, found in enumerate(slices):
         if found is None:
             continue
-        G = torch.ones(rows) if found.G is None else found.G
+        G = torch.ones(rows, device=place) if found.G is None else found.G
         G = G.diag() if G.dim() == 1 else G
         costs[k] = _trace(G) * _trace(found.H)
         across += torch.einsum("ij,kl->ikjl", G, found.H)

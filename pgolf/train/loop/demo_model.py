@@ -112,6 +112,7 @@ def train_demo(
     steps: int | None = None,
     settings: DemoSettings = DEMO,
     progress: Callable[[StepInfo], None] | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Train on `directory`/train.bin (see `prepare_demo`) and write `directory`/checkpoint.pt, whose path is returned.
 
@@ -122,7 +123,7 @@ def train_demo(
     if steps is not None:
         settings = replace(settings, train=replace(settings.train, steps=steps))
     sampler = WindowSampler([read_shard(directory / "train.bin")], settings.seq_len, settings.batch_size, seed)
-    model = GPT(settings.model, seed=seed)
+    model = GPT(settings.model, seed=seed).to(device)
     Trainer(model, sampler, settings.train).run(progress)
     path = directory / "checkpoint.pt"
     save_checkpoint(path, model.state_dict(), settings.to_config(seed=seed, tokenizer="tokenizer.model"))
