@@ -3,8 +3,8 @@
     python benchmarks/headline.py [--tree before=DIR] [--models contest,stock] [--tokens 32768] [--texts 3] [--out RESULT.json]
 
 Each tree (this one, and any checkout named by --tree) runs `pgolf pack CKPT --model FILE:CLASS --budget SIZE` in a process
-of its own, one after the other, on random weights in the shapes of `benchmarks/models`. --texts N also compares what the
-trees' own text is worth: KL at equal bytes on golf3m of ../shared/data, N seeds. Results are added to those in RESULT.json.
+of its own, one after the other, on random weights in the shapes of `benchmarks/models`. --texts N also says what text
+that golf3m of ../shared/data writes in pieces is worth: KL at equal bytes, N seeds. Results are added to those in RESULT.json.
 
 What will surprise you: on a machine that others use too, wall seconds say little. Processor seconds of one thread (--threads 1)
 say more, and the peak of memory is exact.
@@ -24,12 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import GOLF3M, RESULTS, machine
+from benchmarks.common import RESULTS, machine
 
 HERE = Path(__file__).resolve().parents[1]
 
 MODELS = {"contest": ("GPT", "16MB"), "stock": ("Stock", "1MB")}
-GOLF_BUDGET = "1067000"  # bytes: 2.67 bits a weight
+GOLF_BITS, TOKENS = 2.67, 32768
+PIECES = ((1023, 1023), (511, 511), (255, 255), (255, 1020), (255, 510))  # tokens written, and read, at a time
 
 
 def checkpoint(name: str, folder: Path) -> tuple[Path, str, int]:
@@ -84,23 +85,34 @@ def costs(trees: dict[str, Path], name: str, tokens: int, threads: int, folder: 
     return rows
 
 
-def texts(trees: dict[str, Path], seeds: int, threads: int, folder: Path) -> list[dict[str, Any]]:
-    """One row a tree and seed: what golf3m loses at equal bytes, calibrated on the text that the tree makes it write."""
+def texts(seeds: int) -> list[dict[str, Any]]:
+    """What golf3m loses at equal bytes, scalar rounding, calibrated on text that it writes in pieces and reads in sequences."""
     from benchmarks.heldout import HeldOut, add_options
+    from pgolf.fitting import packing
     from pgolf.loading import dense
+    from pgolf.packer.format import artifact
+    from pgolf.quant.curvature import selftext
+    from pgolf.quant.curvature.collect import calibrate
+    from pgolf.quant.settings import LOG_SCALE, Settings
 
     parser = argparse.ArgumentParser()
     add_options(parser)
-    bench = HeldOut(parser.parse_args(["--seq-len", "512"]))
-    arguments = [str(GOLF3M / "golf3m" / "ckpt.pt"), "--model", f"{GOLF3M / 'golf3m' / 'model.py'}:GPT"]
+    bench = HeldOut(parser.parse_args(["--seq-len", "512", "--max-tokens", "49152"]))
+    how = {"budget": round(GOLF_BITS * bench.weights / 8), "settings": Settings(trellis=0, scale_per_octave=LOG_SCALE)}
     rows = []
     for seed in range(seeds):
-        for tree, root in trees.items():
-            out = folder / "golf3m.pgolf"
-            words = [*arguments, "--budget", GOLF_BUDGET, "--seed", str(seed), "-o", str(out)]
-            cost = command(root, words, threads)
-            kl, rise = bench.score(dense.load(out))
-            rows.append({"tree": tree, "seed": seed, "kl": kl, "rise": rise} | cost)
+        for piece, read in PIECES:
+            bench.restore()
+            began = time.process_time()
+            ids = selftext.self_generate(bench.model, sequences=TOKENS // piece, length=piece, seed=seed).flatten()
+            generated = time.process_time()
+            curvature = calibrate(bench.model, ids[: len(ids) // read * read].view(-1, read), seed=seed)
+            calibrated = time.process_time()
+            made = packing.pack(bench.source, None, curvature=curvature, **how)
+            kl, rise = bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
+            facts = {"piece": piece, "read": read, "seed": seed, "kl": kl, "rise": rise, "bytes": len(made.data)}
+            facts |= {"generate_cpu": generated - began, "calibrate_cpu": calibrated - generated}
+            rows.append(facts | {"predicted": made.loss_rise})
             print(rows[-1], flush=True)
     return rows
 
@@ -109,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=DIR", help="another checkout, run first")
     parser.add_argument("--models", default="contest,stock", help="of benchmarks/models; '' for none")
-    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=0, metavar="SEEDS")
     parser.add_argument("--out", type=Path, default=RESULTS / "headline.json")
@@ -122,7 +134,7 @@ def main() -> None:
         for name in filter(None, args.models.split(",")):
             found["costs"] += costs(trees, name, args.tokens, args.threads, Path(temporary))
         if args.texts:
-            found["texts"] += texts(trees, args.texts, args.threads, Path(temporary))
+            found["texts"] += texts(args.texts)
     from pgolf import report
 
     report.write_json(args.out, found | machine())
