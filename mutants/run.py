@@ -62,10 +62,14 @@ Result = tuple[str, Mutant, str]
 
 # The tests of each module: its own, then a user's.
 TESTS = {
+    "code/minify": ("code/minify", "code/script"),
+    "code/payload": ("code/script", "code/minify"),
     "code/script": ("code/script",),
     "code/stand_in": ("code/stub",),
     "code/stub": ("code/stub", "code/script"),
     "code/stub_parts": ("code/stub",),
+    "code/uses": ("code/uses",),
+    "code/visible": ("code/minify",),
     "code/weigh": ("code/script", "packer/artifact"),
     "common/files": ("common/files",),
     "common/threads": ("common/threads",),

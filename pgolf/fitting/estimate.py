@@ -195,7 +195,10 @@ def _sample(job: Job) -> list[str]:
 
 
 def _bits(trial: Trial, names: Sequence[str]) -> dict[str, float]:
-    return {name: trial.encoded.tensor_bits[name] for name in names}
+    """Of codes; of what the market keeps, all that it adds to the file."""
+    coded = trial.encoded.tensor_bits
+    held = {} if all(name in coded for name in names) else trial.shares().tensors
+    return {name: coded[name] if name in coded else 8 * held[name] for name in names}
 
 
 def _ratio(taken: Mapping[str, float], foreseen: Mapping[str, float]) -> tuple[float, float]:

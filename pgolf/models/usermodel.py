@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
-from pgolf.kernels.weight import PackedWeight
 from pgolf.models import blueprint
 from pgolf.models.names import COUNTER, fitted
 
@@ -143,7 +142,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collectio
     unexpected and misshapen keys, two values of one parameter, and what was dropped and is no buffer of the module.
     """
     plan, theirs = blueprint.of(model), model.state_dict()
-    if packed := [name for name, tensor in theirs.items() if isinstance(tensor, PackedWeight)]:
+    if packed := [name for name, tensor in theirs.items() if _is_packed(tensor)]:
         raise ModelError(
             f"{packed[0]} of {plan.kind} is packed, which nothing can be loaded into: build the module anew"
         )
@@ -166,3 +165,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collectio
     except RuntimeError as error:  # names and shapes fit; what is left is the tensors' own, as of inference_mode
         reason = str(error).rpartition("an exception occurred : ")[2] or str(error)
         raise ModelError(f"the weights cannot be put into {plan.kind}: {' '.join(reason.split())[:200]}") from error
+
+
+def _is_packed(tensor: object) -> bool:
+    """Whether a weight of a module holds codes. Nothing can where nobody imported the class, which brings triton."""
+    known = sys.modules.get("pgolf.kernels.weight")
+    return known is not None and isinstance(tensor, known.PackedWeight)

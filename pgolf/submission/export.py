@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -91,6 +92,8 @@ def _check_place(out: Path, force: bool) -> None:
         raise UsageError(f"{out} exists: give another folder with -o, or --force to replace an earlier export")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist")
+    if not os.access(out.absolute().parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UsageError(f"{out}: Permission denied: nothing can be written in {out.absolute().parent}")
 
 
 def _try_decoder(art: Path) -> None:

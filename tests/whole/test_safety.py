@@ -210,9 +210,10 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
         "inspect m.pgolf --html m.html",
         "estimate ckpt.pt --budget 9kB",
         "export m.pgolf --script use.py -o out",
+        "audit out",
         f"sweep ckpt.pt {text} --methods rtn --bits 4 --calib none --jobs 1 -o s",
     ):
         run(command)
     assert {"tokenize", "train", "bench", "demo", "diff"} == COMMANDS.keys() - {
-        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "sweep",
+        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "audit", "sweep",
     }  # fmt: skip
