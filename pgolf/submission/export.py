@@ -23,7 +23,7 @@ from pgolf.code.stand_in import SERVED, beyond, decoder
 from pgolf.code.uses import imports_pgolf, parsed
 from pgolf.common import extras
 from pgolf.common.folders import write_folder
-from pgolf.errors import ArtifactError, UsageError
+from pgolf.errors import ArtifactError, DataError, UsageError
 from pgolf.loading import dense
 from pgolf.models.checkpoint import to_bytes
 from pgolf.packer.format import container
@@ -78,7 +78,10 @@ def export(
     notes += [_data_note(file, file.name in copied) for file in data]
     if (missing := _beyond(trees)) and not how.needs_pgolf:
         notes.append(f"without pgolf these would fail, and the trial did not come to them: {', '.join(missing)}")
-    done = _prove(contents, sources, list(trees), home, art, how) if how.prove else []
+    try:
+        done = _prove(contents, sources, list(trees), home, art, how) if how.prove else []
+    except OSError as error:
+        raise DataError(f"{out}: it cannot be tried before it is written: {error.strerror or error}") from None
     counted = Count(files, limit, notes, done)
     code = counted.total - len(model)
     sizes = {"bytes_total": counted.total, "bytes_code": code, "bytes_model": len(model)}
@@ -93,7 +96,7 @@ def _check_place(out: Path, force: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist")
     if not os.access(out.absolute().parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise UsageError(f"{out}: Permission denied: nothing can be written in {out.absolute().parent}")
+        raise UsageError(f"{out}: nothing can be written in the folder {out.absolute().parent}")
 
 
 def _try_decoder(art: Path) -> None:

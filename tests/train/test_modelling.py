@@ -12,7 +12,7 @@ import torch
 import pgolf
 from pgolf.data.shards import WindowSampler
 from pgolf.errors import UsageError
-from pgolf.models.logits import logits_of
+from pgolf.models.logits import logits_of, undisturbed
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.quant.curvature.selftext import _plan
 from pgolf.train.loop.recipes import RECIPES, override
@@ -93,8 +93,10 @@ def test_a_checkpoint_from_before_the_loop_is_one_without_it():
 
 def test_text_of_its_own_costs_one_position_a_token():
     """Calibration without data: no option makes the model generate by whole passes."""
-    run = logits_of(awake(ALL))
-    with torch.no_grad():
+    model = awake(ALL)
+    run = logits_of(model)
+    with undisturbed(model, gradients=False):
+        run.prepare(torch.zeros(1, 21, dtype=torch.int64))  # how it is called is learned first
         assert _plan(run, 50, 21, torch.device("cpu")) is not None
 
 

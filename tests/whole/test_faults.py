@@ -190,8 +190,8 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work(forbidden):
     assert "nothing can be written in the folder ." in refused(REPORTS, code=2)
     for name in ("m.pgolf", "c.safetensors", "out.pt", "r.json", "m.html", "hf/model.safetensors"):
         assert "nothing can be written in the folder" in refused(WRITERS[name], code=2)
-    for command, name in ((WRITERS["sub/train.py"], "sub"), (TRAIN, "run")):
-        assert f"{name}: Permission denied" in refused(command)
+    assert "sub: nothing can be written in the folder" in refused(WRITERS["sub/train.py"], code=2)
+    assert "run: Permission denied" in refused(TRAIN)
     with pytest.raises(PermissionError, match=r"m\.pgolf'$"):  # not its temporary sibling
         pgolf.pack(toy_state(), forbidden / "m.pgolf", method="rtn")
     assert not temporaries(forbidden)
