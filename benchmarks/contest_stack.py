@@ -27,9 +27,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.common import RESULTS, machine  # noqa: E402
 
-VOCAB, DIM, HEADS, LAYERS, HIDDEN = 1024, 256, 4, 6, 512
+VOCAB, HEADS, LAYERS = 1024, 4, 6
 ENCODER, DECODER = (0, 1, 2, 3), (2, 3, 4, 5)
-BATCH, LENGTH = 16, 256
+LENGTH = 256
 
 
 class SquaredMLP(torch.autograd.Function):
@@ -51,28 +51,30 @@ class SquaredMLP(torch.autograd.Function):
 class Stack(nn.Module):
     """U-Net over a loop: layers 2 and 3 run twice, the second half takes what the first has left on a stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        hidden = 2 * dim
+        self.dim = dim
 
         def normal(*shape: int, std: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape) * std)
 
-        self.table = normal(VOCAB, DIM, std=0.02)
-        self.qkvo = normal(4 * LAYERS, DIM, DIM, std=DIM**-0.5)
-        self.up = normal(LAYERS, HIDDEN, DIM, std=DIM**-0.5)
-        self.down = normal(LAYERS, HIDDEN, DIM, std=0.2 * HIDDEN**-0.5)
-        self.gains = nn.Parameter(torch.full((LAYERS, 2, DIM), 0.5))
-        self.residual_mix = nn.Parameter(torch.stack([torch.ones(LAYERS, DIM), torch.zeros(LAYERS, DIM)], 1))
-        self.skip_weights = nn.Parameter(torch.ones(len(DECODER) - 1, DIM))
-        self.skip_gates = nn.Parameter(torch.zeros(len(DECODER) - 1, DIM))
+        self.table = normal(VOCAB, dim, std=0.02)
+        self.qkvo = normal(4 * LAYERS, dim, dim, std=dim**-0.5)
+        self.up = normal(LAYERS, hidden, dim, std=dim**-0.5)
+        self.down = normal(LAYERS, hidden, dim, std=0.2 * hidden**-0.5)
+        self.gains = nn.Parameter(torch.full((LAYERS, 2, dim), 0.5))
+        self.residual_mix = nn.Parameter(torch.stack([torch.ones(LAYERS, dim), torch.zeros(LAYERS, dim)], 1))
+        self.skip_weights = nn.Parameter(torch.ones(len(DECODER) - 1, dim))
+        self.skip_gates = nn.Parameter(torch.zeros(len(DECODER) - 1, dim))
         self.q_gain = nn.Parameter(torch.full((LAYERS, HEADS), 4.0))
-        half = DIM // HEADS // 2
+        half = dim // HEADS // 2
         angle = torch.arange(2048)[:, None] / 10000 ** (torch.arange(half) / half)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = first = F.rms_norm(F.embedding(ids, self.table), (DIM,))
+        x = first = F.rms_norm(F.embedding(ids, self.table), (self.dim,))
         left = []
         for layer in ENCODER:
             x = self._layer(layer, x, first)
@@ -82,12 +84,12 @@ class Stack(nn.Module):
                 gate = torch.sigmoid(self.skip_gates[i - 1])
                 x = gate * x + (1 - gate) * self.skip_weights[i - 1] * left[-1 - i]
             x = self._layer(layer, x, first)
-        return 30 * torch.tanh(F.linear(F.rms_norm(x, (DIM,)), self.table) / 30 * DIM**0.5 / 4)
+        return 30 * torch.tanh(F.linear(F.rms_norm(x, (self.dim,)), self.table) / 30 * self.dim**0.5 / 4)
 
     def _layer(self, k: int, x: Tensor, first: Tensor) -> Tensor:
         x = self.residual_mix[k, 0] * x + self.residual_mix[k, 1] * first
-        x = x + self.gains[k, 0] * self._attention(k, F.rms_norm(x, (DIM,)))
-        return x + self.gains[k, 1] * SquaredMLP.apply(F.rms_norm(x, (DIM,)), self.up[k], self.down[k])
+        x = x + self.gains[k, 0] * self._attention(k, F.rms_norm(x, (self.dim,)))
+        return x + self.gains[k, 1] * SquaredMLP.apply(F.rms_norm(x, (self.dim,)), self.up[k], self.down[k])
 
     def _attention(self, k: int, x: Tensor) -> Tensor:
         wq, wk, wv, wo = self.qkvo[4 * k : 4 * k + 4]
@@ -103,14 +105,14 @@ class Stack(nn.Module):
         return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
 
 
-def trained(minutes: float, shard: Path, cache: Path) -> dict[str, Tensor]:
+def trained(dim: int, batch: int, minutes: float, shard: Path, cache: Path) -> dict[str, Tensor]:
     """The weights after so many minutes of AdamW, from the cache where it has them."""
     if cache.is_file():
         return torch.load(cache, weights_only=True)
     from pgolf.data import shards
 
     torch.manual_seed(0)
-    model, data = Stack(), shards.WindowSampler([shards.read_shard(shard)], LENGTH, BATCH, 0)
+    model, data = Stack(dim), shards.WindowSampler([shards.read_shard(shard)], LENGTH, batch, 0)
     groups = [
         {"params": [model.qkvo, model.up, model.down, model.table], "lr": 3e-3, "weight_decay": 0.05},
         {"params": [p for p in model.parameters() if p.numel() < 10000], "lr": 1e-2, "weight_decay": 0.0},
@@ -120,8 +122,8 @@ def trained(minutes: float, shard: Path, cache: Path) -> dict[str, Tensor]:
     while (spent := (time.monotonic() - began) / (60 * minutes)) < 1:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min((step + 1) / 20, 1) * min(1, 1.05 - spent)
-        batch = data.batch(step)
-        loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        ids = data.batch(step)
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -148,7 +150,8 @@ class Scored:
         self.bits = (
             count / math.log(2) / int(count_bytes(whole[1:], whole[:-1], token_bytes(tokenizer)).sum())
         )  # a nat in bits a byte
-        self.model, self.before = model, [self._log_p(ids) for ids in self.ids.split(8)]
+        self.model = model
+        self.before = [self._log_p(ids) for ids in self.ids.split(8)]
 
     @torch.no_grad()
     def _log_p(self, ids: Tensor) -> Tensor:
@@ -189,6 +192,8 @@ def contest_at(source: Any, curvature: Any, num_bytes: int) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--dim", type=int, default=256, help="256: 3.4M weights; a quarter of them with half as many")
+    parser.add_argument("--batch", type=int, default=16, help="windows a training step")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5])
     parser.add_argument("--tokens", type=int, default=8192, help="of calibration text")
@@ -200,7 +205,7 @@ def main() -> None:
     parser.add_argument("--pgolf", help="another checkout to measure")
     parser.add_argument("--out", type=Path, default=RESULTS / "contest_stack.json")
     args = parser.parse_args()
-    state = trained(args.minutes, args.shared / "text_train_000000.bin", args.cache)
+    state = trained(args.dim, args.batch, args.minutes, args.shared / "text_train_000000.bin", args.cache)
 
     import pgolf
     from pgolf.data import shards
@@ -208,7 +213,7 @@ def main() -> None:
     from pgolf.loading import dense
     from pgolf.packer.format import artifact
 
-    model = Stack().eval()
+    model = Stack(args.dim).eval()
     model.load_state_dict(state)
     scored = Scored(
         model, args.shared / "text_val_000000.bin", args.shared / "tokenizers/text_1024_bpe.model", args.max_tokens
@@ -235,7 +240,12 @@ def main() -> None:
             print(rows[-1], flush=True)
             model.load_state_dict(state)
     before = {"weights": weights, "loss": scored.loss(), "bpb": scored.loss() * scored.bits}
-    told = {"calibration_tokens": args.tokens, "tokens_scored": scored.ids.numel()}
+    told = {
+        "dim": args.dim,
+        "training_minutes": args.minutes,
+        "calibration_tokens": args.tokens,
+        "tokens_scored": scored.ids.numel(),
+    }
     args.out.write_text(json.dumps(machine() | before | told | {"rows": rows}, indent=1) + "\n")
 
 

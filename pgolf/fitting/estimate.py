@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1 << 20  # weights that are quantized for an estimate
 FEWEST = 4  # tensors of a sample
+TINY = 1 / 16  # of the mean size: smaller ones tell nothing of the others and weigh nothing
 LEAST_BAR = 0.005  # of the bytes
 WIDTH = 2.0  # standard errors in the bar
 
@@ -189,7 +190,9 @@ def _from_sample(job: Job, stand_in: Trial, room: int | None) -> _Made:
 
 def _sample(job: Job) -> list[str]:
     """Names of tensors of SAMPLE weights together, FEWEST at least, evenly from the smallest to the largest."""
-    ordered = sorted(job.quantized, key=lambda name: (job.weights([name]), name))
+    least = job.weights(job.quantized) / len(job.quantized) * TINY
+    names = [name for name in job.quantized if job.weights([name]) >= least]
+    ordered = sorted(names, key=lambda name: (job.weights([name]), name))
     count = min(len(ordered), max(FEWEST, len(ordered) * SAMPLE // job.weights(ordered)))
     return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
 

@@ -106,6 +106,7 @@ def entries(rng):
     found |= {
         "trellis": Entry("bfloat16", (1100, 13), planes=(trellis_plane(rng, 1100, 13),)),
         "bank": Entry("float16", (3, 50, 12), planes=bank),
+        "vector": Entry("float32", (1100,), planes=(trellis_plane(rng, 1100, 1),)),
         "tied": Entry("float32", (300, 40), alias="usual"),
         "cast": Entry("float32", (9,), raw=rng.normal(size=9).astype("<f2").tobytes(), stored="float16"),
         "scalar": Entry("float32", (), raw=np.float32(1.5).tobytes()),
