@@ -177,6 +177,14 @@ def test_other_methods(method: str) -> None:
     assert made.tuned.kl <= made.tuned.kl_before
 
 
+def test_nothing_to_round_is_nothing_to_tune() -> None:
+    model = Banked()
+    made = pgolf.pack(model, None, method="keep", text=text(), tune="8k")
+    assert made.tuned
+    assert made.measured
+    assert (made.tuned.helped, made.tuned.notes, made.measured.kl) == (False, "no tensor is quantized", 0.0)
+
+
 def test_no_time_no_tuning() -> None:
     made = packed(Banked(), tune="500M", deadline=4.0)
     assert made.tuned

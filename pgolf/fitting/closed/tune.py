@@ -69,7 +69,9 @@ def tuned(
     put(opened, student)
     before = student.divergence(live.held).kl
     best, best_kl, notes, seen = Made(opened, job), before, [], 0
-    for rate in (RATE, SLOWER * RATE):
+    if not job.quantized:
+        notes.append("no tensor is quantized")
+    for rate in (RATE, SLOWER * RATE) if job.quantized else ():
         student.reset({name: job.source.tensors[name] for name in student.places})
         try:
             found, seen = _closed(job, opened, goal, student, live, limits, before, rate, foreseen)
