@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from pgolf.errors import ModelError
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.live import Live
 from pgolf.fitting.trial import Job, Trial
@@ -24,10 +26,14 @@ def measured(job: Job, trial: Trial, student: Student, live: Live, foreseen: Map
     """How far the artifact's model is from the unquantized one on the text held back. Leaves its weights in the student.
 
     foreseen: tensor -> predicted rise. Where the KL is more than twice their sum, `culprits` names the tensors that seem to
-    carry the rest.
+    carry the rest. Raises ModelError where either model gives no finite logits.
     """
+    job.progress("measure", 0, live.held.numel())
     put(trial, student)
     found = student.divergence(live.held)
+    job.progress("measure", live.held.numel(), live.held.numel())
+    if not math.isfinite(found.kl):
+        raise ModelError("with the packed weights, or without, the model gives NaN or infinity on the text held back")
     surprising = bool(job.curvatures) and found.kl > SURPRISING * sum(rise or 0.0 for rise in foreseen.values())
     culprits = _culprits(job, foreseen, student, live) if surprising else ()
     return Measured(text=live.what, culprits=culprits, **vars(found))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgolf.common import ranks
 from pgolf.common.progress import silent
-from pgolf.errors import UsageError
+from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting.budget import goal_of, meet
 from pgolf.fitting.closed.student import Student
@@ -113,11 +113,20 @@ def pack(
 
 
 def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, rounding: float, told: list[str]) -> Report:
-    """The report of a trial that is measured in its model, after tuning where that is asked for."""
-    student, outcome = Student(job.source, live.model, live.logits), None
-    if limits.tokens:
-        made, outcome = tuned(job, trial, goal, student, live, limits, rounding)
-        job, trial = made.job, made.trial
-    report = report_of(job, trial, goal, told)
-    found = measured(job, trial, student, live, {row.name: row.loss_rise for row in report.rows})
+    """The report of a trial that is measured in its model, after tuning where that is asked for.
+
+    Whatever keeps a model from being run again is a note: the artifact is good without a measurement.
+    """
+    outcome = None
+    try:
+        student = Student(job.source, live.model, live.logits)
+        if limits.tokens:
+            made, outcome = tuned(job, trial, goal, student, live, limits, rounding)
+            job, trial = made.job, made.trial
+        report = report_of(job, trial, goal, told)
+        found = measured(job, trial, student, live, {row.name: row.loss_rise for row in report.rows})
+    except PgolfError as error:
+        if limits.tokens:
+            raise
+        return report_of(job, trial, goal, [*told, f"what was packed is not measured: {error}"])
     return replace(report, measured=found, tuned=outcome)

@@ -246,4 +246,19 @@ def test_what_cannot_be_tried_says_so() -> None:
         pgolf.pack(model, None, budget=BUDGET, text=Live(model, text(2)), tune="8k")
     stranger = checkpoint.from_mapping({"other": torch.randn(64, 64, generator=generator())})
     with pytest.raises(ModelError, match="'other'"):
-        pgolf.pack(stranger, None, budget=BUDGET, text=Live(model, text(2)))
+        pgolf.pack(stranger, None, budget=BUDGET, text=Live(model, text(2), text(9)), tune="8k")
+
+
+def test_what_cannot_be_measured_is_packed_all_the_same() -> None:
+    stranger = checkpoint.from_mapping({"other": torch.randn(64, 64, generator=generator())})
+    made = pgolf.pack(stranger, None, budget=BUDGET, text=Live(Banked(), text(2)))
+    assert made.measured is None
+    assert "not measured: 'other' of the checkpoint is no weight of Banked" in made.notes[-1]
+
+    class Overflowing(Banked):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids) / torch.zeros(())
+
+    made = pgolf.pack(Overflowing(), None, method="sdclip", text=text())
+    assert made.measured is None
+    assert any("gives NaN or infinity" in note for note in made.notes)
