@@ -158,6 +158,7 @@ def evaluate(
 
 
 def read_text(data: Path | None, bos: int | None, options: TextOptions) -> Text:
+    """The shard --data with the byte counts of its tokens. Raises UsageError without one."""
     from pgolf.scoring import evaluation
 
     if data is None:

@@ -51,6 +51,7 @@ def _loaded(artifact: str) -> str:
 
 
 def main() -> None:
+    """Import the scripts of the command line one after another, and write how each ended, as JSON."""
     out, artifact, *scripts = sys.argv[1:]
     facts: dict[str, Any] = {"ends": {script: _started(script) for script in scripts}}
     if artifact != "-":

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf.quant.curvature import multihead
+from pgolf.quant.curvature import attention
 from pgolf.quant.curvature.incremental import Incremental, Plan, observed
 from pgolf.quant.curvature.positions import CannotIncrement, odd_length
 
@@ -145,7 +145,7 @@ def test_multihead_written_out_is_torchs(weights: bool, monkeypatch: pytest.Monk
     seen = []
 
     def written_out(*args, **kwargs):
-        seen.append(multihead.written_out(*args, **kwargs))
+        seen.append(attention.written_out(args, kwargs))
         return seen[-1]
 
     for given in (mask, mask.float() * -1e9, mask.repeat(6, 1, 1)):
@@ -158,9 +158,13 @@ def test_multihead_written_out_is_torchs(weights: bool, monkeypatch: pytest.Monk
         assert (found[1] is None) == (wanted[1] is None)
         assert found[1] is None or torch.allclose(found[1], wanted[1], atol=1e-6)
     padding = torch.zeros(3, T, dtype=torch.bool)
+    padding[1, -2:] = True
+    wanted = layer(x, x, x, key_padding_mask=padding, need_weights=weights)
     monkeypatch.setattr(F, "multi_head_attention_forward", written_out)
-    with pytest.raises(NotImplementedError):
-        layer(x, x, x, key_padding_mask=padding)
+    assert torch.allclose(layer(x, x, x, key_padding_mask=padding, need_weights=weights)[0], wanted[0], atol=1e-6)
+    with pytest.raises(TypeError):  # nothing is written out: the caller has None
+        nn.MultiheadAttention(D, 2, add_zero_attn=True)(x, x, x)
+    assert seen[-1] is None
 
 
 def test_a_model_that_looks_ahead_differs() -> None:

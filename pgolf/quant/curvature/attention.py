@@ -1,4 +1,7 @@
-"""Stock attention written out: what `F.multi_head_attention_forward` computes, in calls that the tracer can follow."""
+"""Stock attention written out: what `F.multi_head_attention_forward` computes, in calls that a TorchFunctionMode can follow.
+
+Such a mode is off inside a function that it was told of, and so the products within stay hidden.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def written_out(args: Any, kwargs: Any) -> tuple[Tensor, Tensor | None] | None:
         weights = (scores if mask is None else scores + mask).softmax(-1)
         mixed = weights @ v
     else:
-        weights, mixed = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        causal = said["is_causal"] and said["key_padding_mask"] is None  # torch drops the mask then, too
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)
+        weights = None
     out = F.linear(
         mixed.permute(2, 0, 1, 3).reshape(tall, batch, width), said["out_proj_weight"], said["out_proj_bias"]
     )

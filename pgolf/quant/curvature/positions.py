@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from pgolf.errors import CurvatureError
-from pgolf.quant.curvature import multihead
+from pgolf.quant.curvature import attention
 from pgolf.quant.curvature.products import flattened, function_name
 
 # fmt: off
@@ -87,12 +87,11 @@ class Positions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name == multihead.NAME:
-            try:
-                with self:
-                    return multihead.written_out(*args, **kwargs)
-            except NotImplementedError:
-                pass
+        if name == attention.NAME:
+            with self:
+                written = attention.written_out(args, kwargs)
+            if written is not None:
+                return written
         if not any(self.dims(value) for value in flattened(*args, *kwargs.values())):
             return func(*args, **kwargs)
         if kwargs.get("inplace") or kwargs.get("out") is not None:  # F.normalize passes out=None on
