@@ -11,6 +11,7 @@ from pgolf.fitting.live import Live
 from pgolf.fitting.trial import Job, Trial
 from pgolf.loading.dense import tensors_of
 from pgolf.report.pack_report import Measured
+from pgolf.scoring.divergence import Divergence
 
 SURPRISING = 2.0  # times the foreseen rise
 NAMED = 3  # tensors
@@ -22,16 +23,23 @@ def put(trial: Trial, student: Student) -> None:
     student.reset({name: decoded[name] for name in student.places})
 
 
-def measured(job: Job, trial: Trial, student: Student, live: Live, foreseen: Mapping[str, float | None]) -> Measured:
-    """How far the artifact's model is from the unquantized one on the text held back. Leaves its weights in the student.
-
-    foreseen: tensor -> predicted rise. Where the KL is more than twice their sum, `culprits` names the tensors that seem to
-    carry the rest. Raises ModelError where either model gives no finite logits.
-    """
+def tried(job: Job, trial: Trial, student: Student, live: Live) -> Divergence:
+    """How far an artifact's model is from the unquantized one on the text held back. Leaves its weights in the student."""
     job.progress("measure", 0, live.held.numel())
     put(trial, student)
     found = student.divergence(live.held)
     job.progress("measure", live.held.numel(), live.held.numel())
+    return found
+
+
+def measured(
+    job: Job, found: Divergence, student: Student, live: Live, foreseen: Mapping[str, float | None]
+) -> Measured:
+    """What is told of an artifact that was tried; the student holds its weights.
+
+    foreseen: tensor -> predicted rise. Where the KL is more than twice their sum, `culprits` names the tensors that seem to
+    carry the rest. Raises ModelError where either model gives no finite logits.
+    """
     if not math.isfinite(found.kl):
         raise ModelError("with the packed weights, or without, the model gives NaN or infinity on the text held back")
     surprising = bool(job.curvatures) and found.kl > SURPRISING * sum(rise or 0.0 for rise in foreseen.values())

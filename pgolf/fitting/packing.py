@@ -18,7 +18,7 @@ from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.live import live_of
-from pgolf.fitting.measure import measured
+from pgolf.fitting.measure import measured, tried
 from pgolf.fitting.report_of import report_of
 from pgolf.packer.format import artifact
 from pgolf.report import Report
@@ -121,12 +121,14 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
     try:
         student = Student(job.source, live.model, live.logits)
         if limits.tokens:
-            made, outcome = tuned(job, trial, goal, student, live, limits, rounding)
+            made, found, outcome = tuned(job, trial, goal, student, live, limits, rounding)
             job, trial = made.job, made.trial
+        else:
+            found = tried(job, trial, student, live)
         report = report_of(job, trial, goal, told)
-        found = measured(job, trial, student, live, {row.name: row.loss_rise for row in report.rows})
+        told_of = measured(job, found, student, live, {row.name: row.loss_rise for row in report.rows})
     except PgolfError as error:
         if limits.tokens:
             raise
         return report_of(job, trial, goal, [*told, f"what was packed is not measured: {error}"])
-    return replace(report, measured=found, tuned=outcome)
+    return replace(report, measured=told_of, tuned=outcome)

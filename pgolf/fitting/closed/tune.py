@@ -17,11 +17,12 @@ from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
 from pgolf.fitting.live import Live
-from pgolf.fitting.measure import put
+from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.trial import Job, Trial
 from pgolf.quant.curvature.uses import in_order
 from pgolf.report.pack_report import Tuned
+from pgolf.scoring.divergence import Divergence
 
 RATE, USUAL_SPREAD = 1e-4, 0.085  # Adam's rate, found on matrices of this root mean square
 SLOWER = 0.3  # of the rate, after steps that diverged
@@ -57,8 +58,8 @@ def tokens_of(text: Size | None) -> int | None:
 
 def tuned(
     job: Job, opened: Trial, goal: Goal, student: Student, live: Live, limits: Limits, foreseen: float
-) -> tuple[Made, Tuned]:
-    """The better of the open loop's artifact and the closed loop's, by the KL on the text held back, and what was seen.
+) -> tuple[Made, Divergence, Tuned]:
+    """The better of the open loop's artifact and the closed loop's, by the KL on the text held back, that, and what was seen.
 
     opened: the open loop's trial; foreseen: seconds that its last rounding and coding took. Leaves the weights of what is kept in
     the student. Raises UsageError where there is no text to tune on.
@@ -66,30 +67,29 @@ def tuned(
     if live.text is None:
         raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
     job = _settled(job, opened)
-    put(opened, student)
-    before = student.divergence(live.held).kl
-    best, best_kl, notes, seen = Made(opened, job), before, [], 0
+    before = tried(job, opened, student, live)
+    best, best_found, notes, seen = Made(opened, job), before, [], 0
     if not job.quantized:
         notes.append("no tensor is quantized")
     for rate in (RATE, SLOWER * RATE) if job.quantized else ():
         student.reset({name: job.source.tensors[name] for name in student.places})
         try:
-            found, seen = _closed(job, opened, goal, student, live, limits, before, rate, foreseen)
+            made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen)
         except Diverged:
             notes.append(f"steps at a rate of {rate:g} diverged")
             continue
         except BudgetError as error:
             notes.append(str(error))
-            found = []
-        for made in found:
-            put(made.trial, student)
-            kl = student.divergence(live.held).kl
-            best, best_kl = (made, kl) if kl < best_kl else (best, best_kl)
+            made = []
+        for each in made:
+            found = tried(job, each.trial, student, live)
+            best, best_found = (each, found) if found.kl < best_found.kl else (best, best_found)
         break
     put(best.trial, student)
     if best.trial is opened and not notes:
         notes.append("too little time" if not seen else "it did not help on the text held back")
-    return best, Tuned(seen, limits.seed, before, best_kl, best.trial is not opened, "; ".join(notes))
+    helped = best.trial is not opened
+    return best, best_found, Tuned(seen, limits.seed, before.kl, best_found.kl, helped, "; ".join(notes))
 
 
 def _settled(job: Job, opened: Trial) -> Job:
