@@ -31,8 +31,7 @@ class Live:
 
     def __post_init__(self) -> None:
         for ids in (self.held, *([] if self.text is None else [self.text])):
-            if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
-                raise UsageError("text to measure or tune on must be int64 token ids [sequences, tokens]")
+            _refuse_other_than_ids(ids)
 
 
 def live_of(model: Any, text: Tensor | Live | None) -> Live | None:
@@ -47,7 +46,11 @@ def live_of(model: Any, text: Tensor | Live | None) -> Live | None:
 
 def split(text: Tensor) -> tuple[Tensor, Tensor]:
     """(sequences to learn from, sequences held back): the last eighth of text [N, T], at most about HELD tokens."""
-    if not isinstance(text, Tensor) or text.dim() != 2 or 0 in text.shape:
-        raise UsageError("text to measure or tune on must be int64 token ids [sequences, tokens]")
+    _refuse_other_than_ids(text)
     rows = max(1, min(HELD // text.shape[1], len(text) // HELD_SHARE))
     return text[:-rows], text[-rows:]
+
+
+def _refuse_other_than_ids(ids: object) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
+        raise UsageError("text to measure or tune on must be int64 token ids [sequences, tokens]")
