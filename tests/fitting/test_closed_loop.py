@@ -177,6 +177,25 @@ def test_other_methods(method: str) -> None:
     assert made.tuned.kl <= made.tuned.kl_before
 
 
+class Detached(Banked):
+    """Whose `out` alone a gradient reaches: nothing that is left to move after it has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.emb[ids] @ self.bank[0] * self.gain
+        return nn.functional.linear(self.out(x), self.emb.detach())
+
+
+def test_what_no_gradient_reaches_does_not_move() -> None:
+    made = packed(Detached(), tune="30k")
+    assert made.tuned
+    assert made.tuned.kl <= made.tuned.kl_before
+
+
 def test_nothing_to_round_is_nothing_to_tune() -> None:
     model = Banked()
     made = pgolf.pack(model, None, method="keep", text=text(), tune="8k")

@@ -70,7 +70,7 @@ class Student:
             return divergence(self.teacher, self.predict, ids)
 
     def slopes(self, ids: Tensor, names: Iterable[str]) -> tuple[float, dict[str, Tensor]]:
-        """(mean KL over ids [B, T], its float32 gradient by each of the named weights); inside `at_work`."""
+        """(mean KL over ids [B, T], its float32 gradient by each of the named weights that has one); inside `at_work`."""
         moving = [name for name in names if isinstance(self.places[name], nn.Parameter)]
         for name, place in self.places.items():
             if isinstance(place, nn.Parameter):
@@ -81,8 +81,10 @@ class Student:
             p = self.teacher(part).float().log_softmax(-1)
             q = self.predict(part).float().log_softmax(-1)
             loss = (p.exp() * (p - q)).sum() / ids.numel()
-            found = torch.autograd.grad(loss, [self.places[name] for name in moving], allow_unused=True)
             total += float(loss.detach())
+            if not loss.requires_grad:  # none of them reaches the logits, or not by a way that can be derived
+                continue
+            found = torch.autograd.grad(loss, [self.places[name] for name in moving], allow_unused=True)
             for name, slope in zip(moving, found, strict=True):
                 if slope is not None:
                     sums[name] = sums[name] + slope.float() if name in sums else slope.float()
