@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,28 +140,42 @@ def pack(
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
         known = _at_hand(source, method, user, calibration, progress, file is not None, tokens)
         curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
-        made = packing.pack(
-            source,
-            out,
-            budget=budget,
-            target_rise=_target_rise(target_bpb_rise, bytes_per_token),
-            curvature=curvature,
-            method=method,
-            rules=rules,
-            drop=drop,
-            settings=None if trellis is None else Settings(trellis=int(trellis)),
-            code=code,
-            coder=coder,
-            deadline=deadline,
-            progress=progress,
-            text=known.live(user.logits) if known and (measure or tokens) else None,
-            tune=tokens,
-            seed=calibration.seed,
-        )
+        with _told_where_to_go_on(out):
+            made = packing.pack(
+                source,
+                out,
+                budget=budget,
+                target_rise=_target_rise(target_bpb_rise, bytes_per_token),
+                curvature=curvature,
+                method=method,
+                rules=rules,
+                drop=drop,
+                settings=None if trellis is None else Settings(trellis=int(trellis)),
+                code=code,
+                coder=coder,
+                deadline=deadline,
+                progress=progress,
+                text=known.live(user.logits) if known and (measure or tokens) else None,
+                tune=tokens,
+                seed=calibration.seed,
+            )
     facts = made.to_json() | {"path": str(out)}
     if report_file:
         write_json(report_file, facts)
     _tell(facts, as_json)
+
+
+@contextmanager
+def _told_where_to_go_on(out: Path) -> Iterator[None]:
+    """Say on Ctrl-C what is kept of a closed loop."""
+    from pgolf.fitting.closed.work import path_for
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (kept := path_for(out)).exists():
+            print_lines([f"pgolf: {kept} has what is tuned so far: the same line goes on from it"], err=True)
+        raise
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

@@ -167,14 +167,28 @@ def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
 
 def _lines() -> Progress:
     said = time.monotonic()
+    began: dict[str, float] = {}
 
     def update(what: str, done: int, total: int) -> None:
         nonlocal said
-        if time.monotonic() - said >= LINE_SECONDS:
-            said = time.monotonic()
-            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+        now, work = time.monotonic(), _work_of(what)
+        began.setdefault(work, now)
+        if now - said >= LINE_SECONDS:
+            said = now
+            left = f", about {_shown((now - began[work]) * (total - done) / done)} left" if 0 < done < total else ""
+            click.echo(f"{what}: {done:,} of {total:,}{left}", err=True)
 
     return update
+
+
+def _work_of(what: str) -> str:
+    """What is done, without how it stands: "tune" of "tune, KL 0.0061"."""
+    return what.partition(",")[0]
+
+
+def _shown(seconds: float) -> str:
+    """ "40 s", "12 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def first_rank() -> bool:
@@ -192,16 +206,18 @@ def progress_bars() -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            work = _work_of(what)
+            if work not in tasks:
+                tasks[work] = bars.add_task(what, total=total)
+            bars.update(tasks[work], completed=done, total=total, description=what)
 
         yield update

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""(what is done, steps done, of how many): for work of several parts."""
+"""(what is done, steps done, of how many): for work of several parts. After a comma what is done may say how it stands."""
 
 Advance = Callable[[int, int], None]
 """(steps done, of how many): for work of one part."""

@@ -14,6 +14,7 @@ from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting.budget import goal_of, meet
+from pgolf.fitting.closed import work
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
 from pgolf.fitting.inputs import job_of
@@ -101,12 +102,14 @@ def pack(
         if live is None:
             report = report_of(job, trial, goal, told)
         else:
-            limits = Limits(tokens or 0, began + deadline if deadline else math.inf, seed)
+            limits = Limits(tokens or 0, began + deadline if deadline else math.inf, seed, Path(path) if path else None)
             rounding = math.inf if how else time.perf_counter() - started  # a lesser way was taken: there is no time
             report = _tried(job, trial, goal, live, limits, rounding, told)
         report = replace(report, seconds=time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), report.data)
+            if tokens:
+                work.path_for(Path(path)).unlink(missing_ok=True)
         return report
 
     return ranks.on_first(alone)

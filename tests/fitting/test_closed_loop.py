@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import pgolf
 from pgolf.errors import ModelError, UsageError
 from pgolf.fitting import inputs
-from pgolf.fitting.closed import repair, tune
+from pgolf.fitting.closed import repair, tune, work
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, units_in_order
 from pgolf.fitting.live import Live, split
@@ -101,6 +102,59 @@ def test_the_same_bytes_again(report: tuple[Banked, pgolf.Report, Path]) -> None
     model, made, _ = report
     assert packed(model, tune="40k").data == made.data
     assert packed(model, tune="40k", seed=1).data != made.data
+
+
+@pytest.fixture
+def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An artifact's path, whose pack with --tune was broken off half-way."""
+    monkeypatch.setattr(work, "EVERY", 0.0)
+    path, steps, plain = tmp_path / "m.pgolf", 0, Student.slopes
+
+    def interrupted(self: Student, ids: Tensor, names: list[str]) -> tuple[float, dict[str, Tensor]]:
+        nonlocal steps
+        steps += 1
+        if steps > 25:
+            raise KeyboardInterrupt
+        return plain(self, ids, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "slopes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            packed(Banked(), path, tune="40k")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pgolf.tuning"]
+    return path
+
+
+def test_after_a_break_it_goes_on(broken_off: Path, report: tuple[Banked, pgolf.Report, Path]) -> None:
+    made = packed(Banked(), broken_off, tune="40k")
+    assert made.tuned
+    assert made.tuned.notes == "gone on with after a break"
+    assert made.data == report[1].data == broken_off.read_bytes()
+    assert list(broken_off.parent.iterdir()) == [broken_off]
+
+
+@pytest.mark.parametrize(
+    "other", [{"tune": "41k"}, {"tune": "40k", "seed": 1}, {"tune": "40k", "rules": ["gain=keep"]}]
+)
+def test_another_pack_does_not_go_on_from_it(broken_off: Path, other: dict[str, object]) -> None:
+    made = packed(Banked(), broken_off, **other)
+    assert made.tuned
+    assert made.tuned.notes == ""
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"", lambda data: b"nonsense" + data])
+def test_a_damaged_file_of_work_is_begun_anew(broken_off: Path, damage: Callable[[bytes], bytes]) -> None:
+    kept = broken_off.with_name("m.pgolf.tuning")
+    kept.write_bytes(damage(kept.read_bytes()))
+    made = packed(Banked(), broken_off, tune="40k")
+    assert made.tuned
+    assert made.tuned.notes == ""
+    assert not kept.exists()
+
+
+def test_a_pack_with_a_deadline_keeps_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work.Work, "keep", lambda self, state: pytest.fail("kept") if self.path else None)
+    packed(Banked(), tmp_path / "m.pgolf", tune="8k", deadline=100.0)
 
 
 def test_what_a_user_keeps_and_buffers_do_not_move(report: tuple[Banked, pgolf.Report, Path]) -> None:

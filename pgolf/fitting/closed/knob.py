@@ -21,7 +21,7 @@ class Knob:
     def __init__(self, job: Job, opened: Trial, room: int | None) -> None:
         """room: bytes for the artifact; without it, or where sizes cannot be foreseen, the step stays as it is."""
         self.step, self._room, self._coder = opened.step, room, job.coder
-        self._empty = len(artifact.encode({}, {}, job.coder).data)
+        self._empty = len(coded({}, job.coder))
         if self.moves(job):
             self._kept = float(job.kept_bytes())
             self._over = (opened.size - self._kept) / job.expected_bytes(opened.step)  # side information, and luck
@@ -49,8 +49,23 @@ class Knob:
             return sum(pool.map(lambda unit: job.slice_bits(unit.name, unit.index, step), units)) / 8
 
     def _spent(self, rounded: Mapping[Unit, Plane]) -> float:
-        entries = {
-            f"{unit.name} {unit.index}": Entry("float32", plane.codes.shape, planes=(plane,))
-            for unit, plane in rounded.items()
-        }
-        return len(artifact.encode(entries, {}, self._coder).data) - self._empty
+        return len(coded(rounded, self._coder)) - self._empty
+
+
+def coded(rounded: Mapping[Unit, Plane], coder: str = "rans") -> bytes:
+    """An artifact of units alone, each under its name and index."""
+    entries = {
+        f"{unit.name} {unit.index}": Entry("float32", plane.codes.shape, planes=(plane,))
+        for unit, plane in rounded.items()
+    }
+    return artifact.encode(entries, {}, coder).data
+
+
+def decoded(data: bytes) -> dict[Unit, Plane]:
+    """What `coded` by rANS was made of."""
+    units: dict[Unit, Plane] = {}
+    for key, entry in artifact.decode(data)[0].items():
+        name, _, index = key.rpartition(" ")
+        assert entry.planes
+        units[Unit(name, int(index))] = entry.planes[0]
+    return units

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from pgolf.common.one_thread import one_thread_each
 from pgolf.errors import BudgetError
 from pgolf.fitting import search
-from pgolf.fitting.closed.knob import Knob
+from pgolf.fitting.closed.knob import Knob, coded, decoded
 from pgolf.fitting.closed.repair import Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, may_move, slices_of, weights_of
+from pgolf.fitting.closed.work import Work
 from pgolf.fitting.search import Attempt
 from pgolf.fitting.trial import Job, Trial, kept_entry
 from pgolf.packer.format.artifact import Entry
@@ -55,8 +57,12 @@ class Loop:
         self._planes: dict[Unit, Plane] = {}
         self._steps: dict[str, float] = {}
 
-    def close(self, groups: Sequence[Sequence[Unit]], repair: Repair, steps: int, last_steps: int) -> list[Made]:
+    def close(
+        self, groups: Sequence[Sequence[Unit]], repair: Repair, steps: int, last_steps: int, work: Work
+    ) -> list[Made]:
         """Round group after group, with steps after each; the artifact before and after the last steps.
+
+        work: where it goes on, and is kept after each group.
 
         Raises Diverged; BudgetError where the last group cannot fill the budget. Inside `Student.at_work`.
         """
@@ -64,13 +70,15 @@ class Loop:
         ordered = [group for i, group in enumerate(groups) if i not in searched[-1:]] + [
             groups[i] for i in searched[-1:]
         ]
-        for i, group in enumerate(ordered):
+        done = self._resumed(work.kept(), repair)
+        for i, group in enumerate(ordered[done:], done):
             left = [unit for each in ordered[i:] for unit in each]
             self._refresh(left)
             self._knob.turn(self._job, left, self._planes)
             if i + 1 < len(ordered):
                 self._freeze(self._rounded(group, self._knob.step), repair)
                 repair.run(steps)
+                work.keep(self._state(i + 1, repair))
         self._refresh_small()
         before = self._last(ordered[-1])
         self._freeze({unit: self._planes[unit] for unit in ordered[-1]}, repair)
@@ -79,6 +87,20 @@ class Loop:
         after = self._coded()
         fits = self._room is None or after.trial.size <= self._room
         return [before, after] if fits else [before]
+
+    def _state(self, done: int, repair: Repair) -> dict[str, Any]:
+        """What `_resumed` needs to go on after `done` groups."""
+        planes = torch.frombuffer(bytearray(coded(self._planes)), dtype=torch.uint8)
+        return {"done": done, "planes": planes, "steps": self._steps, "step": self._knob.step} | repair.state()
+
+    def _resumed(self, state: dict[str, Any] | None, repair: Repair) -> int:
+        """Go to where `state` was taken; how many groups are done."""
+        if state is None:
+            return 0
+        self._freeze(decoded(state["planes"].numpy().tobytes()), repair)
+        self._steps, self._knob.step = state["steps"], state["step"]
+        repair.restore(state)
+        return int(state["done"])
 
     def _refresh(self, units: Sequence[Unit]) -> None:
         """Take over what the student's floating weights have become."""

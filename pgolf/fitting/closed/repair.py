@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,28 @@ class Repair:
         weight.copy_(value.reshape(weight.shape))
         self._adam.state.pop(weight, None)
         self._adam.param_groups[0]["params"] = [*self._moving.values()]
+
+    def state(self) -> dict[str, Any]:
+        """How far the steps are: what moves, Adam's sums for it, and the tokens seen."""
+        sums = [
+            [self._adam.state[weight][kind] for kind in ("step", "exp_avg", "exp_avg_sq")]
+            if weight in self._adam.state
+            else None
+            for weight in self._moving.values()
+        ]
+        return {"seen": self._seen, "moving": [weight.contiguous() for weight in self._moving.values()], "adam": sums}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, once the same units are frozen."""
+        for weight, value, sums in zip(self._moving.values(), state["moving"], state["adam"], strict=True):
+            weight.copy_(value)
+            if sums is not None:
+                step, *rest = sums
+                self._adam.state[weight] = {"step": step} | {
+                    kind: part.to(weight.device) for kind, part in zip(("exp_avg", "exp_avg_sq"), rest, strict=True)
+                }
+        while self._seen < state["seen"]:
+            self._seen += next(self._text).numel()
 
     def rehearse(self) -> None:
         """What a step computes, without any effect: to see how long it takes."""

@@ -6,9 +6,12 @@ import math
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+import pgolf
 from pgolf.common.sizes import Size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting.budget import Goal
@@ -16,6 +19,7 @@ from pgolf.fitting.closed.loop import Loop, Made
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
+from pgolf.fitting.closed.work import Work, key_of, path_for
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
@@ -28,17 +32,20 @@ RATE, USUAL_SPREAD = 1e-4, 0.085  # Adam's rate, found on matrices of this root 
 SLOWER = 0.3  # of the rate, after steps that diverged
 MOST_GROUPS, LEAST_STEPS = 20, 12  # groups; steps in each
 AFTER = 0.08  # share of the steps that come after the last group
+LATELY = 0.1  # weight of a step's KL in the one that is shown
 ROUNDINGS = 3.0  # how often a closed loop rounds and codes what the open one does once
 CAUTION = 1.2  # other work may share the machine
 
 
 @dataclass(frozen=True)
 class Limits:
-    """tokens: of text to see; until: time.perf_counter() at which the artifact must be there; seed: of the text's order."""
+    """tokens: of text to see; until: time.perf_counter() at which the artifact must be there; seed: of the text's order.
+    artifact: the file that is made; beside it is kept what is done so far, unless it must be there at some time."""
 
     tokens: int
     until: float = math.inf
     seed: int = 0
+    artifact: Path | None = None
 
 
 def tokens_of(text: Size | None) -> int | None:
@@ -68,13 +75,14 @@ def tuned(
         raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
     job = _settled(job, opened)
     before = tried(job, opened, student, live)
-    best, best_found, notes, seen = Made(opened, job), before, [], 0
+    best, best_found, notes, seen, work = Made(opened, job), before, list[str](), 0, None
     if not job.quantized:
         notes.append("no tensor is quantized")
     for rate in (RATE, SLOWER * RATE) if job.quantized else ():
         student.reset({name: job.source.tensors[name] for name in student.places})
+        work = _work(job, opened, goal, live, limits, rate)
         try:
-            made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen)
+            made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen, work)
         except Diverged:
             notes.append(f"steps at a rate of {rate:g} diverged")
             continue
@@ -88,6 +96,8 @@ def tuned(
     put(best.trial, student)
     if best.trial is opened and not notes:
         notes.append("too little time" if not seen else "it did not help on the text held back")
+    if work and work.gone_on:
+        notes.append("gone on with after a break")
     helped = best.trial is not opened
     return best, best_found, Tuned(seen, limits.seed, before.kl, best_found.kl, helped, "; ".join(notes))
 
@@ -111,16 +121,17 @@ def _closed(
     worst: float,
     rate: float,
     rounding: float,
+    work: Work,
 ) -> tuple[list[Made], int]:
     """One run of the loop: its artifacts, and how many tokens it saw; neither where there is no time for any."""
     assert live.text is not None
     pace = Pace(rate * _spread(job, student), seed=limits.seed)
-    seen = 0
+    seen, lately = 0, math.nan
 
     def advance(tokens: int, kl: float) -> None:
-        nonlocal seen
-        seen = tokens
-        job.progress("tune", min(tokens, limits.tokens), limits.tokens)
+        nonlocal seen, lately
+        seen, lately = tokens, kl if math.isnan(lately) else LATELY * kl + (1 - LATELY) * lately
+        job.progress(f"tune, KL {lately:.2g}", min(tokens, limits.tokens), limits.tokens)
 
     with student.at_work(gradients=True):
         units = _units(job, student, live.text[:1])
@@ -135,7 +146,20 @@ def _closed(
         groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
         last = max(1, round(AFTER * steps))
         each = (steps - last) // max(1, len(groups) - 1)
-        return Loop(job, opened, student, goal.room()).close(groups, repair, each, last), seen
+        return Loop(job, opened, student, goal.room()).close(groups, repair, each, last, work), seen
+
+
+def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate: float) -> Work:
+    """Where a loop is kept while it runs: nowhere if it has to end by a time, on which its steps then depend."""
+    if limits.artifact is None or not math.isinf(limits.until):
+        return Work(None)
+    assert live.text is not None
+    tensors = [part for name in sorted(job.source.tensors) for part in (name, job.source.tensors[name])]
+    how = (rate, limits.tokens, limits.seed, goal.room(), torch.__version__, torch.get_num_threads(), pgolf.__version__)
+    texts = live.text, live.held
+    return Work(
+        path_for(limits.artifact), key_of([opened.encoded.data, *tensors, *texts, sorted(job.plans.items()), how])
+    )
 
 
 def _units(job: Job, student: Student, ids: Tensor) -> list[Unit]:

@@ -1,0 +1,30 @@
+"""Progress off a terminal: lines that say how far work is, how it stands, and what time is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgolf.commands import shared
+
+
+def test_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 1000.0
+    monkeypatch.setattr(shared.time, "monotonic", lambda: now)
+    with shared.progress_bars() as update:
+        update("tune, KL 0.5", 0, 100)
+        now += shared.LINE_SECONDS
+        update("tune, KL 0.25", 25, 100)
+        update("tune, KL 0.2", 26, 100)  # too soon
+        now += 20 * shared.LINE_SECONDS
+        update("tune, KL 0.1", 50, 100)
+        now += shared.LINE_SECONDS
+        update("measure", 0, 8)
+        now += shared.LINE_SECONDS
+        update("measure", 8, 8)
+    seconds = shared.LINE_SECONDS
+    assert capsys.readouterr().err.splitlines() == [
+        f"tune, KL 0.25: 25 of 100, about {3 * seconds:.0f} s left",
+        f"tune, KL 0.1: 50 of 100, about {21 * seconds / 60:.0f} min left",
+        "measure: 0 of 8",
+        "measure: 8 of 8",
+    ]
