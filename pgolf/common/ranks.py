@@ -6,13 +6,19 @@ Without an initialised process group of more than one rank nothing of torch.dist
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from torch import distributed
 
 from pgolf.errors import PgolfError
 
 Result = TypeVar("Result")
+
+PATIENCE = timedelta(
+    days=7
+)  # while rank 0 packs: a job's own groups give up after minutes, NCCL's watchdog kills it then
+_waiting: tuple[Any, Any] | None = None  # the job's group of all ranks, and ours of the same
 
 
 def grouped() -> bool:
@@ -32,15 +38,29 @@ def on_first(work: Callable[[], Result]) -> Result:
     """
     if not grouped():
         return work()
+    group = patient_group()  # made before rank 0 is busy: all have to be there
     result, error = tried(work) if rank() == 0 else (None, None)
     message = [(result, told(error))]
-    distributed.broadcast_object_list(message, src=0)
+    distributed.broadcast_object_list(message, src=0, group=group)
     if error is not None:
         raise error
     result, failure = message[0]
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]  # a Result, as there was no failure
+
+
+def patient_group() -> Any:
+    """A group of all ranks in which one may be waited for as long as it takes, made once; None, the job's own, without gloo.
+
+    It talks over TCP: a rank that dies ends the others' waiting at once.
+    """
+    global _waiting
+    if not distributed.is_gloo_available():
+        return None
+    if _waiting is None or _waiting[0] is not distributed.group.WORLD:
+        _waiting = distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return _waiting[1]
 
 
 def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgolf.errors import ArtifactError
+from pgolf.errors import ArtifactError, UsageError
 from pgolf.models import checkpoint
 from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
@@ -99,8 +99,17 @@ def kept(entry: Entry) -> Tensor:
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:
     """Load an artifact's weights into `module`, strictly; buffers that it leaves out are those that the module made.
 
-    Raises ArtifactError, or ModelError naming wrong keys.
+    Raises ArtifactError, or ModelError naming wrong keys, UsageError where `module` is none.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"load_into(path, module) wants a module to load into, not {type(module).__name__}: "
+            + (
+                "path first, module second"
+                if isinstance(path, nn.Module)
+                else "pgolf.load(path) gives tensors without one"
+            )
+        )
     entries, meta = read(path)
     load_state(module, tensors_of(entries), dropped_of(meta))
     return module

@@ -1,7 +1,10 @@
 """What the ranks of tests/common/test_ranks.py run: `python -m tests.common.ranks_job FOLDER MODE RANK WORLD PORT`."""
 
 import json
+import os
+import signal
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +13,10 @@ from torch import distributed
 
 import pgolf
 from pgolf.errors import PgolfError
+from pgolf.fitting import plan
 from tests.helpers import generator, toy_module, toy_state
+
+SHORT = 4  # seconds
 
 
 def calm_model():
@@ -20,9 +26,25 @@ def calm_model():
     return toy_module(state)
 
 
+def slow(rank):
+    """From here on packing takes longer than the job's own group waits for anybody."""
+    plain = plan.make
+
+    def late(*arguments, **named):
+        time.sleep(3 * SHORT)
+        return plain(*arguments, **named)
+
+    if rank == 0:
+        plan.make = late
+
+
 def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
     distributed.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo",
+        f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=SHORT if mode == "slow" else 60),
     )
     model = calm_model()
     ids = torch.randint(0, 64, (8, 32), generator=generator(7))[rank::world]
@@ -31,6 +53,10 @@ def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
             ids = ids + 1000
         curvature = pgolf.calibrate(model, [ids] if mode != "nothing on rank 1" or rank == 0 else [])
         budget = 100 if mode == "too small" else "9kB"
+        if mode == "slow":
+            slow(rank)
+        if mode == "killed" and rank == 0:
+            plan.make = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         report = pgolf.pack(model, folder / "m.pgolf", budget=budget, curvature=curvature)
         state = pgolf.load(folder / "m.pgolf")
         facts = {

@@ -1,4 +1,5 @@
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def two_ranks(folder, mode="plain"):
     """What each of two gloo processes of tests/common/ranks_job.py reports."""
+    codes, errors = ended(folder, mode)
+    assert codes == [0, 0], errors
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def ended(folder, mode):
+    """(exit codes, what they said on stderr) of the two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,8 +40,7 @@ def two_ranks(folder, mode="plain"):
         for rank in range(2)
     ]
     errors = [job.communicate(timeout=120)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], errors
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return [job.returncode for job in jobs], errors
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +84,19 @@ def test_a_rank_without_text_takes_the_others(tmp_path):
     first, second = two_ranks(tmp_path, "nothing on rank 1")
     assert first == second
     assert first["tokens"] == 128
+
+
+def test_a_pack_may_take_longer_than_the_jobs_groups_wait(tmp_path, both):
+    assert two_ranks(tmp_path, "slow") == both[1]
+
+
+def test_a_rank_that_is_killed_leaves_nobody_waiting(tmp_path):
+    began = time.monotonic()
+    codes, errors = ended(tmp_path, "killed")
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] != 0, errors
+    assert time.monotonic() - began < 60
+    assert not list(tmp_path.glob("*.pgolf"))
 
 
 def test_alone_nothing_is_exchanged():
