@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(
     days=7
 )  # while rank 0 packs: a job's own groups give up after minutes, NCCL's watchdog kills it then
-_waiting: tuple[Any, Any] | None = None  # the job's group of all ranks, and ours of the same
+_waiting: dict[Any, Any] = {}  # the job's group of all ranks -> ours of the same
 
 
 def grouped() -> bool:
@@ -55,12 +55,13 @@ def patient_group() -> Any:
 
     It talks over TCP: a rank that dies ends the others' waiting at once.
     """
-    global _waiting
     if not distributed.is_gloo_available():
         return None
-    if _waiting is None or _waiting[0] is not distributed.group.WORLD:
-        _waiting = distributed.group.WORLD, distributed.new_group(backend="gloo", timeout=PATIENCE)
-    return _waiting[1]
+    everybody = distributed.group.WORLD
+    if everybody not in _waiting:
+        _waiting.clear()  # a job before is over
+        _waiting[everybody] = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return _waiting[everybody]
 
 
 def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
