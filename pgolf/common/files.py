@@ -116,6 +116,19 @@ def remove_abandoned(path: Path, remove: Callable[[Path], object]) -> None:
                 os.close(held)
 
 
+def is_free(file: int) -> bool:
+    """Whether nobody else has locked the open file or folder; it is locked now, where there are such locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
 def lock(file: int, wait: bool = False) -> bool:
     """Whether the open file or folder is ours alone now; where there are no such locks it never is, and nothing is tidied up."""
     if fcntl is None:

@@ -34,11 +34,16 @@ class Ranks:
 
     def agree(self, value: float, device: torch.device) -> float:
         """The mean of a number over the ranks, the same on each, so that all decide alike."""
+        return self.agree_on([value], device)[0]
+
+    def agree_on(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """The same of several numbers at once."""
         if self.world == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=device)
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=device)
         self.mean_([shared])
-        return shared.item()
+        found: list[float] = shared.tolist()
+        return found
 
 
 @contextmanager

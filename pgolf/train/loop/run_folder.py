@@ -9,19 +9,17 @@ model.pgolf, model.json        with `pack`: the artifact and its report; its BPB
 
 from __future__ import annotations
 
-import signal
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from pgolf.common import extras
+from pgolf.common import extras, files
 from pgolf.common.files import replacing
 from pgolf.common.sizes import parse_size
 from pgolf.data import sidecar
@@ -32,6 +30,7 @@ from pgolf.loading import dense
 from pgolf.report import write_json
 from pgolf.scoring.bpb import EvalResult, evaluate
 from pgolf.train.loop.demo_model import DEMO, prepare_demo
+from pgolf.train.loop.interrupts import interrupt_flag
 from pgolf.train.loop.memory import check_memory
 from pgolf.train.loop.metrics import MetricsLog, plot_loss
 from pgolf.train.loop.pack_after import measured_while_training, pack_checkpoint
@@ -90,8 +89,9 @@ def train(
 ) -> TrainReport:
     """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
 
-    A folder that holds a run is continued or refused, never overwritten. Ctrl-C waits for the step's end, saves, then
-    raises KeyboardInterrupt; a second one does not wait. Under `torchrun` every rank calls this, rank 0 alone writes.
+    A folder that holds a run is continued or refused, never overwritten, and used by one run at a time. Ctrl-C or SIGTERM
+    waits for the step's end, saves, then raises KeyboardInterrupt, on every rank that there is; a second one does not wait.
+    Under `torchrun` every rank calls this, rank 0 alone writes.
     data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
     settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. qat: settings, or as
     `parse_options` reads them. pack: a byte budget to pack the result to, by the best method. progress: called after
@@ -105,12 +105,16 @@ def train(
         parse_size(pack)
         extras.need("numba", "scipy")
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with joined(wanted) as (ranks, own):
-        run = _Run(Path(out), recipe, ranks, own, seed, how)
-        run.open(resume)
-        files = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
-        trainer = run.train(files, resume, progress)
-    return run.close(trainer, files, pack)  # after the group: only rank 0 packs, and nobody is there to wait with it
+    with ExitStack() as stack:
+        with joined(wanted) as (ranks, own):
+            run = _Run(Path(out), recipe, ranks, own, seed, how)
+            stack.callback(run.release)
+            run.open(resume)
+            found = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
+            trainer = run.train(found, resume, progress)
+        return run.close(
+            trainer, found, pack
+        )  # after the group: only rank 0 packs, and nobody is there to wait with it
 
 
 def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
@@ -143,6 +147,7 @@ class _Run:
     ) -> None:
         self.out, self.recipe, self.ranks, self.device, self.seed = out, recipe, ranks, device, seed
         self.qat = qat
+        self._held: int | None = None
         self.state, self.checkpoint, self.log = out / "state.pt", out / "checkpoint.pt", out / "train.jsonl"
 
     @property
@@ -150,24 +155,40 @@ class _Run:
         return self.ranks.rank == 0
 
     def open(self, resume: bool) -> None:
-        """Make the folder. UsageError if it holds a run that is not to be resumed."""
+        """Make the folder, ours until `release`. UsageError if it holds a run that is not to be resumed, or one that goes on."""
         if self.state.exists() and not resume:
             raise UsageError(f"{self.out} holds a run already: add --resume, or name another --out")
         if not self.state.exists() and resume:
             raise UsageError(f"nothing to resume: there is no {self.state}")
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
         self.out.mkdir(parents=True, exist_ok=True)
+        taken = self.writes and not self._take()
+        if self.ranks.agree(float(taken), self.device) > 0:
+            raise UsageError(f"{self.out}: another process trains there; wait for it, or name another --out")
+
+    def _take(self) -> bool:
+        """Whether the folder was nobody's; it is locked then, as long as this process has it open."""
+        if os.name == "nt":  # folders cannot be opened there
+            return True
+        self._held = os.open(self.out, os.O_RDONLY)
+        return files.is_free(self._held)
+
+    def release(self) -> None:
+        """Others may train there."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def train(self, files: DataFiles, resume: bool, progress: AfterStep | None) -> Trainer:
         """Train to the end, and save."""
         trainer, config = self._trainer(files), self._config(files)
         if resume:
             resume_from(trainer, self.state, self._settings(trainer))
-        if self.writes:
-            with _interrupt_flag() as interrupted:
-                self._train_and_save(trainer, config, interrupted, progress)
-        else:
-            trainer.run()
+        with interrupt_flag(echoed="RANK" in os.environ) as trainer.interrupted:
+            if self.writes:
+                self._train_and_save(trainer, config, progress)
+            else:
+                trainer.run(_stopped)
         return trainer
 
     def close(self, trainer: Trainer, files: DataFiles, pack: str | None) -> TrainReport:
@@ -220,19 +241,16 @@ class _Run:
             "shard tokens": [len(shard) for shard in trainer.sampler.shards],
         }
 
-    def _train_and_save(
-        self, trainer: Trainer, config: dict[str, Any], interrupted: threading.Event, progress: AfterStep | None
-    ) -> None:
+    def _train_and_save(self, trainer: Trainer, config: dict[str, Any], progress: AfterStep | None) -> None:
         log, saved = MetricsLog(self.log, keep=trainer.step_count), trainer.seconds
 
         def after(info: StepInfo) -> None:
             nonlocal saved
             log(info)
-            if interrupted.is_set() or info.progress >= 1.0 or info.seconds - saved > SAVE_SECONDS:
+            if info.interrupted or info.progress >= 1.0 or info.seconds - saved > SAVE_SECONDS:
                 saved = info.seconds
                 self._save(trainer, config)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            _stopped(info)
             if progress is not None:
                 progress(info)
 
@@ -284,21 +302,7 @@ class _Run:
         return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, max_tokens=SCORED_TOKENS)
 
 
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises as ever. Only the main thread can catch signals."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
-        flag.set()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _stopped(info: StepInfo) -> None:
+    """Every rank leaves after the same step."""
+    if info.interrupted:
+        raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class StepInfo:
 
     progress: share of the run, 0..1; loss: nats a token, before the update; grad_norm: before clipping; lr_scale: share
     of the peak learning rates; seconds: of training; tokens: seen so far; qat: whether QAT was on; rate: coded bits a
-    weight as it estimates them, 0 where nobody asked.
+    weight as it estimates them, 0 where nobody asked. interrupted: whether any rank is to stop here.
     """
 
     step: int
@@ -75,6 +76,7 @@ class StepInfo:
     tokens: int
     qat: bool = False
     rate: float = 0.0
+    interrupted: bool = False
 
 
 class Trainer:
@@ -106,6 +108,7 @@ class Trainer:
         self.model, self.sampler, self.settings, self.qat = model, sampler, settings, qat
         self.step_count, self.seconds = 0, 0.0
         self.notes: list[str] = []
+        self.interrupted: threading.Event | None = None  # set by whoever wants the run to stop after a step
         self.device = next(model.parameters()).device
         self._looped = model if isinstance(model, GPT) and model.config.loop > 0 else None
         self.optimizers = build_optimizers(model, settings.optim)
@@ -175,10 +178,14 @@ class Trainer:
         loss, norm = torch.stack([loss_tensor, norm_tensor]).tolist()  # the one wait for the device in an update
         self._check_finite(loss, norm)
         scale = self._update()
-        self.seconds = self.ranks.agree(self.seconds + time.perf_counter() - began, self.device)
+        wish = self.interrupted is not None and self.interrupted.is_set()
+        now = self.seconds + time.perf_counter() - began
+        self.seconds, stop = self.ranks.agree_on([now, float(wish)], self.device)
         self._follow(self.progress)
         tokens = self.step_count * self.sampler.batch_size * self.sampler.seq_len
-        return StepInfo(self.step_count, self.progress, loss, norm, scale, self.seconds, tokens, quantized, rate)
+        return StepInfo(
+            self.step_count, self.progress, loss, norm, scale, self.seconds, tokens, quantized, rate, stop > 0
+        )
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The model's state dict with averaged weights, on the CPU."""
