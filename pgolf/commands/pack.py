@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,49 @@ if TYPE_CHECKING:
     from pgolf.commands.models import AtHand
     from pgolf.models.checkpoint import Checkpoint
 
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """What the artifact is to meet, at most one: --budget; --bits a weight of what is quantized; --max-kl or --max-rise, as
+    measured; --target-bpb-rise, as predicted, for text of --bytes-per-token."""
+
+    budget: str | None
+    bits: float | None
+    max_kl: float | None
+    max_rise: float | None
+    target_bpb_rise: float | None
+    bytes_per_token: float | None
+
+    @property
+    def measured(self) -> str | None:
+        """The option that needs the model to run, None for none."""
+        return "--max-kl" if self.max_kl is not None else "--max-rise" if self.max_rise is not None else None
+
+
 TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 
 
 @click.command()
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option("--budget", metavar="SIZE", help="16MB and 500kB are decimal, 15MiB binary, plain digits bytes.")
+@click.option(
+    "--bits",
+    metavar="B",
+    type=click.FloatRange(0, 32, min_open=True),
+    help="Instead of a budget: bits a weight of the quantized tensors, codes and scales.",
+)
+@click.option(
+    "--max-kl",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Instead of a budget: the smallest artifact within a KL of the model, measured, nats per token: 0.01.",
+)
+@click.option(
+    "--max-rise",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="The same for the rise of the loss, nats per token: 0.002.",
+)
 @click.option(
     "--target-bpb-rise",
     metavar="X",
@@ -90,12 +128,9 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @device_option
 @json_option
 @force_option
-@gathered(user=ModelOptions, calibration=CalibrationOptions)
+@gathered(goal=GoalOptions, user=ModelOptions, calibration=CalibrationOptions)
 def pack(
     ckpt: Path,
-    budget: str | None,
-    target_bpb_rise: float | None,
-    bytes_per_token: float | None,
     out: Path | None,
     curvature_file: Path | None,
     method: str | None,
@@ -110,6 +145,7 @@ def pack(
     report_file: Path | None,
     as_json: bool,
     force: bool,
+    goal: GoalOptions,
     user: ModelOptions,
     calibration: CalibrationOptions,
 ) -> None:
@@ -133,16 +169,21 @@ def pack(
     chosen = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))
     tokens = tokens_of(tune)
+    if goal.measured and not measure:
+        raise UsageError(f"{goal.measured} is measured: leave --no-measure out")
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
-        known = _at_hand(source, method, user, calibration, progress, file is not None, tokens)
+        known = _at_hand(source, method, user, calibration, progress, file is not None, tokens, goal.measured)
         curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         made = packing.pack(
             source,
             out,
-            budget=budget,
-            target_rise=_target_rise(target_bpb_rise, bytes_per_token),
+            budget=goal.budget,
+            bits=goal.bits,
+            max_kl=goal.max_kl,
+            max_rise=goal.max_rise,
+            target_rise=_target_rise(goal.target_bpb_rise, goal.bytes_per_token),
             curvature=curvature,
             method=method,
             rules=rules,
@@ -198,10 +239,12 @@ def _at_hand(
     progress: Progress,
     collected: bool,
     tune: int | None,
+    measured: str | None,
 ) -> AtHand | None:
     """The model and text that --model and --calib ask for; None where nobody has a use for any.
 
-    collected: there is a file of curvature, so that text is wanted only where it is named, or to tune on.
+    collected: there is a file of curvature, so that text is wanted only where it is named, to tune on, or for a goal that is
+    `measured`.
     """
     from pgolf.quant import METHODS
     from pgolf.train.model.rebuild import is_ours
@@ -213,7 +256,11 @@ def _at_hand(
         raise UsageError(
             "--tune needs a model and text to tune on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
         )
-    if calib == "none" or (not known and calib is None) or not (wanted or calib or tune):
+    if measured and not (known and calib not in {"none", "random"}):
+        raise UsageError(
+            f"{measured} needs a model and text to measure on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
+        )
+    if calib == "none" or (not known and calib is None) or not (wanted or calib or tune or measured):
         return None
     if not known:
         if collected:

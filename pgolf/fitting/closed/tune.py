@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pgolf.common.sizes import Size
 from pgolf.errors import BudgetError, UsageError
-from pgolf.fitting.budget import Goal
 from pgolf.fitting.closed.loop import Loop, Made
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
+from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
@@ -135,7 +135,9 @@ def _closed(
         groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
         last = max(1, round(AFTER * steps))
         each = (steps - last) // max(1, len(groups) - 1)
-        return Loop(job, opened, student, goal.room()).close(groups, repair, each, last), seen
+        room = goal.room() if goal.bits is None else opened.size
+        made = Loop(job, opened, student, room).close(groups, repair, each, last)
+        return [each for each in made if goal.bits is None or each.trial.bits_per_weight <= goal.bits], seen
 
 
 def _units(job: Job, student: Student, ids: Tensor) -> list[Unit]:
