@@ -16,13 +16,16 @@ from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_conte
 from pgolf.commands.shared import (
     ModelOptions,
     TextOptions,
+    data_option,
     gathered,
     json_option,
     model_options,
+    own_tokenizer,
     print_lines,
     progress_bars,
     refuse_unwritable,
     state_option,
+    tokenizer_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import AuditError, UsageError
@@ -69,10 +72,8 @@ class Judge:
 @click.argument("sources", metavar="A [B]", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
 @state_option
-@click.option("--data", metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
-@click.option(
-    "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of the shard."
-)
+@data_option
+@tokenizer_option
 @click.option("--bytes", "sidecar", metavar="SIDECAR.bin", type=click.Path(path_type=Path), help="Bytes of each token.")
 @click.option("--count", type=click.Choice(["exact", "contest"]), default="exact", show_default=True, help="Byte rule.")
 @click.option(
@@ -111,7 +112,7 @@ class Judge:
 @gathered(user=ModelOptions, options=TextOptions, learning=LearningOptions, audit=AuditOptions)
 def evaluate(
     sources: tuple[Path, ...],
-    data: Path | None,
+    data: tuple[Path, ...],
     bos: int | None,
     documents: bool,
     scorer: str | None,
@@ -131,13 +132,15 @@ def evaluate(
     """
     from pgolf import report
     from pgolf.common import extras
+    from pgolf.data import encoding
     from pgolf.kernels.device import need
     from pgolf.scoring import paired
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
-    extras.need("scipy", *(["sentencepiece"] if options.tokenizer else []))
+    options = replace(options, tokenizer=own_tokenizer(options.tokenizer, *sources, user.model))
+    extras.need("scipy", *encoding.packages(options.tokenizer))
     need(options.device)
     refuse_unwritable(out)
     judge = None
@@ -157,12 +160,12 @@ def evaluate(
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
-def read_text(data: Path | None, bos: int | None, options: TextOptions) -> Text:
-    """The shard --data with the byte counts of its tokens. Raises UsageError without one."""
+def read_text(data: Sequence[Path], bos: int | None, options: TextOptions) -> Text:
+    """The text or shard --data with the byte counts of its tokens. Raises UsageError without one."""
     from pgolf.scoring import evaluation
 
-    if data is None:
-        raise UsageError("eval needs --data VAL.bin, a token shard to score")
+    if not data:
+        raise UsageError("eval needs --data, text or a token shard to score")
     return evaluation.read_text(
         data,
         tokenizer=options.tokenizer,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import at_hand, calibrated_on, read_checkpoint
+from pgolf.commands.models import at_hand, build, calibrated_on, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -26,6 +26,7 @@ from pgolf.commands.shared import (
     seq_len_option,
     state_option,
     terminal_width,
+    tokenizer_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -93,8 +94,12 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @model_options
 @state_option
 @click.option(
-    "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
+    "--calib",
+    metavar="FILE|self|random|none",
+    multiple=True,
+    help="Calibration text: .txt, .jsonl, .parquet (repeatable) or a shard [default: self if a model is known].",
 )
+@tokenizer_option
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
@@ -174,7 +179,7 @@ def pack(
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
-        known = _at_hand(source, method, user, calibration, progress, file is not None, tokens, goal.measured)
+        known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
         curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         made = packing.pack(
             source,
@@ -233,6 +238,7 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
 
 def _at_hand(
     source: Checkpoint,
+    place: Path,
     method: str | None,
     user: ModelOptions,
     calibration: CalibrationOptions,
@@ -246,24 +252,26 @@ def _at_hand(
     collected: there is a file of curvature, so that text is wanted only where it is named, to tune on, or for a goal that is
     `measured`.
     """
+    from pgolf.models.transformers_model import is_theirs
     from pgolf.quant import METHODS
-    from pgolf.train.model.rebuild import is_ours
 
     calib, name = calibration.calib, (method or "auto").partition(":")[0]
     wanted = name in METHODS and METHODS[name].needs_curvature and not collected
-    known = user.model is not None or is_ours(source.config)
-    if tune is not None and not (known and calib != "none"):
+    known = user.maker.can_build(source.config, place)
+    if tune is not None and not (known and calibration.word != "none"):
         raise UsageError(
             "--tune needs a model and text to tune on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
         )
-    if measured and not (known and calib not in {"none", "random"}):
+    if measured and not (known and calibration.word not in {"none", "random"}):
         raise UsageError(
             f"{measured} needs a model and text to measure on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
         )
-    if calib == "none" or (not known and calib is None) or not (wanted or calib or tune or measured):
+    if calibration.word == "none" or (not known and not calib) or not (wanted or calib or tune or measured):
         return None
     if not known:
         if collected:
             return None
-        raise UsageError(f"--calib {calib} needs the model's code: add --model FILE.py:NAME")
-    return at_hand(source, user, calibration, progress, tune)
+        if is_theirs(source.config):
+            build(source, user, place)  # says what it lacks
+        raise UsageError(f"--calib {calib[0]} needs the model's code: add --model FILE.py:NAME")
+    return at_hand(source, place, user, calibration, progress, tune)

@@ -7,24 +7,23 @@ import sys
 import time
 from contextlib import redirect_stdout
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from torch import Tensor
 
 from pgolf.common.one_thread import one_thread
-from pgolf.data import shards, sidecar
 from pgolf.errors import BudgetError, SettingError
 from pgolf.fitting import packing
 from pgolf.loading import dense
-from pgolf.models import checkpoint, usermodel
+from pgolf.models import usermodel
 from pgolf.models.logits import logits_of
 from pgolf.packer.format import artifact
 from pgolf.quant.curvature.store import Curvature
-from pgolf.scoring import bpb
+from pgolf.scoring import bpb, evaluation
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup
-from pgolf.train.model import rebuild
 
 _one_at_a_time = Lock()  # threads of a Dask worker would share one module
 
@@ -50,20 +49,17 @@ class _Bench:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        like = usermodel.load(setup.model) if setup.model else None
-        self.source = checkpoint.read(setup.checkpoint, state=setup.state, like=like)
-        state = self.source.state_dict()
-        config = self.source.config or {}
-        model = usermodel.load(setup.model, state) if setup.model else rebuild.from_config(config, state)
+        place = Path(setup.checkpoint)
+        self.source = setup.maker.read(place)
+        model = setup.maker.build(self.source.state_dict(), self.source.config, place)
         self.model = model.to(setup.device)
         self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
-        self.tokens = shards.read_shard(setup.data)
-        self.counts = sidecar.byte_counts(
-            setup.data,
-            self.tokens,
-            tokenizer=setup.tokenizer,
-            sidecar=setup.sidecar,
+        self.text = evaluation.read_text(
+            [Path(setup.data), *map(Path, setup.more)],
+            tokenizer=Path(setup.tokenizer) if setup.tokenizer else None,
+            sidecar_file=Path(setup.sidecar) if setup.sidecar else None,
             convention=setup.count,
+            max_tokens=setup.max_tokens,
         )
 
     def before(self) -> dict[str, Any]:
@@ -101,8 +97,8 @@ class _Bench:
         ):  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(
                 logits_of(self.model, self.setup.logits),
-                self.tokens,
-                self.counts,
+                self.text.tokens,
+                self.text.byte_counts,
                 seq_len=self.setup.seq_len,
                 stride=self.setup.stride,
                 max_tokens=self.setup.max_tokens,
