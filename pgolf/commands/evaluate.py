@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgolf.commands.against import compare
 from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
 from pgolf.commands.shared import (
     ModelOptions,
@@ -104,6 +105,12 @@ class Judge:
     help="Share of its size by which a step moves a matrix [default: 0.001].",
 )
 @click.option("--scorer", metavar="FILE.py:NAME", help="Your own evaluator: NAME(model) gives tokens -> nats.")
+@click.option(
+    "--against",
+    metavar="C",
+    type=click.Path(path_type=Path),
+    help="The unquantized model: KL from it, in place of bits per byte. Needs no bytes.",
+)
 @click.option("--audit", is_flag=True, help="Check that the score is honest; exit code 4 if it is not.")
 @click.option("--budget", metavar="SIZE", default="16MB", show_default=True, help="Cap of the audit.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the cap (repeatable).")
@@ -116,6 +123,7 @@ def evaluate(
     bos: int | None,
     documents: bool,
     scorer: str | None,
+    against: Path | None,
     out: Path | None,
     as_json: bool,
     user: ModelOptions,
@@ -123,7 +131,7 @@ def evaluate(
     learning: LearningOptions,
     audit: AuditOptions,
 ) -> None:
-    """Score a checkpoint or an artifact in bits per byte, or compare two.
+    """Score a checkpoint or an artifact in bits per byte, or compare two; or say how far they are from --against.
 
     A and B are checkpoints, artifacts or results saved with -o. The plus-minus after a score is its standard error over
     documents; a difference is paired over documents.
@@ -134,15 +142,24 @@ def evaluate(
     from pgolf.common import extras
     from pgolf.data import encoding
     from pgolf.kernels.device import need
+    from pgolf.report.nearness import divergence_lines
     from pgolf.scoring import paired
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
-    options = replace(options, tokenizer=own_tokenizer(options.tokenizer, *sources, user.model))
+    options = replace(options, tokenizer=own_tokenizer(options.tokenizer, *sources, against, user.model))
     extras.need("scipy", *encoding.packages(options.tokenizer))
     need(options.device)
     refuse_unwritable(out)
+    if against is not None:
+        _refuse_beside_kl(sources, learning, audit, scorer)
+        with progress_bars() as progress:
+            facts = compare(sources, against, data, bos, documents, user, options, progress)
+        if out:
+            report.write_json(out, facts)
+        print_lines([json.dumps(facts)] if as_json else divergence_lines(facts))
+        return
     judge = None
     if not all(map(is_result, sources)):
         judge = Judge(read_text(data, bos, options), _reading(documents, learning, options), scorer, user, options)
@@ -158,6 +175,19 @@ def evaluate(
     _show(_facts([result.summary() for result in results], change, checks), as_json)
     if failures := sorted({check.name for check in checks if check.passed is False}):
         raise AuditError(f"the audit fails: {', '.join(failures)}")
+
+
+def _refuse_beside_kl(
+    sources: Sequence[Path], learning: LearningOptions, audit: AuditOptions, scorer: str | None
+) -> None:
+    """Raises UsageError for what speaks of bits per byte only."""
+    from pgolf.scoring.results import is_result
+
+    if saved := [source for source in sources if is_result(source)]:
+        raise UsageError(f"--against needs the model, not its saved result {saved[0]}")
+    given = {"--ttt": learning.ttt, "--audit": audit.audit, "--scorer": scorer}
+    if wrong := [name for name, value in given.items() if value]:
+        raise UsageError(f"--against and {wrong[0]} exclude each other: the KL is that of the models as they are")
 
 
 def read_text(data: Sequence[Path], bos: int | None, options: TextOptions) -> Text:

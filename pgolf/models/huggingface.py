@@ -174,6 +174,11 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     return [WEIGHTS, *sorted({path.name for path in others} | ({CONFIG} if config is not None else set()))]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold weights, by name."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _WEIGHT_FILES]
+
+
 def _holds_weights(path: Path) -> bool:
     return path.suffix in _WEIGHT_FILES or path.name.endswith(".index.json")
 

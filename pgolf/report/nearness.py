@@ -48,3 +48,28 @@ def measured_lines(found: Mapping[str, Any] | None, tuned: Mapping[str, Any] | N
                 + ", ".join(found["culprits"])
             )
     return lines
+
+
+def divergence_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `pgolf eval --against` says of one model or of two."""
+    both = "difference" in facts
+    lines = [f"against {facts['against']}, {facts['how']}"]
+    for name, found in {"A": facts["a"], "B": facts["b"]}.items() if both else [("", facts)]:
+        lines += [f"{name}  {found['source']}"] if name else []
+        lines += [
+            f"KL                 {found['kl']:.5f} ± {found['kl_error']:.5f} nats per token, on {found['tokens']:,} tokens; "
+            f"99th percentile {found['kl_rare']:.4f}",
+            f"same likeliest     {100 * found['same_top']:.2f}% of tokens",
+            f"rise of the loss   {found['rise']:+.5f} ± {found['rise_error']:.5f} nats per token of {found['loss']:.4f}",
+            f"bytes              {found['bytes']:,}",
+        ]
+    if not both:
+        return lines
+    change, units = facts["difference"], facts["units"]
+    if change["standard_error"] is None:
+        return [*lines, f"difference B - A   KL {change['value']:+.5f}  (one of the {units['of']}: no standard error)"]
+    return [
+        *lines,
+        f"difference B - A   KL {change['value']:+.5f} ± {change['standard_error']:.5f}  (95% {change['low']:+.5f} to "
+        f"{change['high']:+.5f}, p {change['p']:.2g}, bootstrap of {change['units']:,} {units['of']})",
+    ]
