@@ -300,15 +300,21 @@ def demo_table(result: Mapping[str, Any]) -> Table:
 
 
 def point_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(heads, rows) of every point of a sweep, those of the Pareto set marked; for the terminal and the page."""
-    best, rows = set(results["pareto"]), []
+    """(heads, rows) of every point of a sweep, those of the Pareto set marked; for the terminal and the page.
+
+    KL and the share of equal likeliest tokens stand there where any point has them: older folders' have none.
+    """
+    best, near = set(results["pareto"]), any("kl" in p for p in results["points"])
+    heads = ["bytes", "bits/weight", "BPB", "rise", *(["KL", "same top"] if near else []), "pack s", "Pareto"]
+    rows = []
     for p in results["points"]:
         if "refused" in p:
-            rows.append([p["series"], p["label"], "refused", "", "", "", "", ""])
+            rows.append([p["series"], p["label"], "refused", *[""] * (len(heads) - 1)])
             continue
         figures = [f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}"]
+        figures += ([f"{p['kl']:.5f}", f"{p['same_top']:.2%}"] if "kl" in p else ["", ""]) if near else []
         rows.append([p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else ""])
-    return ["method", "setting", "bytes", "bits/weight", "BPB", "rise", "pack s", "Pareto"], rows
+    return ["method", "setting", *heads], rows
 
 
 def comparison_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -20,6 +20,7 @@ from pgolf.errors import ModelError
 from pgolf.models.logits import Logits, device_of, undisturbed
 from pgolf.scoring import bootstrap
 from pgolf.scoring.bootstrap import Bootstrapped
+from pgolf.scoring.bpb import nats_of
 from pgolf.scoring.divergence import MOST_LOGITS, Compared, Divergence, compared, rare
 from pgolf.scoring.windows import Window, batches_of_equal_shape, segments, sliding_windows
 
@@ -99,20 +100,47 @@ def figures(
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
                 progress(done, total)
-    return [Figures(*place.arrays, cuts, unit) for place in columns]
+    return [Figures(place.kl, place.same, place.before, place.after, cuts, unit) for place in columns]
 
 
 class _Columns:
-    """Arrays [N] that are filled window by window."""
+    """The figures [N] of one changed model, filled window by window."""
 
     def __init__(self, total: int) -> None:
-        kinds = (np.float32, np.bool_, np.float32, np.float32)
-        self.arrays = tuple(np.empty(total, kind) for kind in kinds)
+        self.kl, self.before, self.after = (np.empty(total, np.float32) for _ in range(3))
+        self.same = np.empty(total, np.bool_)
 
     def take(self, batch: Sequence[Window], found: Compared) -> None:
-        for array, rows in zip(self.arrays, found, strict=True):
+        for name, rows in found._asdict().items():
             for window, row in zip(batch, rows.cpu().numpy(), strict=True):
-                array[window.scored : window.stop] = row
+                getattr(self, name)[window.scored : window.stop] = row
+
+
+class Beside:
+    """Losses of a changed model, for `bpb.score_windows`, which also compares it with its reference on the first targets.
+
+    tokens: at least so many are compared, in whole batches; all of them where there are fewer.
+    """
+
+    def __init__(self, reference: Logits, changed: Logits, tokens: int) -> None:
+        self._reference, self._changed, self._left = reference, changed, tokens
+        self._found: list[Compared] = []
+
+    def __call__(self, ids: Tensor, skip: int) -> Tensor:
+        logits = self._changed(ids[:, :-1])
+        if self._left > 0:
+            reference = self._reference(ids[:, :-1])[:, skip:]
+            self._found.append(compared(reference, logits[:, skip:], ids[:, 1 + skip :]))
+            self._left -= self._found[-1].kl.numel()
+        return nats_of(logits, ids, skip)
+
+    def figures(self) -> Figures:
+        """Of what was compared so far; units are windows."""
+        kl, same, before, after = (
+            torch.cat([part.flatten() for part in parts]).cpu().numpy() for parts in zip(*self._found, strict=True)
+        )
+        lengths = [part.kl.shape[1] for part in self._found for _ in part.kl]
+        return Figures(kl, same, before, after, np.cumsum([0, *lengths[:-1]]), "windows")
 
 
 def _compared(
