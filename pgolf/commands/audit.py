@@ -99,7 +99,9 @@ def _score(
     candidates = [folder / artifact] if artifact else sorted(folder.rglob("*.pgolf"))
     if len(candidates) != 1:
         raise UsageError(f"{folder}: holds {len(candidates)} artifacts: name the one to score with --artifact")
-    judge = Judge(read_text(data, None, options), Reading(options.seq_len or 1024, options.stride), None, user, options)
+    judge = Judge(
+        read_text([data], None, options), Reading(options.seq_len or 1024, options.stride), None, user, options
+    )
     with progress_bars() as progress:
         result, checks = score_source(candidates[0], judge, AuditOptions(True, limit, ()), progress)
     return findings_of(folder, candidates[0].name, result, checks, whole=options.max_tokens is None)

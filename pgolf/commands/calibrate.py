@@ -21,6 +21,7 @@ from pgolf.commands.shared import (
     refuse_overwrite,
     seq_len_option,
     state_option,
+    tokenizer_option,
 )
 
 
@@ -28,7 +29,13 @@ from pgolf.commands.shared import (
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @model_options
 @state_option
-@click.option("--calib", metavar="TOKENS.bin|self|random", default="self", show_default=True, help="Text to run on.")
+@click.option(
+    "--calib",
+    metavar="FILE|self|random",
+    multiple=True,
+    help="Text to run on: .txt, .jsonl, .parquet (repeatable) or a shard [default: self].",
+)
+@tokenizer_option
 @click.option("-o", "--out", required=True, metavar="CURV.safetensors", type=click.Path(path_type=Path))
 @click.option(
     "--tokens", metavar="N", type=click.IntRange(1), default=32768, show_default=True, help="Tokens to run on."
@@ -51,7 +58,7 @@ def calibrate(
     refuse_overwrite(out, force)
     need(calibration.device)
     with progress_bars() as progress:
-        curvature = calibrate_model(read_checkpoint(ckpt, user), user, calibration, progress)
+        curvature = calibrate_model(read_checkpoint(ckpt, user), ckpt, user, calibration, progress)
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgolf.commands.against import compare
 from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
 from pgolf.commands.shared import (
     ModelOptions,
     TextOptions,
+    data_option,
     gathered,
     json_option,
     model_options,
+    own_tokenizer,
     print_lines,
     progress_bars,
     refuse_unwritable,
     state_option,
+    tokenizer_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import AuditError, UsageError
@@ -69,10 +73,8 @@ class Judge:
 @click.argument("sources", metavar="A [B]", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
 @state_option
-@click.option("--data", metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
-@click.option(
-    "--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of the shard."
-)
+@data_option
+@tokenizer_option
 @click.option("--bytes", "sidecar", metavar="SIDECAR.bin", type=click.Path(path_type=Path), help="Bytes of each token.")
 @click.option("--count", type=click.Choice(["exact", "contest"]), default="exact", show_default=True, help="Byte rule.")
 @click.option(
@@ -103,6 +105,12 @@ class Judge:
     help="Share of its size by which a step moves a matrix [default: 0.001].",
 )
 @click.option("--scorer", metavar="FILE.py:NAME", help="Your own evaluator: NAME(model) gives tokens -> nats.")
+@click.option(
+    "--against",
+    metavar="C",
+    type=click.Path(path_type=Path),
+    help="The unquantized model: KL from it, in place of bits per byte. Needs no bytes.",
+)
 @click.option("--audit", is_flag=True, help="Check that the score is honest; exit code 4 if it is not.")
 @click.option("--budget", metavar="SIZE", default="16MB", show_default=True, help="Cap of the audit.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the cap (repeatable).")
@@ -111,10 +119,11 @@ class Judge:
 @gathered(user=ModelOptions, options=TextOptions, learning=LearningOptions, audit=AuditOptions)
 def evaluate(
     sources: tuple[Path, ...],
-    data: Path | None,
+    data: tuple[Path, ...],
     bos: int | None,
     documents: bool,
     scorer: str | None,
+    against: Path | None,
     out: Path | None,
     as_json: bool,
     user: ModelOptions,
@@ -122,7 +131,7 @@ def evaluate(
     learning: LearningOptions,
     audit: AuditOptions,
 ) -> None:
-    """Score a checkpoint or an artifact in bits per byte, or compare two.
+    """Score a checkpoint or an artifact in bits per byte, or compare two; or say how far they are from --against.
 
     A and B are checkpoints, artifacts or results saved with -o. The plus-minus after a score is its standard error over
     documents; a difference is paired over documents.
@@ -131,15 +140,26 @@ def evaluate(
     """
     from pgolf import report
     from pgolf.common import extras
+    from pgolf.data import encoding
     from pgolf.kernels.device import need
+    from pgolf.report.nearness import divergence_lines
     from pgolf.scoring import paired
     from pgolf.scoring.results import is_result
 
     if len(sources) > 2:
         raise UsageError(f"eval takes one model or two, not {len(sources)}")
-    extras.need("scipy", *(["sentencepiece"] if options.tokenizer else []))
+    options = replace(options, tokenizer=own_tokenizer(options.tokenizer, *sources, against, user.model))
+    extras.need("scipy", *encoding.packages(options.tokenizer))
     need(options.device)
     refuse_unwritable(out)
+    if against is not None:
+        _refuse_beside_kl(sources, learning, audit, scorer)
+        with progress_bars() as progress:
+            facts = compare(sources, against, data, bos, documents, user, options, progress)
+        if out:
+            report.write_json(out, facts)
+        print_lines([json.dumps(facts)] if as_json else divergence_lines(facts))
+        return
     judge = None
     if not all(map(is_result, sources)):
         judge = Judge(read_text(data, bos, options), _reading(documents, learning, options), scorer, user, options)
@@ -157,12 +177,25 @@ def evaluate(
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
-def read_text(data: Path | None, bos: int | None, options: TextOptions) -> Text:
-    """The shard --data with the byte counts of its tokens. Raises UsageError without one."""
+def _refuse_beside_kl(
+    sources: Sequence[Path], learning: LearningOptions, audit: AuditOptions, scorer: str | None
+) -> None:
+    """Raises UsageError for what speaks of bits per byte only."""
+    from pgolf.scoring.results import is_result
+
+    if saved := [source for source in sources if is_result(source)]:
+        raise UsageError(f"--against needs the model, not its saved result {saved[0]}")
+    given = {"--ttt": learning.ttt, "--audit": audit.audit, "--scorer": scorer}
+    if wrong := [name for name, value in given.items() if value]:
+        raise UsageError(f"--against and {wrong[0]} exclude each other: the KL is that of the models as they are")
+
+
+def read_text(data: Sequence[Path], bos: int | None, options: TextOptions) -> Text:
+    """The text or shard --data with the byte counts of its tokens. Raises UsageError without one."""
     from pgolf.scoring import evaluation
 
-    if data is None:
-        raise UsageError("eval needs --data VAL.bin, a token shard to score")
+    if not data:
+        raise UsageError("eval needs --data, text or a token shard to score")
     return evaluation.read_text(
         data,
         tokenizer=options.tokenizer,

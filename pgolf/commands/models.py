@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pgolf.commands.shared import CalibrationOptions, ModelOptions
+from pgolf.commands.shared import CalibrationOptions, ModelOptions, own_tokenizer
 from pgolf.common.progress import Progress
-from pgolf.errors import ArtifactError, DataError, ModelError, UsageError
+from pgolf.errors import ArtifactError, DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from pgolf.data.shards import Tokens
     from pgolf.fitting.live import Live
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
 
 CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the longest that the model takes
-OTHER_SEED = 1  # of the module that tells what is drawn at random from what is made alike every time
 FEWEST_TOKENS = 16  # of a shard to calibrate on
 HELD = 8192  # tokens of a shard's end that are kept from calibration, to measure on
 HELD_SELF, TUNED_SELF = 4096, 163_840  # tokens of a model's own text to measure and to tune on
+READ, READ_PER_TOKEN = 2_000_000, 32  # characters of text files to draw windows of, and for each token that is wanted
 PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
 
 def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False) -> Checkpoint:
     """The checkpoint at `path`, for the module that --model names and the weights that --state names, where given."""
-    from pgolf.models import buffers, checkpoint, usermodel
-
-    spec = user.model
-    like = None if spec is None else usermodel.load(spec)
-    found = checkpoint.read(path, everything=everything, state=user.state, like=like)
-    if spec is None or like is None:
-        return found
-    return buffers.compared(found, like, lambda: usermodel.load(spec, seed=OTHER_SEED))
+    return user.maker.read(path, everything=everything)
 
 
 def model_with(source: Path, user: ModelOptions) -> nn.Module:
-    """The user's model (or ours, from the configuration in the file) holding a checkpoint's or artifact's weights."""
+    """The model (see `Maker`) holding a checkpoint's or artifact's weights."""
     from pgolf.loading import dense
 
     if not source.is_dir() and is_artifact(source):
         entries, meta = dense.read(source)
-        return build(user.model, dense.tensors_of(entries), meta.get("config"), str(source), dense.dropped_of(meta))
-    found = read_checkpoint(source, user)
-    return build(user.model, found.state_dict(), found.config, str(source))
+        return user.maker.build(dense.tensors_of(entries), meta.get("config"), source, dense.dropped_of(meta))
+    return build(read_checkpoint(source, user), user, source)
 
 
 def is_artifact(source: Path) -> bool:
@@ -62,19 +54,9 @@ def is_artifact(source: Path) -> bool:
         raise ArtifactError(f"{source}: {error.strerror}") from None
 
 
-def build(
-    spec: str | None, state: dict[str, Tensor], config: dict[str, Any] | None, what: str, dropped: Collection[str] = ()
-) -> nn.Module:
-    """The user's model at FILE.py:NAME, or ours from the configuration, holding `state`. what: for the message; dropped: as
-    in `usermodel.load_state`."""
-    from pgolf.models import usermodel
-    from pgolf.train.model import rebuild
-
-    if spec is not None:
-        return usermodel.load(spec, state, dropped=dropped)
-    if config is None:
-        raise ModelError(f"{what} does not say which model it is: add --model FILE.py:NAME")
-    return rebuild.from_config(config, state, dropped)
+def build(found: Checkpoint, user: ModelOptions, source: Path | None = None) -> nn.Module:
+    """The model (see `Maker`) holding a checkpoint's weights. source: where they are from."""
+    return user.maker.build(found.state_dict(), found.config, source)
 
 
 @dataclass(frozen=True)
@@ -97,14 +79,21 @@ class AtHand:
 
 
 def at_hand(
-    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress, tune: int | None = None
+    source: Checkpoint,
+    place: Path,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+    tune: int | None = None,
 ) -> AtHand:
-    """The model of a checkpoint with the text that --calib names, its own where it names none. tune: tokens to tune on."""
-    model = build(user.model, source.state_dict(), source.config, "the checkpoint").to(calibration.device)
-    calib, context = "self" if calibration.calib is None else calibration.calib, calibration.seq_len or CONTEXT
-    if calib in {"self", "random"}:
-        return _invented(model, user, calibration, calib, context, tune, progress)
-    return _from_shard(model, user, calibration, calib, context, tune)
+    """The model of a checkpoint with the text that --calib names, its own where it names none. place: where the checkpoint
+    lies; tune: tokens to tune on."""
+    context = calibration.seq_len or CONTEXT
+    text = _read(calibration, user, place, tune) if calibration.files else None
+    model = build(source, user, place).to(calibration.device)
+    if text is None:
+        return _invented(model, user, calibration, calibration.word or "self", context, tune, progress)
+    return _from_text(model, user, calibration, text, context, tune)
 
 
 def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
@@ -124,10 +113,10 @@ def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOpt
 
 
 def calibrate_model(
-    source: Checkpoint, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
+    source: Checkpoint, place: Path, user: ModelOptions, calibration: CalibrationOptions, progress: Progress
 ) -> Curvature:
     """The curvature of a checkpoint's model over the text that --calib names, its own where it names none."""
-    return calibrated_on(at_hand(source, user, calibration, progress), user, calibration, progress)
+    return calibrated_on(at_hand(source, place, user, calibration, progress), user, calibration, progress)
 
 
 def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) -> int:
@@ -140,14 +129,42 @@ def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) 
         return usable_length(logits_of(model, logits), wanted)
 
 
-def _from_shard(
-    model: nn.Module, user: ModelOptions, calibration: CalibrationOptions, calib: str, context: int, tune: int | None
-) -> AtHand:
-    from pgolf.data.shards import WindowSampler, read_shard
+def _read(
+    calibration: CalibrationOptions, user: ModelOptions, place: Path, tune: int | None
+) -> tuple[NDArray[np.integer], str]:
+    """The tokens of the files that --calib names, and what they are called. Of long texts a part is read, here and there."""
+    from pgolf.data import encoding, text
+    from pgolf.data.shards import read_shard
 
-    tokens, what = read_shard(calib), f"{Path(calib).name}, held back"
+    files = calibration.files
+    what = Path(files[0]).name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    if text.refuse_mixed(files, "--calib"):
+        tokens: NDArray[np.integer] = read_shard(files[0])
+    else:
+        tokenizer = own_tokenizer(calibration.tokenizer, place, user.model)
+        if tokenizer is None:
+            raise UsageError(
+                f"--calib {files[0]} is text: name what makes tokens of it, --tokenizer T.model, tokenizer.json or the "
+                "model's folder"
+            )
+        enough = max(READ, READ_PER_TOKEN * (calibration.tokens + (tune or 0)))
+        tokens = encoding.encoded(text.spread(files, enough), encoding.encoder(tokenizer)).tokens
     if len(tokens) < FEWEST_TOKENS:
-        raise DataError(f"{calib} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
+        raise DataError(f"{what} holds {len(tokens)} tokens: at least {FEWEST_TOKENS} are needed to calibrate on")
+    return tokens, f"{what}, held back"
+
+
+def _from_text(
+    model: nn.Module,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    text: tuple[NDArray[np.integer], str],
+    context: int,
+    tune: int | None,
+) -> AtHand:
+    from pgolf.data.shards import WindowSampler
+
+    tokens, what = text
     room = min(context, len(tokens) - 1)
     length = usable_context(model, user.logits, room)
     notes = _shortened(length, room, calibration.tokens)
@@ -156,7 +173,7 @@ def _from_shard(
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
         if tune is not None:
             raise UsageError(
-                f"--tune: {calib} has too few tokens to tune on and to measure: less --tokens, or a longer text"
+                f"--tune: {calibration.calib[0]} has too few tokens to tune on and to measure: less --tokens, or a longer text"
             )
         count = min(wanted, there)
         return AtHand(model, _int64(tokens[: count * length]).view(count, length), None, None, what, notes)
@@ -172,7 +189,7 @@ def _from_shard(
 
 def _without_harm(
     model: nn.Module,
-    tokens: Tokens,
+    tokens: NDArray[np.integer],
     length: int,
     notes: list[str],
     logits: str | None,
@@ -185,7 +202,7 @@ def _without_harm(
     return harmless, [f"calibrated in sequences of {harmless} tokens: beyond, the model's loss rises (see --seq-len)"]
 
 
-def _harmless_context(model: nn.Module, tokens: Tokens, length: int, logits: str | None) -> int | None:
+def _harmless_context(model: nn.Module, tokens: NDArray[np.integer], length: int, logits: str | None) -> int | None:
     """A shorter context beyond which the loss rises, as a model's does beyond the lengths that it was trained on."""
     from pgolf.models.logits import logits_of, original, undisturbed
     from pgolf.scoring.bpb import score_windows
@@ -214,7 +231,7 @@ def _shortened(length: int, wanted: int, tokens: int) -> list[str]:
     return [f"calibrated in sequences of {length} tokens, the most up to {wanted} that the model takes"]
 
 
-def _int64(tokens: Tokens) -> Tensor:
+def _int64(tokens: NDArray[np.integer]) -> Tensor:
     import numpy as np
     import torch
 

@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import at_hand, calibrated_on, read_checkpoint
+from pgolf.commands.models import at_hand, build, calibrated_on, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -27,6 +28,7 @@ from pgolf.commands.shared import (
     seq_len_option,
     state_option,
     terminal_width,
+    tokenizer_option,
 )
 from pgolf.common.progress import Progress
 from pgolf.errors import UsageError
@@ -35,12 +37,49 @@ if TYPE_CHECKING:
     from pgolf.commands.models import AtHand
     from pgolf.models.checkpoint import Checkpoint
 
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """What the artifact is to meet, at most one: --budget; --bits a weight of what is quantized; --max-kl or --max-rise, as
+    measured; --target-bpb-rise, as predicted, for text of --bytes-per-token."""
+
+    budget: str | None
+    bits: float | None
+    max_kl: float | None
+    max_rise: float | None
+    target_bpb_rise: float | None
+    bytes_per_token: float | None
+
+    @property
+    def measured(self) -> str | None:
+        """The option that needs the model to run, None for none."""
+        return "--max-kl" if self.max_kl is not None else "--max-rise" if self.max_rise is not None else None
+
+
 TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 
 
 @click.command()
 @click.argument("ckpt", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option("--budget", metavar="SIZE", help="16MB and 500kB are decimal, 15MiB binary, plain digits bytes.")
+@click.option(
+    "--bits",
+    metavar="B",
+    type=click.FloatRange(0, 32, min_open=True),
+    help="Instead of a budget: bits a weight of the quantized tensors, codes and scales.",
+)
+@click.option(
+    "--max-kl",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Instead of a budget: the smallest artifact within a KL of the model, measured, nats per token: 0.01.",
+)
+@click.option(
+    "--max-rise",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="The same for the rise of the loss, nats per token: 0.002.",
+)
 @click.option(
     "--target-bpb-rise",
     metavar="X",
@@ -57,8 +96,12 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @model_options
 @state_option
 @click.option(
-    "--calib", metavar="TOKENS.bin|self|random|none", help="Calibration text [default: self if a model is known]."
+    "--calib",
+    metavar="FILE|self|random|none",
+    multiple=True,
+    help="Calibration text: .txt, .jsonl, .parquet (repeatable) or a shard [default: self if a model is known].",
 )
+@tokenizer_option
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option("--method", metavar="M[:...]", help="auto, quick, gptq, sdclip, hessian-sdclip, gptq-lite, rtn, keep.")
 @click.option(
@@ -92,12 +135,9 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @device_option
 @json_option
 @force_option
-@gathered(user=ModelOptions, calibration=CalibrationOptions)
+@gathered(goal=GoalOptions, user=ModelOptions, calibration=CalibrationOptions)
 def pack(
     ckpt: Path,
-    budget: str | None,
-    target_bpb_rise: float | None,
-    bytes_per_token: float | None,
     out: Path | None,
     curvature_file: Path | None,
     method: str | None,
@@ -112,6 +152,7 @@ def pack(
     report_file: Path | None,
     as_json: bool,
     force: bool,
+    goal: GoalOptions,
     user: ModelOptions,
     calibration: CalibrationOptions,
 ) -> None:
@@ -135,17 +176,22 @@ def pack(
     chosen = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))
     tokens = tokens_of(tune)
+    if goal.measured and not measure:
+        raise UsageError(f"{goal.measured} is measured: leave --no-measure out")
     source = read_checkpoint(ckpt, user, everything=method == KEEP)
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
-        known = _at_hand(source, method, user, calibration, progress, file is not None, tokens)
+        known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
         curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         with _told_where_to_go_on(out):
             made = packing.pack(
                 source,
                 out,
-                budget=budget,
-                target_rise=_target_rise(target_bpb_rise, bytes_per_token),
+                budget=goal.budget,
+                bits=goal.bits,
+                max_kl=goal.max_kl,
+                max_rise=goal.max_rise,
+                target_rise=_target_rise(goal.target_bpb_rise, goal.bytes_per_token),
                 curvature=curvature,
                 method=method,
                 rules=rules,
@@ -208,31 +254,40 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
 
 def _at_hand(
     source: Checkpoint,
+    place: Path,
     method: str | None,
     user: ModelOptions,
     calibration: CalibrationOptions,
     progress: Progress,
     collected: bool,
     tune: int | None,
+    measured: str | None,
 ) -> AtHand | None:
     """The model and text that --model and --calib ask for; None where nobody has a use for any.
 
-    collected: there is a file of curvature, so that text is wanted only where it is named, or to tune on.
+    collected: there is a file of curvature, so that text is wanted only where it is named, to tune on, or for a goal that is
+    `measured`.
     """
+    from pgolf.models.transformers_model import is_theirs
     from pgolf.quant import METHODS
-    from pgolf.train.model.rebuild import is_ours
 
     calib, name = calibration.calib, (method or "auto").partition(":")[0]
     wanted = name in METHODS and METHODS[name].needs_curvature and not collected
-    known = user.model is not None or is_ours(source.config)
-    if tune is not None and not (known and calib != "none"):
+    known = user.maker.can_build(source.config, place)
+    if tune is not None and not (known and calibration.word != "none"):
         raise UsageError(
             "--tune needs a model and text to tune on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
         )
-    if calib == "none" or (not known and calib is None) or not (wanted or calib or tune):
+    if measured and not (known and calibration.word not in {"none", "random"}):
+        raise UsageError(
+            f"{measured} needs a model and text to measure on: add --model FILE.py:NAME and --calib TOKENS.bin|self"
+        )
+    if calibration.word == "none" or (not known and not calib) or not (wanted or calib or tune or measured):
         return None
     if not known:
         if collected:
             return None
-        raise UsageError(f"--calib {calib} needs the model's code: add --model FILE.py:NAME")
-    return at_hand(source, user, calibration, progress, tune)
+        if is_theirs(source.config):
+            build(source, user, place)  # says what it lacks
+        raise UsageError(f"--calib {calib[0]} needs the model's code: add --model FILE.py:NAME")
+    return at_hand(source, place, user, calibration, progress, tune)

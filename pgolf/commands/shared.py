@@ -24,37 +24,61 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pgolf.data.tokenizers import Convention
+    from pgolf.train.model.rebuild import Maker
 
 Command = Callable[..., None]
+WORDS = {"self", "random", "none"}  # of --calib, where it names no files
 LINE_SECONDS = 20  # between two lines of progress in a log
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """--model: FILE.py:NAME of the user's model; --logits: its method, in place of those that are looked for; --state: which
-    weights of the checkpoint."""
+    """--model: FILE.py:NAME of the user's model, or a folder of transformers; --logits: its method, in place of those that are
+    looked for; --state: which weights of the checkpoint; --trust-remote-code: code in a folder may be run."""
 
     model: str | None
     logits: str | None
     state: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def maker(self) -> Maker:
+        """What builds the model."""
+        from pgolf.train.model.rebuild import Maker
+
+        return Maker(self.model, self.state, self.trust_remote_code)
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """--calib: a shard, self, random, none, or None where the user did not say; --seq-len: where None, as the model takes;
-    --device: where the model runs and its curvature stays."""
+    """--calib: text files or one shard, or else self, random, none; () where the user did not say; --tokenizer: of text;
+    --seq-len: where None, as the model takes; --device: where the model runs and its curvature stays."""
 
-    calib: str | None
+    calib: tuple[str, ...]
     tokens: int
     seed: int
     seq_len: int | None = None
     device: str = "cpu"
+    tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.calib) > 1 and (words := WORDS & set(self.calib)):
+            raise UsageError(f"--calib {sorted(words)[0]} stands alone, or files do")
+
+    @property
+    def word(self) -> str | None:
+        """self, random or none where the user said so."""
+        return self.calib[0] if self.calib and self.calib[0] in WORDS else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return () if self.word else self.calib
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How the shard --data is scored: its bytes counted by the sidecar --bytes, or by --tokenizer and the rule --count, in
-    windows of --seq-len that move on by --stride, at most --max-tokens of it, on --device."""
+    """How the text or shard --data is scored: a shard's bytes counted by the sidecar --bytes, or by --tokenizer and the rule
+    --count, in windows of --seq-len that move on by --stride, at most --max-tokens of it, on --device."""
 
     tokenizer: Path | None
     sidecar: Path | None
@@ -97,10 +121,28 @@ def gathered(**groups: type) -> Callable[[Command], Command]:
 
 
 model_options = _options(
-    click.option("--model", metavar="FILE.py:NAME", help="Your model: a class or function. Its code is run."),
+    click.option(
+        "--model",
+        metavar="FILE.py:NAME|DIR",
+        help="Your model: a class or function, whose code is run; or a Hugging Face folder's [default: CKPT's own].",
+    ),
     click.option(
         "--logits", metavar="ATTR", help="Method that returns logits [default: forward_logits, logits, call]."
     ),
+    click.option("--trust-remote-code", is_flag=True, help="Run the model code that lies in a Hugging Face folder."),
+)
+data_option = click.option(
+    "--data",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Text to score: .txt, .jsonl, .parquet (repeatable) or a token shard.",
+)
+tokenizer_option = click.option(
+    "--tokenizer",
+    metavar="T.model|DIR",
+    type=click.Path(path_type=Path),
+    help="Of text: SentencePiece model, tokenizer.json or folder [default: CKPT's own].",
 )
 seq_len_option = click.option(
     "--seq-len",
@@ -118,6 +160,13 @@ device_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
 state_option = click.option("--state", metavar="NAME", help="Weights to take where a checkpoint has several: ema.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
+
+
+def own_tokenizer(given: Path | None, *folders: Path | str | None) -> Path | None:
+    """The tokenizer that --tokenizer names, or the first of the folders that brings one."""
+    from pgolf.data.encoding import has_tokenizer
+
+    return given or next((Path(f) for f in folders if f is not None and has_tokenizer(f)), None)
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

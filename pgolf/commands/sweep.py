@@ -17,13 +17,16 @@ from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
     TextOptions,
+    data_option,
     gathered,
     json_option,
     model_options,
+    own_tokenizer,
     print_lines,
     print_table,
     progress_bars,
     state_option,
+    tokenizer_option,
 )
 from pgolf.errors import UsageError
 
@@ -53,7 +56,7 @@ class PlanOptions:
 class _Wanted:
     """How each of the checkpoints is swept."""
 
-    data: Path
+    data: tuple[Path, ...]
     curvature_file: Path | None
     plan: PlanOptions
     user: ModelOptions
@@ -66,8 +69,8 @@ class _Wanted:
 @click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @model_options
 @state_option
-@click.option("--data", required=True, metavar="VAL.bin", type=click.Path(path_type=Path), help="Token shard to score.")
-@click.option("--tokenizer", metavar="T.model", type=click.Path(path_type=Path), help="SentencePiece model of it.")
+@data_option
+@tokenizer_option
 @click.option("--bytes", "sidecar", metavar="SIDECAR.bin", type=click.Path(path_type=Path), help="Bytes of each token.")
 @click.option("--budgets", metavar="SIZES", help="Artifact sizes: 8MB,12MB,16MB.")
 @click.option("--bits", metavar="BITS", help="Artifact sizes in bits a weight of the checkpoint: 2,2.5,3,3.5,4.")
@@ -90,7 +93,10 @@ class _Wanted:
 )
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack, for every method.")
 @click.option(
-    "--calib", metavar="TOKENS.bin|self|random|none", default="self", show_default=True, help="Calibration text."
+    "--calib",
+    metavar="FILE|self|random|none",
+    multiple=True,
+    help="Calibration text: .txt, .jsonl, .parquet (repeatable) or a shard [default: self].",
 )
 @click.option("--curvature", "curvature_file", metavar="CURV", type=click.Path(path_type=Path), help="From calibrate.")
 @click.option(
@@ -116,7 +122,7 @@ class _Wanted:
 @gathered(plan=PlanOptions, user=ModelOptions, calibration=CalibrationOptions, text=TextOptions)
 def sweep(
     ckpts: tuple[Path, ...],
-    data: Path,
+    data: tuple[Path, ...],
     curvature_file: Path | None,
     jobs: int | None,
     dask: str | None,
@@ -160,8 +166,12 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
 
     source = read_checkpoint(ckpt, wanted.user)
     points, series = _points(source, wanted.plan)
-    setup, options = _setup(ckpt, wanted, wanted.text.seq_len or _context(source, wanted.user)), wanted.calibration
-    how = calibration_facts(wanted.curvature_file, options.calib, tokens=options.tokens, seed=options.seed)
+    setup, options = (
+        _setup(ckpt, wanted, wanted.text.seq_len or _context(source, ckpt, wanted.user)),
+        wanted.calibration,
+    )
+    calib = options.files or (options.word or "self",)
+    how = calibration_facts(wanted.curvature_file, calib, tokens=options.tokens, seed=options.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with live_table() as watch:
         return run.sweep(
@@ -169,7 +179,7 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
             points,
             folder,
             executor=executor,
-            calibrate=_calibration(source, wanted) if how.get("text") else None,
+            calibrate=_calibration(source, ckpt, wanted) if how.get("text") else None,
             calibration=how,
             baseline=series,
             force=wanted.force,
@@ -206,27 +216,32 @@ def _number(text: str) -> float:
     return bits
 
 
-def _context(source: Checkpoint, user: ModelOptions) -> int:
-    return usable_context(build(user.model, source.state_dict(), source.config, "the checkpoint"), user.logits)
+def _context(source: Checkpoint, place: Path, user: ModelOptions) -> int:
+    return usable_context(build(source, user, place), user.logits)
 
 
 def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
     """What the points share."""
     from pgolf.data.sidecar import beside
+    from pgolf.data.text import refuse_mixed
     from pgolf.sweep.setup import Setup, resolved
 
-    text = wanted.text
-    counts = text.sidecar or beside(wanted.data)
-    if not (text.tokenizer or counts):
+    if not wanted.data:
+        raise UsageError("sweep needs --data, text or a token shard to score")
+    text, shard = wanted.text, refuse_mixed(wanted.data, "--data")
+    counts = text.sidecar or (beside(wanted.data[0]) if shard else None)
+    tokenizer = own_tokenizer(text.tokenizer, ckpt, wanted.user.model)
+    if not (tokenizer or counts):
         raise UsageError("sweep needs --tokenizer T.model or --bytes SIDECAR.bin to count bytes")
     return resolved(
         Setup(
             checkpoint=str(ckpt),
-            data=str(wanted.data),
+            data=str(wanted.data[0]),
+            more=tuple(map(str, wanted.data[1:])),
             model=wanted.user.model,
             logits=wanted.user.logits,
             state=wanted.user.state,
-            tokenizer=str(text.tokenizer) if text.tokenizer and not counts else None,
+            tokenizer=str(tokenizer) if tokenizer and not counts else None,
             sidecar=str(counts) if counts else None,
             count=text.count,
             seq_len=seq_len,
@@ -235,14 +250,15 @@ def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
             rules=wanted.plan.rules,
             curvature=str(wanted.curvature_file) if wanted.curvature_file else None,
             device=text.device,
+            trusted=wanted.user.trust_remote_code,
         )
     )
 
 
-def _calibration(source: Checkpoint, wanted: _Wanted) -> Callable[[], Curvature]:
+def _calibration(source: Checkpoint, place: Path, wanted: _Wanted) -> Callable[[], Curvature]:
     def calibrate() -> Curvature:
         with progress_bars() as progress:
-            return calibrate_model(source, wanted.user, wanted.calibration, progress)
+            return calibrate_model(source, place, wanted.user, wanted.calibration, progress)
 
     return calibrate
 

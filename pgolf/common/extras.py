@@ -19,6 +19,8 @@ EXTRA_OF = {  # as Python imports it: the extra of pyproject.toml
     "matplotlib": "train",
     "triton": "gpu",
     "distributed": "dask",
+    "transformers": "hf",
+    "tokenizers": "hf",
 }
 
 

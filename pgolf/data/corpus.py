@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,11 @@ from pgolf.common import extras
 from pgolf.common.files import replacing
 from pgolf.data import caseops, sidecar
 from pgolf.data.shards import write_shard
+from pgolf.data.text import PIECE, pieces
 from pgolf.data.tokenizers import load_tokenizer, stream_bytes, token_bytes
 from pgolf.errors import DataError
 
 BOS = 1
-PIECE = 100_000  # characters of a document, about: whole lines
 MIN_CHARACTERS = 1000
 HELD_OUT_EVERY = 20
 SHARD_TOKENS = 100_000_000  # tokens of a shard at most, as in the contest's
@@ -70,7 +69,7 @@ def tokenize(
     """
     extras.need("sentencepiece")
     out, paths = Path(out), [Path(file) for file in files]
-    total = sum(len(text) for path in paths for text in _pieces(path, PIECE))  # also finds what is not UTF-8
+    total = sum(len(text) for path in paths for text in pieces(path, PIECE))  # also finds what is not UTF-8
     piece = max(1, min(PIECE, total // (2 * HELD_OUT_EVERY)))  # whole lines make pieces up to twice as long
     if total < MIN_CHARACTERS:
         raise DataError(
@@ -87,25 +86,9 @@ def tokenize(
 
 def _marked(paths: Sequence[Path], piece: int) -> Iterator[tuple[str, bool]]:
     """(text, held out) of every piece."""
-    pieces = (text for path in paths for text in _pieces(path, piece))
-    for index, text in enumerate(pieces):
+    texts = (text for path in paths for text in pieces(path, piece))
+    for index, text in enumerate(texts):
         yield text, index % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
-
-
-def _pieces(path: Path, size: int) -> Iterator[str]:
-    """The text of a file in parts of about `size` characters, each whole lines. DataError if it is not UTF-8."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from iter(lambda: _lines(file, size), "")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} of a block ({error.reason})") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-
-
-def _lines(file: IO[str], size: int) -> str:
-    """At most `size` characters, and the rest of the line up to as many again."""
-    return (text := file.read(size)) and text + file.readline(size)
 
 
 def _until(texts: Iterable[str], limit: int) -> Iterator[str]:

@@ -109,7 +109,7 @@ class WindowSampler:
     window away, so that most contexts begin where a text does, as they do when a document is scored.
     """
 
-    shards: Sequence[Tokens]
+    shards: Sequence[NDArray[np.integer]]
     seq_len: int
     batch_size: int
     seed: int

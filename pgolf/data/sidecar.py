@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.data.encoding import encoder
 from pgolf.data.shards import CHUNK, read_shard
 from pgolf.data.tokenizers import Convention, stream_bytes, token_bytes
 from pgolf.errors import DataError, UsageError
@@ -71,8 +72,8 @@ def byte_counts(
     tokenizer: str | Path | None = None,
     sidecar: str | Path | None = None,
     convention: Convention = "exact",
-) -> NDArray[np.uint16]:
-    """uint16 [N]: bytes of the `tokens` [N] of `shard`, by `sidecar`, else by the one beside it, else by the tokenizer.
+) -> NDArray[np.integer]:
+    """[N]: bytes of the `tokens` [N] of `shard`, by `sidecar`, else by the one beside it, else by the tokenizer.
 
     convention: how the tokenizer counts. UsageError where there is none of the three, DataError for one that does not fit.
     """
@@ -83,4 +84,6 @@ def byte_counts(
             f"--tokenizer T.model or --bytes SIDECAR.bin is needed to count bytes: there is no {path_of(shard).name} "
             f"beside {shard}"
         )
+    if Path(tokenizer).is_dir() or Path(tokenizer).suffix == ".json":
+        return encoder(tokenizer).stream_bytes(tokens)
     return stream_bytes(tokens, token_bytes(tokenizer), convention=convention)

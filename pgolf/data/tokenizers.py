@@ -169,8 +169,9 @@ def unspelled(text: str, table: TokenBytes) -> str:
     return (text.removeprefix(SPACE) if table.prefixes else text).replace(SPACE, " ")
 
 
-def unknown_share(tokens: NDArray[np.integer], tokenizer: str | Path) -> float:
-    """The share of `tokens` [N] that are the tokenizer's unknown piece: of their text nothing is left."""
-    unknown = load_tokenizer(tokenizer).unk_id()
+def unknown_share(tokens: NDArray[np.integer], unknown: int | None) -> float:
+    """The share of `tokens` [N] that are the tokenizer's unknown piece, if it has one: of their text nothing is left."""
+    if unknown is None:
+        return 0.0
     found = sum(int((tokens[s : s + CHUNK] == unknown).sum()) for s in range(0, len(tokens), CHUNK))
     return found / max(len(tokens), 1)

@@ -21,7 +21,7 @@ from pgolf.common.one_thread import one_thread
 from pgolf.common.threads import workers
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting import budget
-from pgolf.fitting.budget import Goal
+from pgolf.fitting.goal import Goal
 from pgolf.fitting.search import OutOfTime
 from pgolf.fitting.trial import Job, Trial
 from pgolf.packer.format import artifact

@@ -19,6 +19,7 @@ from pgolf.errors import BudgetError
 from pgolf.fitting import budget as budgets
 from pgolf.fitting import search
 from pgolf.fitting.deadline import ways
+from pgolf.fitting.goal import goal_of
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
@@ -90,7 +91,7 @@ def estimate(
     that of an earlier step does. Raises as `pack` does, but a model that cannot be made to fit gives fits == False.
     """
     began = time.perf_counter()
-    goal = budgets.goal_of(budget, code=code)
+    goal = goal_of(budget, code=code)
     job = job_of(model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state)
     made = _made(job, goal.room() if job.searched else None)
     rise, error = _damage(job, made.trial)

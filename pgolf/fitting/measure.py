@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pgolf.errors import ModelError
 from pgolf.fitting.closed.student import Student
+from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
 from pgolf.fitting.trial import Job, Trial
 from pgolf.loading.dense import tensors_of
@@ -14,6 +15,7 @@ from pgolf.report.pack_report import Measured
 from pgolf.scoring.divergence import Divergence
 
 SURPRISING = 2.0  # times the foreseen rise
+NOISY = 0.5  # of a largest rise: a standard error beyond which it says little
 NAMED = 3  # tensors
 
 
@@ -30,6 +32,16 @@ def tried(job: Job, trial: Trial, student: Student, live: Live) -> Divergence:
     found = student.divergence(live.held)
     job.progress("measure", live.held.numel(), live.held.numel())
     return found
+
+
+def noise_notes(goal: Goal, found: Divergence) -> list[str]:
+    """A note where the text held back is too short for what was asked of it."""
+    if goal.max_rise is None or found.rise_error <= NOISY * goal.max_rise:
+        return []
+    return [
+        f"the rise of {found.rise:.2g} is known to ± {found.rise_error:.2g} only, on {found.tokens:,} tokens: for a limit of "
+        f"{goal.max_rise:g} give a longer text, or a limit of the KL, which scatters less"
+    ]
 
 
 def measured(

@@ -13,23 +13,26 @@ from pgolf.common import ranks
 from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
-from pgolf.fitting.budget import goal_of, meet
+from pgolf.fitting.budget import meet
 from pgolf.fitting.closed import work
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
+from pgolf.fitting.goal import goal_of
 from pgolf.fitting.inputs import job_of
+from pgolf.fitting.inverse import smallest
 from pgolf.fitting.live import live_of
-from pgolf.fitting.measure import measured, tried
+from pgolf.fitting.measure import measured, noise_notes, put, tried
 from pgolf.fitting.report_of import report_of
 from pgolf.packer.format import artifact
 from pgolf.report import Report
+from pgolf.report.pack_report import Asked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pgolf.common.progress import Progress
     from pgolf.common.sizes import Size
-    from pgolf.fitting.budget import Goal
+    from pgolf.fitting.goal import Goal
     from pgolf.fitting.inputs import Model
     from pgolf.fitting.live import Live
     from pgolf.fitting.trial import Job, Trial
@@ -56,13 +59,18 @@ def pack(
     tune: Size | None = None,
     seed: int = 0,
     drop: str | Sequence[str] = (),
+    bits: float | None = None,
+    max_kl: float | None = None,
+    max_rise: float | None = None,
 ) -> Report:
     """Pack a model into an artifact at `path` (replaced whole, or left as it was when anything goes wrong).
 
     model: a module, a state dict, a checkpoint's path, or what `pgolf.models.checkpoint.read` made of one. path: None writes
     nothing; the bytes are in the report.
-    budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them; target_rise: instead of
-    a budget, the predicted rise of the loss in nats per token; with neither the settings are used as they are.
+    budget: bytes or "16MB", for the artifact plus the `code` file or files as a submission counts them. Instead of a budget
+    target_rise: the predicted rise of the loss in nats per token; or bits: a weight of the quantized tensors, codes and
+    scales; or max_kl, max_rise: the smallest artifact whose KL from the unquantized model, or rise of its loss, is at most
+    that in nats per token, measured on what is held back of `text`. With none the settings are used as they are.
     state: dotted path of the weights to take, where a checkpoint has several. drop: globs of buffers to leave out, which
     the model's class makes by itself; a module, or a checkpoint read for one, says what is a buffer.
     method: a name in `pgolf.quant.METHODS`, with settings of its own as "gptq:int6,k=9", or "keep" to change no value.
@@ -77,7 +85,9 @@ def pack(
     began = time.perf_counter()
 
     def alone() -> Report:
-        goal = goal_of(budget, target_rise, code)
+        goal = goal_of(budget, target_rise, code, bits=bits, max_kl=max_kl, max_rise=max_rise)
+        live, tokens = live_of(model, text), tokens_of(tune)
+        _refuse_together(goal, deadline, live, tokens)
         job = job_of(
             model,
             curvature,
@@ -90,21 +100,19 @@ def pack(
             state=state,
             drop=drop,
         )
-        live, tokens = live_of(model, text), tokens_of(tune)
-        if tokens and live is None:
-            raise UsageError("tune needs a model and text to tune on: text=, or --model and --calib")
         started = time.perf_counter()
-        if deadline is None:
-            trial, how = meet(job, goal), ""
+        if live is not None and goal.measured:
+            report = _kept_near(job, goal, live)
         else:
-            trial, how = deadlines.meet(job, goal, began, deadline)
-        told = [how] if how else []
-        if live is None:
-            report = report_of(job, trial, goal, told)
-        else:
-            limits = Limits(tokens or 0, began + deadline if deadline else math.inf, seed, Path(path) if path else None)
-            rounding = math.inf if how else time.perf_counter() - started  # a lesser way was taken: there is no time
-            report = _tried(job, trial, goal, live, limits, rounding, told)
+            trial, how = (meet(job, goal), "") if deadline is None else deadlines.meet(job, goal, began, deadline)
+            told = [how] if how else []
+            if live is None:
+                report = report_of(job, trial, goal, told)
+            else:
+                until, file = began + deadline if deadline else math.inf, Path(path) if path else None
+                limits = Limits(tokens or 0, until, seed, file)
+                rounding = math.inf if how else time.perf_counter() - started  # after a lesser way there is no time
+                report = _tried(job, trial, goal, live, limits, rounding, told)
         report = replace(report, seconds=time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), report.data)
@@ -113,6 +121,42 @@ def pack(
         return report
 
     return ranks.on_first(alone)
+
+
+def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, tokens: int | None) -> None:
+    """Raises UsageError for wishes that do not go together, before anything is computed."""
+    if tokens and live is None:
+        raise UsageError("tune needs a model and text to tune on: text=, or --model and --calib")
+    if not goal.measured:
+        return
+    name = "max_kl" if goal.max_kl is not None else "max_rise"
+    if live is None:
+        raise UsageError(
+            f"{name} is measured, which needs a model and text: text=, or --model and a --calib longer than --tokens"
+        )
+    if deadline is not None:
+        raise UsageError(
+            f"{name} and a deadline exclude each other: how many trials a measured limit takes is not foreseen"
+        )
+    if tokens:
+        raise UsageError(
+            f"{name} and tune exclude each other: tuning fills a budget; give it the bytes that {name} took"
+        )
+
+
+def _kept_near(job: Job, goal: Goal, live: Live) -> Report:
+    """The report of the smallest artifact that a measured limit allows."""
+    student = Student(job.source, live.model, live.logits)
+    trial, found, trials = smallest(job, goal, lambda trial: tried(job, trial, student, live))
+    put(trial, student)
+    report = report_of(job, trial, goal, noise_notes(goal, found))
+    foreseen = {row.name: row.loss_rise for row in report.rows}
+    asked = (
+        Asked("max_rise", goal.max_rise, found.rise, trials)
+        if goal.max_kl is None and goal.max_rise is not None
+        else Asked("max_kl", goal.max_kl or 0.0, found.kl, trials)
+    )
+    return replace(report, measured=measured(job, found, student, live, foreseen), asked=asked)
 
 
 def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, rounding: float, told: list[str]) -> Report:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from pgolf.common.one_thread import one_thread_each
 from pgolf.fitting import dropping
-from pgolf.fitting.budget import Goal
+from pgolf.fitting.goal import Goal
 from pgolf.fitting.plan import unread
 from pgolf.fitting.trial import Job, Trial
 from pgolf.models.checkpoint import Checkpoint, Item
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.format.shares import Shares
 from pgolf.report import Fate, Report, TensorRow
+from pgolf.report.pack_report import Asked
 
 LOST = 0.7  # relative error beyond which a tensor is more noise than weights
 GONE = 0.9  # and beyond which there is next to none of it
@@ -36,7 +38,7 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
     held = trial.shares()
     with one_thread_each() as pool:
         rows = list(pool.map(lambda name: _row(job, name, trial, held), sorted(trial.entries)))
-    return Report(
+    made = Report(
         rows=rows,
         shared_bytes=held.shared,
         dropped=dropping.rows_of(job, trial),
@@ -48,6 +50,14 @@ def report_of(job: Job, trial: Trial, goal: Goal, notes: Sequence[str] = ()) -> 
         account=account_of(job.source, rows),
         notes=[*told, *dropping.notes_of(job.source, rows), *_losses(rows)],
     )
+    return replace(made, asked=_asked(goal, made))
+
+
+def _asked(goal: Goal, made: Report) -> Asked | None:
+    """The goal and what was made of it, where that is known without running the model."""
+    if goal.bits is not None:
+        return Asked("bits", goal.bits, made.bits_per_weight)
+    return None if goal.rise is None else Asked("target_rise", goal.rise, made.loss_rise or 0.0)
 
 
 def account_of(source: Checkpoint, rows: Sequence[TensorRow]) -> list[Fate]:

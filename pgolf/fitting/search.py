@@ -19,6 +19,7 @@ TRIALS = 16
 SPARE = 0.3  # aim this share of the tolerance below the target
 FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
 NEAR = 0.02  # octaves
+NARROWEST = 3e-5  # octaves
 WIDEST = 12.0  # octaves either way that foreseen sizes are looked for in
 FORESIGHTS = 12
 
@@ -60,16 +61,19 @@ def largest_that_fits(
     finest: float,
     per_octave: float,
     tolerance: float,
+    coarsest: float = COARSEST,
+    narrowest: float = NARROWEST,
 ) -> Outcome[T]:
-    """Search steps from `finest` to COARSEST for a size in [target - tolerance, target].
+    """Search steps from `finest` to `coarsest` for a size in [target - tolerance, target].
 
     run: size falls as the step grows; it may raise OutOfTime, which ends the search with the best so far and is passed
-    on if nothing fitted yet. per_octave: expected fall of the size when the step doubles.
+    on if nothing fitted yet. per_octave: expected fall of the size when the step doubles. narrowest: octaves between two steps
+    that enclose the target, beneath which no more is sought: where sizes scatter, that is noise.
     """
     fine: Bound | None = None  # too large
     coarse: Bound | None = None  # fits
     best: Attempt[T] | None = None
-    step: float | None = max(start, finest)
+    step: float | None = min(max(start, finest), coarsest)
     trials = 0
     while step is not None and trials < TRIALS:
         try:
@@ -86,7 +90,7 @@ def largest_that_fits(
             fine = Bound(step, trial.size)
         if best is not None and target - best.size <= tolerance:
             break
-        step = _next(fine, coarse, target - SPARE * tolerance, finest, per_octave, trials)
+        step = _next(fine, coarse, target - SPARE * tolerance, (finest, coarsest), per_octave, trials, narrowest)
     return Outcome(best, trial, trials)
 
 
@@ -112,11 +116,19 @@ def crossing(size: Callable[[float], float], target: float, per_octave: float, t
 
 
 def _next(
-    fine: Bound | None, coarse: Bound | None, aim: float, finest: float, per_octave: float, trials: int
+    fine: Bound | None,
+    coarse: Bound | None,
+    aim: float,
+    ends: tuple[float, float],
+    per_octave: float,
+    trials: int,
+    narrowest: float,
 ) -> float | None:
-    """The next step to try; None when nothing is left to gain."""
+    """The next step to try, between the finest and the coarsest of `ends`; None when nothing is left to gain."""
+    finest, coarsest = ends
     if fine is not None and coarse is not None:
-        return _between(fine, coarse, aim, bisect=trials % 4 == 3)
+        near = math.log2(coarse.step / fine.step) < narrowest
+        return None if near else _between(fine, coarse, aim, bisect=trials % 4 == 3)
     known = fine or coarse
     assert known is not None
     octaves = (known.size - aim) / per_octave
@@ -127,13 +139,13 @@ def _next(
     step = known.step * 2 ** min(max(octaves, -FARTHEST), FARTHEST)
     if fine is None:
         return max(step, finest) if known.step > finest else None
-    return min(step, COARSEST) if known.step < COARSEST else None
+    return min(step, coarsest) if known.step < coarsest else None
 
 
 def _between(fine: Bound, coarse: Bound, aim: float, *, bisect: bool) -> float | None:
     """By the chord of size over log step; now and then by bisection, because a chord creeps along a bent curve."""
     width = math.log(coarse.step / fine.step)
-    if width < 2e-5 or fine.size <= coarse.size:
+    if fine.size <= coarse.size:
         return None
     share = 0.5 if bisect else (fine.size - aim) / (fine.size - coarse.size)
     return fine.step * math.exp(width * min(max(share, 0.03), 0.97))

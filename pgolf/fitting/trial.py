@@ -49,6 +49,14 @@ class Trial:
         """Bytes of the artifact."""
         return len(self.encoded.data)
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Over the quantized tensors, an embedding that is quantized among them: bits of their codes and scales. Names,
+        shapes, what tensors share and what is kept do not count; as `Report.bits_per_weight` has it."""
+        coded = {name: entry for name, entry in self.entries.items() if entry.planes and _is_float(entry.dtype)}
+        weights = sum(math.prod(entry.shape) for entry in coded.values())
+        return sum(self.encoded.tensor_bits[name] for name in coded) / max(weights, 1)
+
     def shares(self) -> Shares:
         """What each tensor adds to the artifact."""
         return shares.of(self.encoded.data, self.entries, self.encoded.tensor_bits)
@@ -97,6 +105,11 @@ class Job:
     def searched(self) -> list[str]:
         """Names of the tensors whose step size the knob moves."""
         return [name for name, plan in self.plans.items() if plan.searched]
+
+    @property
+    def finest(self) -> float:
+        """The smallest useful knob, for all tensors that it moves."""
+        return max(self.plans[name].finest for name in self.searched)
 
     def methods(self) -> set[str]:
         """Of the quantized tensors."""
@@ -295,6 +308,10 @@ class Job:
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def _is_float(dtype: str) -> bool:
+    return bool(getattr(torch, dtype).is_floating_point)
 
 
 def _rise_of(errors: Sequence[Tensor], known: Sequence[MatrixCurvature | None]) -> float:

@@ -46,11 +46,11 @@ def read(folder: Path) -> Folder:
             _refuse_second(folder, name)
         if (folder / name).is_file():
             tensors, tied = reader(folder / name)
-            return Folder(tensors, _config(folder), _unread(folder, {name}), tied)
+            return Folder(tensors, config(folder), _unread(folder, {name}), tied)
         if (folder / index).is_file():
             tensors, shards = _sharded(folder, index, reader)
             notes = (f"weights read from the shards of {index}", *_unread(folder, shards))
-            return Folder(tensors, _config(folder), notes)
+            return Folder(tensors, config(folder), notes)
     raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: {_mend(folder)}")
 
 
@@ -136,7 +136,8 @@ def _sharded(folder: Path, index: str, reader: Reader) -> tuple[dict[str, Tensor
     return tensors, set(shards.values())
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def config(folder: Path) -> dict[str, Any] | None:
+    """What a folder's config.json says, None where there is none. Raises CheckpointError."""
     return _json(folder / CONFIG) if (folder / CONFIG).is_file() else None
 
 
@@ -171,6 +172,11 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
         file.write(_saying(save(kept, {"format": "pt"}), dropped))  # without that format from_pretrained refuses it
     (folder / INDEX).unlink(missing_ok=True)
     return [WEIGHTS, *sorted({path.name for path in others} | ({CONFIG} if config is not None else set()))]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold weights, by name."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _WEIGHT_FILES]
 
 
 def _holds_weights(path: Path) -> bool:

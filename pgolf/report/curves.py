@@ -65,6 +65,19 @@ def curves(results: Mapping[str, Any]) -> list[Curve]:
     ]
 
 
+def by_kl(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same results with the KL in the place of the rise; None where no point has one, as in folders of before."""
+    points = [p | {"rise": p["kl"], "rise_spread": None} for p in results["points"] if p.get("kl") is not None]
+    said = "KL from the unquantized model, nats per token (log scale)"
+    return {**results, "points": points, "axis": said} if points else None
+
+
+def axis(results: Mapping[str, Any]) -> str:
+    """What the logarithmic axis is said to show."""
+    said = results.get("axis")
+    return str(said or f"bits per byte above the unquantized {results['before']['bpb']:.4f} (log scale)")
+
+
 def height(point: Mapping[str, Any]) -> float:
     """What the logarithmic axis shows of a point."""
     return max(float(point["rise"]), FLOOR)

@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.common.files import write_text
+from pgolf.report.curves import by_kl
 from pgolf.report.page import frontier_page
 from pgolf.report.plots import frontier_png
 from pgolf.report.svg import frontier_svg
 
 
 def write(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw all three into `folder`; their paths, results.json's first."""
+    """Draw all three into `folder`, and kl.png and kl.svg where points have a KL; their paths, results.json's first."""
     title = headline(results)
     frontier_png(results, folder / "frontier.png", title=title)
     write_text(folder / "frontier.svg", frontier_svg(results, title))
     write_text(folder / "frontier.html", frontier_page(results, title))
-    return [folder / name for name in ("results.json", "frontier.png", "frontier.svg", "frontier.html")]
+    names = ["results.json", "frontier.png", "frontier.svg", "frontier.html"]
+    if near := by_kl(results):
+        said = "KL from the unquantized model against bytes"
+        frontier_png(near, folder / "kl.png", title=said)
+        write_text(folder / "kl.svg", frontier_svg(near, said))
+        names += ["kl.png", "kl.svg"]
+    return [folder / name for name in names]
 
 
 def headline(results: Mapping[str, Any]) -> str:

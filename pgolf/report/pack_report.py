@@ -58,6 +58,18 @@ class Measured:
     loss: float
     rise: float
     culprits: tuple[str, ...] = ()
+    rise_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pack was to stay below in place of a budget. what: "bits", "target_rise" (predicted), "max_kl" or "max_rise"
+    (measured); found: what the artifact has of it; trials: how many were measured for it."""
+
+    what: str
+    limit: float
+    found: float
+    trials: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Report:
     """What `pack` did. data: the artifact; budget covers it plus the sum of code_bytes; step: the knob, if searched.
 
     account: every tensor of the checkpoint, those that were left out included. measured: where a model and text were at hand;
-    tuned: where the closed loop was asked for. shared_bytes: of the
+    tuned: where the closed loop was asked for; asked: the goal, where it is no budget. shared_bytes: of the
     artifact, what belongs to no single tensor; with the rows' bytes it is all of it.
     """
 
@@ -107,6 +119,7 @@ class Report:
     tuned: Tuned | None = None
     shared_bytes: float = 0.0
     dropped: list[Dropped] = field(default_factory=list)
+    asked: Asked | None = None
 
     @property
     def artifact_bytes(self) -> int:
@@ -147,6 +160,6 @@ class Report:
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"data", "rows"}}
         plain["account"] = [asdict(fate) for fate in self.account]
-        plain |= {name: plain[name] and asdict(plain[name]) for name in ("measured", "tuned")}
+        plain |= {name: plain[name] and asdict(plain[name]) for name in ("measured", "tuned", "asked")}
         plain["dropped"] = [asdict(each) for each in self.dropped]
         return plain | derived | {"rows": rows}

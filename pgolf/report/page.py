@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pgolf.report.curves import by_kl
 from pgolf.report.rendering import render
 from pgolf.report.svg import picture
 from pgolf.report.terminal import comparison_cells, point_cells
 
-SHOWN = ("key", "series", "label", "bytes", "bits_per_weight", "bpb", "rise", "pack_seconds", "rise_spread")
+SHOWN = (
+    "key",
+    "series",
+    "label",
+    "bytes",
+    "bits_per_weight",
+    "bpb",
+    "rise",
+    "pack_seconds",
+    "rise_spread",
+    "kl",
+    "same_top",
+)
 
 
 def frontier_page(results: Mapping[str, Any], title: str) -> str:
@@ -22,6 +35,7 @@ def frontier_page(results: Mapping[str, Any], title: str) -> str:
         before=results["before"],
         baseline=results["baseline"],
         picture=picture(results),
+        nearness=(near := by_kl(results)) and picture(near),
         comparison=comparison_cells(results),
         points=point_cells(results),
     )

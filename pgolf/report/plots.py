@@ -8,11 +8,11 @@ from typing import Any
 
 from pgolf.common import extras
 from pgolf.common.files import replacing
-from pgolf.report.curves import LIGHT, MARKS, Curve, curves, height, log_ticks, show_bytes
+from pgolf.report.curves import LIGHT, MARKS, Curve, axis, curves, height, log_ticks, show_bytes
 
 
 def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) -> None:
-    """Bytes against the rise of the BPB over the unquantized model, the same bytes for the same results."""
+    """Bytes against the rise of the BPB over the unquantized model, or the KL (`curves.by_kl`)."""
     extras.need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def frontier_png(results: Mapping[str, Any], path: str | Path, *, title: str) ->
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.4g}")
     axes.xaxis.set_major_formatter(lambda x, _: show_bytes(x))
     axes.set_xlabel("artifact")
-    axes.set_ylabel(f"bits per byte above the unquantized {results['before']['bpb']:.4f} (log scale)")
+    axes.set_ylabel(axis(results))
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

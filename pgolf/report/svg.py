@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pgolf.report.curves import Curve, apart, curves, height, log_ticks, round_ticks, show_bytes
+from pgolf.report.curves import Curve, apart, axis, curves, height, log_ticks, round_ticks, show_bytes
 from pgolf.report.rendering import render
 
 WIDTH, HEIGHT = 880, 480
@@ -50,9 +50,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that is drawn, in units of the view box. before: BPB of the unquantized model."""
+    """All that is drawn, in units of the view box. axis: what the vertical one shows."""
 
-    before: float
+    axis: str
     sizes: tuple[Tick, ...]
     rises: tuple[Tick, ...]
     series: tuple[Series, ...]
@@ -75,7 +75,7 @@ def picture(results: Mapping[str, Any]) -> Picture:
     place = _Place(found)
     names = apart([place.y(height(c.points[-1])) for c in found], LINE)
     return Picture(
-        before=results["before"]["bpb"],
+        axis=axis(results),
         sizes=tuple(Tick(place.x(size), show_bytes(size)) for size in round_ticks(*place.sizes)),
         rises=tuple(Tick(place.y(rise), f"{rise:.4g}") for rise in log_ticks(*place.rises)),
         series=tuple(_series(curve, place, name) for curve, name in zip(found, names, strict=True)),
@@ -107,6 +107,7 @@ def _series(curve: Curve, place: _Place, name_y: float) -> Series:
 
 def _mark(curve: Curve, point: Mapping[str, Any], place: _Place) -> Mark:
     says = f"{curve.name}, {point['label']}: {point['bytes']:,} bytes, {point['bpb']:.5f} bits per byte"
+    says += f", KL {point['kl']:.5f}" if point.get("kl") is not None else ""
     x, y = place.x(point["bytes"]), place.y(height(point))
     return Mark(x, y, str(point["key"]), says, point.get("rise_spread"))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.common.sizes import show_size
 from pgolf.report.names import pattern, skeleton
+from pgolf.report.nearness import asked_lines, measured_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,6 +71,7 @@ def pack_summary(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"quantized weights  {report['bits_per_weight']:.3f} bits each")
     if report["loss_rise"] is not None:
         lines.append(f"predicted rise     {report['loss_rise']:.5f} nats per token")
+    lines += asked_lines(report.get("asked"))
     lines += measured_lines(report.get("measured"), report.get("tuned"))
     lines += [
         shared_line(report["shared_bytes"]),
@@ -84,33 +86,6 @@ def pack_summary(report: Mapping[str, Any]) -> list[str]:
             f"headroom {show_size(report['headroom'])} ({share:.2f}%)"
         )
     lines.append(f"time               {report['seconds']:.1f} s")
-    return lines
-
-
-def measured_lines(found: Mapping[str, Any] | None, tuned: Mapping[str, Any] | None) -> list[str]:
-    """What `pack` says of the KL and the rise that it measured, and of its closed loop."""
-    lines = []
-    if tuned:
-        change = (
-            f"KL {tuned['kl_before']:.5f} -> {tuned['kl']:.5f}"
-            if tuned["helped"]
-            else "the open loop's artifact is kept"
-        )
-        reason = f" ({tuned['notes']})" if tuned["notes"] else ""
-        lines.append(f"tuned              on {tuned['tokens']:,} tokens, seed {tuned['seed']}: {change}{reason}")
-    if found:
-        lines.append(
-            f"measured KL        {found['kl']:.5f} ± {found['kl_error']:.5f} nats per token, on {found['tokens']:,} tokens"
-        )
-        lines.append(f"measured rise      {found['rise']:+.5f} nats per token of {found['loss']:.4f} ({found['text']})")
-        lines.append(
-            f"same likeliest     {100 * found['same_top']:.2f}% of tokens; KL of the worst 1%: above {found['kl_rare']:.4f}"
-        )
-        if found["culprits"]:
-            lines.append(
-                "warning: the KL is more than twice the predicted rise; most of the difference seems to come from "
-                + ", ".join(found["culprits"])
-            )
     return lines
 
 
@@ -325,15 +300,21 @@ def demo_table(result: Mapping[str, Any]) -> Table:
 
 
 def point_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(heads, rows) of every point of a sweep, those of the Pareto set marked; for the terminal and the page."""
-    best, rows = set(results["pareto"]), []
+    """(heads, rows) of every point of a sweep, those of the Pareto set marked; for the terminal and the page.
+
+    KL and the share of equal likeliest tokens stand there where any point has them: older folders' have none.
+    """
+    best, near = set(results["pareto"]), any("kl" in p for p in results["points"])
+    heads = ["bytes", "bits/weight", "BPB", "rise", *(["KL", "same top"] if near else []), "pack s", "Pareto"]
+    rows = []
     for p in results["points"]:
         if "refused" in p:
-            rows.append([p["series"], p["label"], "refused", "", "", "", "", ""])
+            rows.append([p["series"], p["label"], "refused", *[""] * (len(heads) - 1)])
             continue
         figures = [f"{p['bytes']:,}", f"{p['bits_per_weight']:.3f}", f"{p['bpb']:.5f}", f"{p['rise']:+.5f}"]
+        figures += ([f"{p['kl']:.5f}", f"{p['same_top']:.2%}"] if "kl" in p else ["", ""]) if near else []
         rows.append([p["series"], p["label"], *figures, f"{p['pack_seconds']:.1f}", "yes" if p["key"] in best else ""])
-    return ["method", "setting", "bytes", "bits/weight", "BPB", "rise", "pack s", "Pareto"], rows
+    return ["method", "setting", *heads], rows
 
 
 def comparison_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

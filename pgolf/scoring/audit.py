@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.common.progress import Advance
-from pgolf.data.caseops import text_of
+from pgolf.data.encoding import encoder
 from pgolf.data.shards import document_starts
-from pgolf.data.tokenizers import load_tokenizer, token_bytes, unspelled
 from pgolf.errors import DataError
 from pgolf.scoring.windows import segments
 
@@ -182,14 +181,13 @@ def text_bytes(
     whole, since a cut may fall into a character."""
     if tokenizer is None:
         return Check("bytes", None, None, "needs --tokenizer to decode the text")
-    processor, table = load_tokenizer(tokenizer), token_bytes(tokenizer)
+    decode = encoder(tokenizer).decode
     counted = real = 0
     for first, end in segments(len(tokens), document_starts(tokens, bos)):
         if first >= total:
             break
         counted += int(byte_counts[first:end].sum(dtype=np.int64))
-        text = text_of(processor, tokens[first:end].tolist())
-        real += len((unspelled(text, table) if table.spelled_space else text).encode())
+        real += len(decode(tokens[first:end].tolist()).encode())
     return Check("bytes", counted == real, counted - real, f"bytes counted ({counted:,}) beyond those of the text")
 
 

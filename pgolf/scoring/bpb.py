@@ -50,11 +50,13 @@ def evaluate(
     max_tokens: int | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    losses: Losses | None = None,
     progress: Advance | None = None,
 ) -> EvalResult:
     """Bits per byte of `tokens` [N]: every target once, with the windows of the contest; see `score_windows`.
 
-    byte_counts: [N], see `pgolf.data.sidecar.byte_counts`. max_tokens: targets scored. Losses are summed in float64.
+    byte_counts: [N], see `pgolf.data.sidecar.byte_counts`; losses: as in `score_windows`. max_tokens: targets scored. Losses
+    are summed in float64.
     """
     total = num_targets(tokens, byte_counts, max_tokens)
     began = time.perf_counter()
@@ -65,6 +67,7 @@ def evaluate(
         stride=stride,
         batch_size=batch_size,
         device=device,
+        losses=losses,
         progress=progress,
     )
     return result_of(nats, byte_counts, time.perf_counter() - began)
@@ -138,8 +141,12 @@ def num_targets(
 
 def _losses(logits_fn: Callable[[Tensor], Tensor], ids: Tensor, skip: int) -> Tensor:
     """See `Losses`."""
-    logits = logits_fn(ids[:, :-1])[:, skip:].flatten(0, 1)
-    targets = ids[:, 1 + skip :]
+    return nats_of(logits_fn(ids[:, :-1]), ids, skip)
+
+
+def nats_of(logits: Tensor, ids: Tensor, skip: int) -> Tensor:
+    """float32 [B, T - skip] of logits [B, T, V] for ids int64 [B, T + 1], the first `skip` targets left out."""
+    logits, targets = logits[:, skip:].flatten(0, 1), ids[:, 1 + skip :]
     parts = zip(torch.split(logits, LOSS_ROWS), torch.split(targets.flatten(), LOSS_ROWS), strict=True)
     nats = torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
     return nats.view(targets.shape)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 RARE = 0.99  # the quantile of the tokens' KL that is told beside its mean
-MOST_LOGITS = 1 << 24  # float32 at a time; each step holds about six tensors of this size
+MOST_LOGITS = 1 << 24  # of each model at a time...
+PART = 1 << 22  # ...of which so many are compared at once: float32, about six tensors of this size
 
 Predict = Callable[[Tensor], Tensor]
 """Token ids int64 [B, T] → logits [B, T, V]."""
@@ -20,7 +22,8 @@ class Divergence:
     """Over `tokens` predictions, in nats per token. kl: mean KL(unquantized ‖ changed), and its standard error over
     sequences; kl_rare: its 99th percentile over tokens; same_top: the share of tokens whose likeliest next is the same.
 
-    loss: the unquantized model's mean loss on the text's own next tokens; rise: what the change adds to it.
+    loss: the unquantized model's mean loss on the text's own next tokens; rise: what the change adds to it, and its standard
+    error over sequences, which is that of a paired difference.
     """
 
     tokens: int
@@ -30,30 +33,55 @@ class Divergence:
     same_top: float
     loss: float
     rise: float
+    rise_error: float = 0.0
+
+
+class Compared(NamedTuple):
+    """Two models at the same positions, of one shape. kl: float32, nats; same: bool, whether the likeliest next is the same;
+    before, after: float32, nats of the text's own next token under the unquantized and the changed model."""
+
+    kl: Tensor
+    same: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def compared(reference: Tensor, changed: Tensor, targets: Tensor) -> Compared:
+    """Two models' logits [..., V] of any dtypes, and targets int64 [...] in range, compared in parts of PART logits."""
+    rows = max(1, PART // reference.shape[-1])
+    flat = (
+        reference.flatten(0, -2),
+        changed.flatten(0, -2).to(reference.device),
+        targets.flatten().to(reference.device),
+    )
+    parts = [_compared(*part) for part in zip(*(torch.split(tensor, rows) for tensor in flat), strict=True)]
+    return Compared(*(torch.cat(columns).view(targets.shape) for columns in zip(*parts, strict=True)))
+
+
+def _compared(reference: Tensor, changed: Tensor, targets: Tensor) -> Compared:
+    p, q = (logits.float().log_softmax(-1) for logits in (reference, changed))
+    same = p.argmax(-1) == q.argmax(-1)
+    before, after = (-x.gather(-1, targets[:, None]).squeeze(-1) for x in (p, q))
+    return Compared((p.exp() * (p - q)).sum(-1), same, before, after)
 
 
 def divergence(reference: Predict, changed: Predict, ids: Tensor) -> Divergence:
     """Compare two models on ids int64 [N, T], a few sequences at a time. The last position of each has KL but no loss."""
-    kl, alike, losses, rises = [], [], [], []
+    found: list[Compared] = []
     with torch.no_grad():
         for part in in_parts(ids, reference(ids[:1]).shape[-1]):
-            p, q = (model(part).float().log_softmax(-1) for model in (reference, changed))
-            kl.append((p.exp() * (p - q)).sum(-1))
-            alike.append(p.argmax(-1) == q.argmax(-1))
-            before, after = (-x[:, :-1].gather(-1, part[:, 1:, None].to(x.device)).squeeze(-1) for x in (p, q))
-            losses.append(before)
-            rises.append(after - before)
-    nats = torch.cat(kl).double().cpu()
-    each = nats.mean(1)
-    error = float(each.std()) / len(each) ** 0.5 if len(each) > 1 else 0.0
+            found.append(compared(reference(part), changed(part), part.roll(-1, 1)))
+    kl, same, before, after = (torch.cat(columns).cpu() for columns in zip(*found, strict=True))
+    nats, rises = kl.double(), (after - before)[:, :-1].double()
     return Divergence(
         tokens=nats.numel(),
         kl=float(nats.mean()),
-        kl_error=error,
-        kl_rare=float(_quantile(nats.flatten(), RARE)),
-        same_top=float(torch.cat(alike).double().mean()),
-        loss=_mean(losses),
-        rise=_mean(rises),
+        kl_error=_error(nats),
+        kl_rare=rare(nats.flatten()),
+        same_top=float(same.double().mean()),
+        loss=float(before[:, :-1].double().mean()) if rises.numel() else 0.0,
+        rise=float(rises.mean()) if rises.numel() else 0.0,
+        rise_error=_error(rises) if rises.numel() else 0.0,
     )
 
 
@@ -62,9 +90,12 @@ def in_parts(ids: Tensor, vocabulary: int) -> Sequence[Tensor]:
     return torch.split(ids, max(1, MOST_LOGITS // (vocabulary * ids.shape[1])))
 
 
-def _quantile(values: Tensor, share: float) -> Tensor:
-    return values.sort().values[min(int(share * len(values)), len(values) - 1)]  # torch.quantile ends at 2^24 values
+def rare(values: Tensor) -> float:
+    """The quantile RARE of values [N]; torch.quantile ends at 2^24 of them."""
+    return float(values.sort().values[min(int(RARE * len(values)), len(values) - 1)])
 
 
-def _mean(parts: list[Tensor]) -> float:
-    return float(torch.cat(parts).double().mean()) if sum(part.numel() for part in parts) else 0.0
+def _error(values: Tensor) -> float:
+    """Standard error of the mean of values [N, T] over sequences."""
+    each = values.mean(1)
+    return float(each.std()) / len(each) ** 0.5 if len(each) > 1 else 0.0

@@ -15,9 +15,9 @@ from torch import nn
 
 from pgolf.code.weigh import counted
 from pgolf.common.progress import Advance
-from pgolf.data import shards, sidecar, tokenizers
+from pgolf.data import encoding, shards, sidecar, text, tokenizers
 from pgolf.data.tokenizers import Convention
-from pgolf.errors import ModelError
+from pgolf.errors import ModelError, UsageError
 from pgolf.models import usermodel
 from pgolf.models.logits import device_of, logits_of
 from pgolf.scoring import audit, bpb, documents
@@ -28,6 +28,7 @@ from pgolf.scoring.static import StaticLosses
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
+NO_START = -1  # no token: documents of a tokenizer that has none to begin them with
 
 
 class Scorer(Protocol):
@@ -68,7 +69,7 @@ class Scored:
 
 
 def read_text(
-    data: Path,
+    data: Path | Sequence[Path],
     *,
     tokenizer: Path | None = None,
     sidecar_file: Path | None = None,
@@ -76,19 +77,50 @@ def read_text(
     bos: int | None = None,
     max_tokens: int | None = None,
 ) -> Text:
-    """The shard `data` and its byte counts, see `pgolf.data.sidecar.byte_counts`.
+    """The shard `data` and its byte counts, see `pgolf.data.sidecar.byte_counts`; or the text files, see `_encoded`.
 
-    bos: where None, what the tokenizer says, or the contest's. max_tokens: targets scored. Raises DataError, UsageError.
+    tokenizer: a SentencePiece model, a tokenizer.json or the folder of either. bos: where None, what the tokenizer says, or
+    the contest's. max_tokens: targets scored. Raises DataError, UsageError.
     """
+    files = [data] if isinstance(data, Path) else list(data)
+    if not text.refuse_mixed(files, "--data"):
+        return _encoded(files, tokenizer, sidecar_file, bos, max_tokens)
+    (data,) = files
     tokens = shards.read_shard(data)
     counts = sidecar.byte_counts(data, tokens, tokenizer=tokenizer, sidecar=sidecar_file, convention=convention)
     found = None if sidecar_file else sidecar.beside(data)
     if bos is None and tokenizer:
-        bos = tokenizers.load_tokenizer(tokenizer).bos_id()
-    known = bos if bos is not None and bos >= 0 else DEFAULT_BOS  # SentencePiece says -1 for none
+        bos = encoding.encoder(tokenizer).start
+    known = DEFAULT_BOS if bos is None else bos
     total = bpb.num_targets(tokens, counts, max_tokens)
-    unknown = tokenizers.unknown_share(tokens[1 : total + 1], tokenizer) if tokenizer else 0.0
+    unknown = tokenizers.unknown_share(tokens[1 : total + 1], encoding.encoder(tokenizer).unknown) if tokenizer else 0.0
     return Text(tokens, counts, known, total, f"bytes of {found.name}" if found else "", unknown)
+
+
+def _encoded(
+    files: Sequence[Path], tokenizer: Path | None, sidecar_file: Path | None, bos: int | None, max_tokens: int | None
+) -> Text:
+    """Text files as tokens; their bytes are those of the text. The documents follow one another as `Encoded` says."""
+    if sidecar_file is not None:
+        raise UsageError(
+            f"--bytes {sidecar_file} counts the tokens of a shard; {files[0]} is text, whose bytes are known"
+        )
+    if tokenizer is None:
+        raise UsageError(
+            f"{files[0]} is text: name what makes tokens of it, --tokenizer T.model, tokenizer.json or the model's folder"
+        )
+    most = None if max_tokens is None else max_tokens + 1
+    made = encoding.encoded(text.documents(files), encoding.encoder(tokenizer), most=most)
+    total = bpb.num_targets(made.tokens, made.byte_counts, max_tokens)
+    start = next((token for token in (bos, made.start) if token is not None), NO_START)
+    return Text(
+        made.tokens,
+        made.byte_counts,
+        start,
+        total,
+        "",
+        tokenizers.unknown_share(made.tokens[1 : total + 1], made.unknown),
+    )
 
 
 def score(

@@ -7,24 +7,26 @@ import sys
 import time
 from contextlib import redirect_stdout
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from torch import Tensor
 
 from pgolf.common.one_thread import one_thread
-from pgolf.data import shards, sidecar
 from pgolf.errors import BudgetError, SettingError
 from pgolf.fitting import packing
 from pgolf.loading import dense
-from pgolf.models import checkpoint, usermodel
-from pgolf.models.logits import logits_of
+from pgolf.models import usermodel
+from pgolf.models.logits import Logits, logits_of
 from pgolf.packer.format import artifact
 from pgolf.quant.curvature.store import Curvature
-from pgolf.scoring import bpb
+from pgolf.scoring import bpb, evaluation
+from pgolf.scoring.against import Beside
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup
-from pgolf.train.model import rebuild
+
+KL_TOKENS = 65_536  # of what is scored, on which the unquantized model runs beside: so many tell a KL to some per cent
 
 _one_at_a_time = Lock()  # threads of a Dask worker would share one module
 
@@ -50,20 +52,18 @@ class _Bench:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        like = usermodel.load(setup.model) if setup.model else None
-        self.source = checkpoint.read(setup.checkpoint, state=setup.state, like=like)
-        state = self.source.state_dict()
-        config = self.source.config or {}
-        model = usermodel.load(setup.model, state) if setup.model else rebuild.from_config(config, state)
+        place = Path(setup.checkpoint)
+        self.source = setup.maker.read(place)
+        model = setup.maker.build(self.source.state_dict(), self.source.config, place)
         self.model = model.to(setup.device)
+        self.reference: Logits | None = None
         self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
-        self.tokens = shards.read_shard(setup.data)
-        self.counts = sidecar.byte_counts(
-            setup.data,
-            self.tokens,
-            tokenizer=setup.tokenizer,
-            sidecar=setup.sidecar,
+        self.text = evaluation.read_text(
+            [Path(setup.data), *map(Path, setup.more)],
+            tokenizer=Path(setup.tokenizer) if setup.tokenizer else None,
+            sidecar_file=Path(setup.sidecar) if setup.sidecar else None,
             convention=setup.count,
+            max_tokens=setup.max_tokens,
         )
 
     def before(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class _Bench:
         state = dense.tensors_of(artifact.decode(made.data)[0])
         loaded = time.perf_counter() - began
         weights = sum(t.numel() for t in self.source.tensors.values())
-        return self._score(state) | {
+        return self._score(state, beside=self._reference()) | {
             "bytes": made.artifact_bytes,
             "bits_per_weight": 8 * made.artifact_bytes / weights,
             "quantized_bits_per_weight": made.bits_per_weight,
@@ -93,27 +93,48 @@ class _Bench:
             "load_seconds": loaded,
         }
 
-    def _score(self, state: dict[str, Tensor]) -> dict[str, Any]:
+    def _reference(self) -> Logits:
+        """The unquantized model, a module of its own, made when the first point is measured."""
+        if self.reference is None:
+            module = self.setup.maker.build(self.source.state_dict(), self.source.config, Path(self.setup.checkpoint))
+            self.reference = logits_of(module.to(self.setup.device).eval(), self.setup.logits)
+        return self.reference
+
+    def _score(self, state: dict[str, Tensor], beside: Logits | None = None) -> dict[str, Any]:
         usermodel.load_state(self.model, state)
+        logits = logits_of(self.model, self.setup.logits)
+        losses = None if beside is None else Beside(beside, logits, KL_TOKENS)
         with (
             redirect_stdout(sys.stderr),
             one_thread(),
         ):  # the last digits do not depend on how many cores a worker found
             result = bpb.evaluate(
-                logits_of(self.model, self.setup.logits),
-                self.tokens,
-                self.counts,
+                logits,
+                self.text.tokens,
+                self.text.byte_counts,
                 seq_len=self.setup.seq_len,
                 stride=self.setup.stride,
                 max_tokens=self.setup.max_tokens,
                 batch_size=8 if self.setup.device == "cpu" else 64,
                 device=self.setup.device,
+                losses=losses,
             )
         assert math.isfinite(result.bpb)
-        return {
+        return ({} if losses is None else _divergence_of(losses)) | {
             "bpb": result.bpb,
             "loss": result.loss,
             "tokens": result.tokens,
             "text_bytes": result.bytes,
             "score_seconds": result.seconds,
         }
+
+
+def _divergence_of(losses: Beside) -> dict[str, Any]:
+    found = losses.figures().divergence()
+    return {
+        "kl": found.kl,
+        "kl_error": found.kl_error,
+        "kl_rare": found.kl_rare,
+        "same_top": found.same_top,
+        "kl_tokens": found.tokens,
+    }

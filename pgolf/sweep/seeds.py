@@ -20,7 +20,18 @@ from pgolf.sweep import comparison
 
 MARGIN = 0.005  # nats per token
 LEVEL = 0.01
-_AVERAGED = ("bytes", "bits_per_weight", "bpb", "rise", "loss", "loss_rise", "pack_seconds")
+_AVERAGED = (
+    "bytes",
+    "bits_per_weight",
+    "bpb",
+    "rise",
+    "loss",
+    "loss_rise",
+    "kl",
+    "kl_rare",
+    "same_top",
+    "pack_seconds",
+)
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]], names: Sequence[str], out: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pgolf import __version__
 from pgolf.common.threads import workers
 from pgolf.errors import DataError
+from pgolf.train.model.rebuild import Maker
 
 if TYPE_CHECKING:
     from pgolf.data.tokenizers import Convention
@@ -25,7 +27,8 @@ LIBRARIES = ("torch", "numpy", "scipy", "numba", "brotli", "zstandard")  # what 
 class Setup:
     """Inputs and scoring of every point. Paths are absolute: workers start elsewhere.
 
-    model: FILE.py:NAME, None where the checkpoint says what it is. curvature: a file, None to pack without.
+    data: a shard, or text with the files `more` behind it. model: FILE.py:NAME or a folder, None where the checkpoint says
+    what it is; trusted: as in `train.model.rebuild.Maker`. curvature: a file, None to pack without.
     state: which of the checkpoint's weights. sidecar: byte counts instead of a tokenizer. rules: `--set`s that hold for
     every method.
     """
@@ -44,6 +47,13 @@ class Setup:
     curvature: str | None = None
     device: str = "cpu"
     state: str | None = None
+    more: tuple[str, ...] = ()
+    trusted: bool = False
+
+    @property
+    def maker(self) -> Maker:
+        """What builds the model."""
+        return Maker(self.model, self.state, self.trusted)
 
 
 def resolved(setup: Setup) -> Setup:
@@ -57,20 +67,23 @@ def resolved(setup: Setup) -> Setup:
         setup,
         checkpoint=str(Path(setup.checkpoint).resolve()),
         data=str(Path(setup.data).resolve()),
-        model=f"{absolute(file)}:{name}" if colon and file else setup.model,
+        more=tuple(str(Path(path).resolve()) for path in setup.more),
+        model=f"{absolute(file)}:{name}" if colon and file else absolute(setup.model),
         tokenizer=absolute(setup.tokenizer),
         sidecar=absolute(setup.sidecar),
         curvature=absolute(setup.curvature),
     )
 
 
-def calibration_facts(curvature: Path | None, calib: str | None, *, tokens: int, seed: int) -> dict[str, Any]:
-    """JSON of how the curvature of a sweep is made, {} for none: from a file, or over a text (--calib). Raises DataError."""
+def calibration_facts(curvature: Path | None, calib: Sequence[str], *, tokens: int, seed: int) -> dict[str, Any]:
+    """JSON of how the curvature of a sweep is made, {} for none: from a file, or over the files or by the word of --calib.
+    Raises DataError."""
     if curvature:
         return {"file": file_hash(curvature)}
-    if calib is None or calib == "none":
+    if not calib or calib[0] == "none":
         return {}
-    text = calib if calib in {"self", "random"} else file_hash(calib)
+    texts = [name if name in {"self", "random"} else file_hash(name) for name in calib]
+    text = texts[0] if len(texts) == 1 else hashlib.sha256("".join(texts).encode()).hexdigest()
     return {"text": text, "tokens": tokens, "seed": seed}
 
 
@@ -81,11 +94,16 @@ def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
     """
     facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
     del facts["curvature"]  # made from the rest, or named in `calibration`
-    if facts["state"] is None:
-        del facts["state"]  # folders of before there was a choice go on
+    for name in ("state", "more", "trusted"):
+        if not facts[name]:
+            del facts[name]  # folders of before there was a choice go on
+    if setup.more:
+        facts["more"] = [file_hash(path) for path in setup.more]
     for name in _FILES:
         facts[name] = content_hash(facts[name]) if facts[name] else None
-    if setup.model:
+    if setup.model and Path(setup.model).is_dir():
+        facts["model"] = file_hash(Path(setup.model) / "config.json")
+    elif setup.model:
         path, _, name = setup.model.rpartition(":")
         facts["model"] = f"{file_hash(path)}:{name}"
     return facts

@@ -191,3 +191,32 @@ def test_what_cannot_be_tuned(folder: Path, more: list[str], code: int, says: st
     ]
     assert says in run(folder, *common, *more, code=code)
     assert not (folder / "o.pgolf").exists()
+
+
+PACK = ["pack", "DIR/GPT.pt", "--model", "DIR/nano.py:GPT", "-o", "DIR/o.pgolf", "--tokens", "800", "--force"]
+
+
+@pytest.mark.parametrize("text", ["DIR/val.bin", "self"])
+def test_a_largest_kl(folder: Path, text: str) -> None:
+    facts = json.loads(run(folder, *PACK, "--calib", text, "--max-kl", "0.01", "--method", "rtn", "--json"))
+    assert facts["asked"]["found"] == facts["measured"]["kl"] <= 0.01
+    said = run(folder, *PACK, "--calib", text, "--max-rise", "0.05", "--method", "rtn")
+    assert "asked for          a measured rise of 0.05 at most" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--calib", "none", "--max-kl", "0.1"], 2, "--max-kl needs a model and text to measure on"),
+        (["--calib", "random", "--max-rise", "0.1"], 2, "--max-rise needs a model and text to measure on"),
+        (["--calib", "DIR/val.bin", "--tokens", "3000", "--max-kl", "0.1"], 2, "a --calib longer than --tokens"),
+        (["--calib", "DIR/val.bin", "--max-kl", "0.1", "--no-measure"], 2, "leave --no-measure out"),
+        (["--calib", "DIR/val.bin", "--max-kl", "0.1", "--budget", "9kB"], 2, "not both"),
+        (["--calib", "DIR/val.bin", "--max-kl", "0.1", "--deadline", "9"], 2, "exclude each other"),
+        (["--calib", "DIR/val.bin", "--max-kl", "1e-9", "--method", "rtn"], 4, "out of reach"),
+        (["--calib", "DIR/val.bin", "--bits", "33"], 2, "'--bits'"),
+    ],
+)
+def test_what_cannot_be_kept_near(folder: Path, more: list[str], code: int, says: str) -> None:
+    assert says in run(folder, *PACK, *more, code=code)
+    assert not (folder / "o.pgolf").exists()

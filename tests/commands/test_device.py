@@ -82,9 +82,11 @@ def test_the_device_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Small()
     monkeypatch.setattr(models, "build", lambda *args: model)
     monkeypatch.setattr(models, "_invented", stop)
-    options = CalibrationOptions("self", 64, 0, device="meta")  # stands for a GPU
+    options = CalibrationOptions(("self",), 64, 0, device="meta")  # stands for a GPU
     with pytest.raises(KeyboardInterrupt):
-        models.calibrate_model(from_mapping(Small().state_dict()), ModelOptions(None, None), options, silent)
+        models.calibrate_model(
+            from_mapping(Small().state_dict()), Path("ckpt.pt"), ModelOptions(None, None), options, silent
+        )
     assert met == [torch.device("meta")]
 
 

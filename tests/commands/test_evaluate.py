@@ -188,3 +188,37 @@ def test_the_audit_fails_with_exit_code_4(folder: Path, more: tuple[str, ...], f
 def test_mistakes_get_one_line_and_an_exit_code(folder: Path, arguments: tuple[str, ...], code: int, message: str):
     (folder / "r.json").write_text('{"bpb": 1}')
     assert message in run("eval", *arguments, code=code).stderr
+
+
+def test_against_the_unquantized_model(folder: Path):
+    """No bytes are needed: neither --tokenizer nor --bytes."""
+    state = toy_state()
+    state["tok_emb.weight"] *= 0.2  # logits of a trained model's size
+    torch.save(state, "ckpt.pt")
+    text = (*MODEL, "--data", "val.bin", "--seq-len", "64", "--against", "ckpt.pt", "--json")
+    for name, bits in (("small", 3), ("large", 6)):
+        run("pack", "ckpt.pt", "--method", "rtn", "--set", f"*=int{bits}", "-o", f"{name}.pgolf")
+    (folder / "bytes.bin").unlink()
+    one = json.loads(run("eval", "small.pgolf", *text).stdout)
+    assert one["bytes"] == (folder / "small.pgolf").stat().st_size
+    assert one["kl"] > 0.001
+    assert one["tokens"] == 999
+    both = json.loads(run("eval", "small.pgolf", "large.pgolf", *text, "-o", "kl.json").stdout)
+    assert both["a"]["kl"] == pytest.approx(one["kl"])
+    assert both["difference"]["value"] == pytest.approx(both["b"]["kl"] - both["a"]["kl"])
+    assert json.loads((folder / "kl.json").read_text())["a"] == both["a"]
+    said = run("eval", "small.pgolf", "large.pgolf", *text[:-1]).stdout
+    assert "difference B - A   KL -" in said
+    assert f"bytes              {both['b']['bytes']:,}" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("ckpt.pt", "--audit"), "--against and --audit exclude each other"),
+        (("ckpt.pt", "--ttt"), "--against and --ttt exclude each other"),
+        (("r.json",), "needs the model, not its saved result"),
+    ],
+)
+def test_what_does_not_go_with_a_kl(folder: Path, more: tuple[str, ...], message: str):
+    assert message in run("eval", *more, *MODEL, *DATA, "--against", "ckpt.pt", code=2).stderr

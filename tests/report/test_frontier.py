@@ -11,6 +11,7 @@ from pgolf.report import frontier
 from pgolf.report.curves import apart, curves, log_ticks, round_ticks, show_bytes
 from pgolf.report.rendering import environment
 from pgolf.report.svg import frontier_svg
+from pgolf.report.terminal import point_cells
 from tests.report import facts
 from tests.report.facts import NASTY
 
@@ -29,6 +30,21 @@ def test_all_three_are_drawn_the_same_twice(results, tmp_path):
     for name in ("frontier.png", "frontier.svg", "frontier.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_kl_has_a_picture_and_columns_of_its_own(results, tmp_path):
+    for point in results["points"][:-1]:
+        point |= {"kl": 0.01 * 1e6 / point["bytes"], "same_top": 0.95}
+    del results["points"][0]["kl"]  # a point of an older folder
+    assert [path.name for path in frontier.write(results, tmp_path)][-2:] == ["kl.png", "kl.svg"]
+    root = ET.fromstring((tmp_path / "kl.svg").read_text())
+    marks = [p for p in root.iter("{http://www.w3.org/2000/svg}path") if "mark" in (p.get("class") or "")]
+    assert len(marks) == 5
+    assert any("KL 0.00667" in p.get("aria-label") for p in marks)
+    assert (tmp_path / "frontier.html").read_text().count("<svg") == 2
+    heads, rows = point_cells(results)
+    assert {len(row) for row in rows} == {len(heads)}
+    assert [row[heads.index("KL")] for row in rows] == ["", "0.00833", "0.00625", "0.00833", "0.00667", "0.01000", ""]
 
 
 def test_the_headline_says_what_was_gained(results):

@@ -63,6 +63,9 @@ def test_results_hold_every_setting_and_figure(folder):
     for p in results["points"]:
         assert p["budget"] is None or p["bytes"] <= p["budget"]
         assert p["rise"] == pytest.approx(p["bpb"] - results["before"]["bpb"])
+        assert p["loss_rise"] == pytest.approx(p["kl"], abs=0.05)  # of random text: a rise scatters about the KL
+        assert 0 < p["kl"] < p["kl_rare"]
+        assert (p["kl_tokens"], p["same_top"] <= 1) == (2999, True)
         assert p["bits_per_weight"] == pytest.approx(8 * p["bytes"] / results["before"]["weights"])
     assert len(results["settings"]["checkpoint"]) == 64
     assert {"pgolf", "torch", "numpy"} <= results["settings"]["versions"].keys()

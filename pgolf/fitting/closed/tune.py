@@ -14,12 +14,12 @@ from torch import Tensor
 import pgolf
 from pgolf.common.sizes import Size
 from pgolf.errors import BudgetError, UsageError
-from pgolf.fitting.budget import Goal
 from pgolf.fitting.closed.loop import Loop, Made
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
 from pgolf.fitting.closed.work import Work, key_of, path_for
+from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
@@ -146,7 +146,9 @@ def _closed(
         groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
         last = max(1, round(AFTER * steps))
         each = (steps - last) // max(1, len(groups) - 1)
-        return Loop(job, opened, student, goal.room()).close(groups, repair, each, last, work), seen
+        room = goal.room() if goal.bits is None else opened.size
+        made = Loop(job, opened, student, room).close(groups, repair, each, last, work)
+        return [each for each in made if goal.bits is None or each.trial.bits_per_weight <= goal.bits], seen
 
 
 def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate: float) -> Work:
@@ -155,7 +157,7 @@ def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate:
         return Work(None)
     assert live.text is not None
     tensors = [part for name in sorted(job.source.tensors) for part in (name, job.source.tensors[name])]
-    how = (rate, limits.tokens, limits.seed, goal.room(), torch.__version__, torch.get_num_threads(), pgolf.__version__)
+    how = (rate, limits.tokens, limits.seed, goal, torch.__version__, torch.get_num_threads(), pgolf.__version__)
     texts = live.text, live.held
     return Work(
         path_for(limits.artifact), key_of([opened.encoded.data, *tensors, *texts, sorted(job.plans.items()), how])

@@ -100,6 +100,11 @@ def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> flo
     return float((counts * gaussian_bits(sigma)).sum()) + side
 
 
+def foreseen_rise(weights: int) -> float:
+    """Nats per token that rounding so many weights with curvature at Settings.step = 1 costs, while codes are wide."""
+    return weights * UNIT * UNIT / 24
+
+
 def informative(curvature: MatrixCurvature) -> bool:
     """Whether any input or output was ever other than zero: without, a rise of the loss cannot be told."""
     H, G = curvature.H, curvature.G

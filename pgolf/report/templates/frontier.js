@@ -1,5 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
-for (const group of document.querySelectorAll("g.series")) {
+const groups = [...document.querySelectorAll("g.series")];
+for (const name of new Set(groups.map(g => g.dataset.series))) {
+  const mine = groups.filter(g => g.dataset.series === name), group = mine[0];
   const button = document.createElement("button"), swatch = document.createElement("span");
   swatch.className = "swatch";
   swatch.style.background = group.querySelector(".name").style.fill;
@@ -7,7 +9,7 @@ for (const group of document.querySelectorAll("g.series")) {
   button.setAttribute("aria-pressed", "true");
   button.onclick = () => {
     const shown = group.style.display === "none";
-    group.style.display = shown ? "" : "none";
+    for (const g of mine) g.style.display = shown ? "" : "none";
     button.setAttribute("aria-pressed", String(shown));
   };
   bar.insertBefore(button, theme);
@@ -20,6 +22,7 @@ function show(mark) {
   say("b", p.series + ", " + p.label);
   say("div", p.bytes.toLocaleString("en") + " bytes, " + p.bits_per_weight.toFixed(3) + " bits a weight");
   say("div", p.bpb.toFixed(5) + " bits per byte, rise " + p.rise.toFixed(5));
+  if (p.kl !== undefined) say("div", "KL " + p.kl.toFixed(5) + ", " + (100 * p.same_top).toFixed(2) + "% same likeliest");
   if (p.rise_spread !== undefined) say("div", "spread over seeds " + p.rise_spread.toFixed(5));
   tip.style.display = "block";
   const width = tip.offsetWidth, left = at.right + scrollX + 10;
