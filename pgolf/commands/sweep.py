@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.live import live_table
-from pgolf.commands.models import build, calibrate_model, read_checkpoint, usable_context
+from pgolf.commands.models import at_hand, build, calibrate_model, read_checkpoint, usable_context
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pgolf.quant.curvature.store import Curvature
     from pgolf.sweep.points import Point
     from pgolf.sweep.setup import Setup
+    from pgolf.sweep.tuning import Tuning
 
 MOST_JOBS = 4  # by default: each process holds the model, its curvature and several trials of a pack
 
@@ -42,7 +43,7 @@ MOST_JOBS = 4  # by default: each process holds the model, its curvature and sev
 @dataclass(frozen=True)
 class PlanOptions:
     """Which packs are made: every method at every size (--budgets in bytes, --bits a weight) with every coder, and the
-    baseline; --set for all of them."""
+    baseline; --set for all of them; --tune for those with "+tune"."""
 
     methods: str
     coders: str
@@ -50,6 +51,7 @@ class PlanOptions:
     budgets: str | None
     bits: str | None
     rules: tuple[str, ...]
+    tune: str | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class _Wanted:
     metavar="M,...",
     default="auto",
     show_default=True,
-    help="auto,gptq:int6,k=12.85,sdclip:int5,rtn:int8,contest",
+    help="auto,auto+tune,gptq:int6,k=12.85,sdclip:int5,rtn:int8,contest",
 )
+@click.option("--tune", metavar="TOKENS", help="Text for methods with +tune: 500k, 4M tokens of --calib.")
 @click.option(
     "--coder", "coders", metavar="C,...", default="ours", show_default=True, help="ours,brotli,zstd,lzma,zlib"
 )
@@ -181,6 +184,7 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
             executor=executor,
             calibrate=_calibration(source, ckpt, wanted) if how.get("text") else None,
             calibration=how,
+            tuning=_tuning(source, ckpt, wanted),
             baseline=series,
             force=wanted.force,
             watch=watch,
@@ -190,6 +194,7 @@ def _one(ckpt: Path, folder: Path, executor: Executor, wanted: _Wanted) -> dict[
 def _points(source: Checkpoint, options: PlanOptions) -> tuple[list[Point], str | None]:
     """Every point to measure, and the series that the others are compared with."""
     from pgolf.common.sizes import parse_size
+    from pgolf.fitting.closed.tune import tokens_of
     from pgolf.sweep.wanted import wanted_points
 
     return wanted_points(
@@ -199,6 +204,7 @@ def _points(source: Checkpoint, options: PlanOptions) -> tuple[list[Point], str 
         bits=[_number(text) for text in _words(options.bits)],
         coders=_words(options.coders),
         baseline=None if options.baseline == "none" else options.baseline,
+        tune=tokens_of(options.tune),
     )
 
 
@@ -251,6 +257,7 @@ def _setup(ckpt: Path, wanted: _Wanted, seq_len: int) -> Setup:
             curvature=str(wanted.curvature_file) if wanted.curvature_file else None,
             device=text.device,
             trusted=wanted.user.trust_remote_code,
+            seed=wanted.calibration.seed,
         )
     )
 
@@ -261,6 +268,21 @@ def _calibration(source: Checkpoint, place: Path, wanted: _Wanted) -> Callable[[
             return calibrate_model(source, place, wanted.user, wanted.calibration, progress)
 
     return calibrate
+
+
+def _tuning(source: Checkpoint, place: Path, wanted: _Wanted) -> Callable[[int], Tuning]:
+    def tuning(tokens: int) -> Tuning:
+        from pgolf.sweep.tuning import Tuning
+
+        if wanted.calibration.word == "none":
+            raise UsageError("--tune needs text to tune on: --calib FILE or self")
+        with progress_bars() as progress:
+            known = at_hand(source, place, wanted.user, wanted.calibration, progress, tokens)
+        assert known.held is not None
+        assert known.more is not None
+        return Tuning(known.held, known.more, known.what)
+
+    return tuning
 
 
 def _show(results: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 sweep.json               what all points share, and the plan so far
 curvature.safetensors    calibrated once
+text-N.safetensors       what tuned points learn from, N tokens
 points/KEY.json          one finished point each
 results.json             all points of the plan, compared; and the pictures drawn from it
 """
@@ -43,6 +44,10 @@ class Folder:
     def curvature(self) -> Path:
         """Where the curvature of the checkpoint is kept."""
         return self.path / "curvature.safetensors"
+
+    def text(self, tokens: int) -> Path:
+        """Where the text is kept of which so many tokens are tuned on."""
+        return self.path / f"text-{tokens}.safetensors"
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Key -> result of every finished point of the plan, and of the checkpoint itself."""
@@ -95,7 +100,7 @@ def _point(facts: Mapping[str, Any]) -> Point:
 
 def _clear(path: Path) -> None:
     shutil.rmtree(path / "points", ignore_errors=True)
-    for name in ("curvature.safetensors", "results.json"):
+    for name in ("curvature.safetensors", "results.json", *(file.name for file in path.glob("text-*.safetensors"))):
         (path / name).unlink(missing_ok=True)
 
 
@@ -120,7 +125,13 @@ def _is_point(facts: Any) -> bool:
     match facts:
         case {"series": str(), "label": str(), "method": str(), "coder": str(), "rules": list(rules),
               "options": dict(options), "budget": None | int(), **rest}:  # fmt: skip
-            return not rest and all(isinstance(r, str) for r in rules) and all(map(is_number, options.values()))
+            tune = rest.pop("tune", None)  # folders of before it have none
+            return (
+                not rest
+                and (tune is None or type(tune) is int)
+                and all(isinstance(r, str) for r in rules)
+                and all(map(is_number, options.values()))
+            )
     return False
 
 

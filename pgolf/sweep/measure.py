@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgolf.common.one_thread import one_thread
 from pgolf.errors import BudgetError, SettingError
 from pgolf.fitting import packing
+from pgolf.fitting.live import Live
 from pgolf.loading import dense
 from pgolf.models import usermodel
 from pgolf.models.logits import Logits, logits_of
@@ -23,6 +25,7 @@ from pgolf.packer.format import artifact
 from pgolf.quant.curvature.store import Curvature
 from pgolf.scoring import bpb, evaluation
 from pgolf.scoring.against import Beside
+from pgolf.sweep import tuning
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup
 
@@ -56,7 +59,7 @@ class _Bench:
         self.source = setup.maker.read(place)
         model = setup.maker.build(self.source.state_dict(), self.source.config, place)
         self.model = model.to(setup.device)
-        self.reference: Logits | None = None
+        self.unquantized: nn.Module | None = None
         self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
         self.text = evaluation.read_text(
             [Path(setup.data), *map(Path, setup.more)],
@@ -73,9 +76,10 @@ class _Bench:
         }
 
     def point(self, point: Point) -> dict[str, Any]:
-        how = point.how() | {"rules": self.setup.rules}
+        how = point.how() | {"rules": self.setup.rules, "seed": self.setup.seed}
         try:
-            made = packing.pack(self.source, None, curvature=self.curvature, **how)
+            with one_thread() if point.tune else nullcontext():  # tuned bytes would depend on how many a worker has
+                made = packing.pack(self.source, None, curvature=self.curvature, text=self._live(point), **how)
         except (BudgetError, SettingError) as error:
             return {"refused": str(error)}
         began = time.perf_counter()
@@ -89,16 +93,26 @@ class _Bench:
             "predicted_rise": made.loss_rise,
             "step": made.step,
             "notes": list(made.notes),
+            **({"tuned": asdict(made.tuned)} if made.tuned else {}),
             "pack_seconds": made.seconds,
             "load_seconds": loaded,
         }
 
-    def _reference(self) -> Logits:
-        """The unquantized model, a module of its own, made when the first point is measured."""
-        if self.reference is None:
+    def _live(self, point: Point) -> Live | None:
+        if point.tune is None:
+            return None
+        assert self.setup.text is not None
+        return tuning.load(Path(self.setup.text)).live(self._unquantized(), self.setup.logits)
+
+    def _unquantized(self) -> nn.Module:
+        """The model as it was, a module of its own, made when it is first needed."""
+        if self.unquantized is None:
             module = self.setup.maker.build(self.source.state_dict(), self.source.config, Path(self.setup.checkpoint))
-            self.reference = logits_of(module.to(self.setup.device).eval(), self.setup.logits)
-        return self.reference
+            self.unquantized = module.to(self.setup.device).eval()
+        return self.unquantized
+
+    def _reference(self) -> Logits:
+        return logits_of(self._unquantized(), self.setup.logits)
 
     def _score(self, state: dict[str, Tensor], beside: Logits | None = None) -> dict[str, Any]:
         usermodel.load_state(self.model, state)

@@ -24,6 +24,7 @@ from pgolf.sweep.setup import Setup, identity, machine
 
 if TYPE_CHECKING:
     from pgolf.quant.curvature.store import Curvature
+    from pgolf.sweep.tuning import Tuning
 
 FORMAT = 1
 Watch = Callable[[list[dict[str, Any]]], None]  # called with the rows so far, finished and not
@@ -37,6 +38,7 @@ def sweep(
     executor: Executor,
     calibrate: Callable[[], Curvature] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    tuning: Callable[[int], Tuning] | None = None,
     baseline: str | None = None,
     force: bool = False,
     watch: Watch | None = None,
@@ -44,7 +46,8 @@ def sweep(
     """Measure `points` into the folder `out` and return what its results.json holds.
 
     calibrate: makes the curvature, called once a folder; None packs without, unless setup.curvature names a file.
-    calibration: JSON that says how, for results and for telling a changed setting. baseline: the series to compare
+    calibration: JSON that says how, for results and for telling a changed setting. tuning: makes the text of so many tokens
+    for points that are tuned. baseline: the series to compare
     with. force: measure anew what was measured with other settings. Raises UsageError (changed settings) and what
     reading, packing and scoring raise; finished points stay.
     """
@@ -57,6 +60,9 @@ def sweep(
         if not folder.curvature.is_file():
             calibrate().save(folder.curvature)
         setup = replace(setup, curvature=str(folder.curvature.resolve()))
+    tokens = max((p.tune for p in points if p.tune is not None), default=None)
+    if tokens is not None:
+        setup = replace(setup, text=str(_text(folder, tokens, tuning).resolve()))
     done = folder.done()
     todo = [(BEFORE, None), *((p.key, p) for p in folder.plan)]
     tell = watch or (lambda _: None)
@@ -68,6 +74,16 @@ def sweep(
     found = results(folder, done, shared, baseline)
     write_json(folder.path / "results.json", found)
     return found
+
+
+def _text(folder: Folder, tokens: int, make: Callable[[int], Tuning] | None) -> Path:
+    """The file of the text that is tuned on; made where it is not there yet."""
+    path = folder.text(tokens)
+    if not path.is_file():
+        if make is None:
+            raise UsageError("points to be tuned need a text: name a --calib")
+        make(tokens).save(path)
+    return path
 
 
 def _measured(

@@ -31,6 +31,16 @@ def test_clips_of_one_method_are_one_series():
     assert {p.series for p in points_of("gptq:int6,k=9,gptq:int6,k=20", [])} == {"gptq:int6"}
 
 
+def test_a_tuned_method_is_a_series_of_its_own():
+    open_loop, tuned = points_of("auto:trellis=4,auto+tune:trellis=4", [3000], tune=5000)
+    assert (open_loop.series, open_loop.tune, open_loop.how()["tune"]) == ("auto:trellis=4", None, None)
+    assert (tuned.series, tuned.method, tuned.how()["tune"]) == ("auto+tune:trellis=4", "auto", 5000)
+    assert tuned.key != points_of("auto+tune:trellis=4", [3000], tune=6000)[0].key
+    assert open_loop.key == points_of("auto:trellis=4", [3000])[0].key == "49e78c54b6414598"
+    with pytest.raises(UsageError, match=r"auto\+tune needs --tune TOKENS"):
+        points_of("auto+tune", [3000])
+
+
 def test_coders_are_told_apart_only_where_there_are_several():
     assert [p.series for p in points_of("rtn", [10], coders=["ours"])] == ["rtn"]
     both = points_of("rtn", [10], coders=["ours", "brotli"])

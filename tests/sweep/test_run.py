@@ -148,6 +148,25 @@ def test_calibration_runs_once_and_is_kept(folder):
     assert "calibration.tokens" in run(*arguments, "--tokens", "600", code=2).stderr
 
 
+def test_tuned_points_stand_beside_the_open_loops(folder):
+    arguments = ("sweep", "ckpt.pt", *MODEL, "--calib", "val.bin", "--tokens", "512", "--baseline", "none", "--budgets", "5kB",
+                 "--jobs", "1", "-o", "s", "--tune", "6k", "--methods")  # fmt: skip
+    run(*arguments, "auto")
+    assert not list((folder / "s").glob("text-*"))
+    run(*arguments, "auto,auto+tune")
+    opened, tuned = json.loads((folder / "s" / "results.json").read_text())["points"]
+    assert (opened["series"], tuned["series"], tuned["tune"]) == ("auto", "auto+tune", 6000)
+    assert "tuned" not in opened
+    assert tuned["tuned"]["tokens"] >= 4000
+    assert tuned["tuned"]["kl"] <= tuned["tuned"]["kl_before"]
+    assert max(opened["bytes"], tuned["bytes"]) <= 5000
+    assert [path.name for path in (folder / "s").glob("text-*")] == ["text-6000.safetensors"]
+    (folder / "s" / "text-6000.safetensors").write_bytes(b"x")
+    assert "remove it" in run(*arguments[:-5], "--budgets", "5.2kB", *arguments[-5:], "auto+tune", code=3).stderr
+    assert "--tune needs text" in run("sweep", "ckpt.pt", *MODEL, "--calib", "none", "--budgets", "5kB", "--baseline",
+                                      "none", "--methods", "auto+tune", "--tune", "6k", "-o", "t", code=2).stderr  # fmt: skip
+
+
 def test_two_processes_give_what_one_gives(folder):
     plan = points_of("sdclip:int5,rtn:int8", [5000])
     with executor(2, None) as two:
