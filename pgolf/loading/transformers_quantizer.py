@@ -2,7 +2,7 @@
 
 The artifact is decoded into a temporary file of transformers' own kind, which takes the place of the file that config.json
 names: dtype, device_map, offloading and the renaming of old names are then its own, not ours. The file is gone once the
-model is there. Dense weights make a plain model, which save_pretrained writes as any other.
+model is there, or once the model is gone where it is offloaded to disk. Dense weights make a plain model, which save_pretrained writes as any other.
 
 `import pgolf` registers it, before or after `import transformers` (common/when_imported.py).
 """
@@ -57,6 +57,7 @@ class _Quantizer:
     required_packages = ("pgolf",)
     is_trainable = False
     _artifact: Path
+    _folder: str
     _clean: weakref.finalize[[str, bool], _Quantizer]
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
@@ -66,14 +67,15 @@ class _Quantizer:
                 f"config.json speaks of pgolf and names no {STAND_IN}: write the folder again, pgolf unpack"
             )
         self._artifact = named[0].with_name(ARTIFACT)
-        folder = mkdtemp(prefix="pgolf-")
-        self._clean = weakref.finalize(self, shutil.rmtree, folder, True)  # errors ignored; also where loading fails
-        checkpoint_files[:] = [str(_decoded(self._artifact, Path(folder)))]
+        self._folder = mkdtemp(prefix="pgolf-weights-")
+        self._clean = weakref.finalize(self, shutil.rmtree, self._folder, True)  # errors ignored; also where loading fails
+        checkpoint_files[:] = [str(_decoded(self._artifact, Path(self._folder)))]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():  # where what is offloaded is read from
-            weakref.finalize(model, *self._clean.detach()[1:3])  # type: ignore[index]
+            self._clean.detach()
+            weakref.finalize(model, shutil.rmtree, self._folder, True)
         else:
             self._clean()
         places = {parameter.device for parameter in model.parameters()}
