@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pgolf.common import moved
+from pgolf.common.when_imported import when_imported
 
 if TYPE_CHECKING:
     from pgolf.fitting.estimate import Estimate, estimate
@@ -36,6 +37,9 @@ _HOMES = {
 }  # fmt: skip
 
 sys.meta_path.insert(0, moved.Finder())
+when_imported(  # so that from_pretrained opens folders whose weights are an artifact
+    "transformers.quantizers.auto", lambda: import_module("pgolf.loading.transformers_quantizer").register()
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -39,13 +39,13 @@ def estimate(
     from pgolf import report
     from pgolf.fitting import estimate as forecast
     from pgolf.kernels.device import need
-    from pgolf.models import checkpoint
     from pgolf.quant.curvature.store import Curvature
+    from pgolf.train.model.rebuild import Maker
 
     need(device)
     curvature = Curvature.load(curvature_file, device) if curvature_file else None
     found = forecast.estimate(
-        checkpoint.read(ckpt, state=state), budget=budget, curvature=curvature, method=method, rules=rules, code=code
+        Maker(state=state).read(ckpt), budget=budget, curvature=curvature, method=method, rules=rules, code=code
     )
     print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +178,7 @@ def pack(
     tokens = tokens_of(tune)
     if goal.measured and not measure:
         raise UsageError(f"{goal.measured} is measured: leave --no-measure out")
-    source = read_checkpoint(ckpt, user, everything=method == KEEP)
+    source = _noted(read_checkpoint(ckpt, user, everything=method == KEEP), ckpt, user, calibration)
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
         known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
@@ -250,6 +250,16 @@ def _target_rise(bpb_rise: float | None, bytes_per_token: float | None) -> float
             "--target-bpb-rise needs --bytes-per-token B: `pgolf eval` prints bytes and tokens of your text"
         )
     return bpb_rise * math.log(2) * bytes_per_token
+
+
+def _noted(source: Checkpoint, place: Path, user: ModelOptions, calibration: CalibrationOptions) -> Checkpoint:
+    """With a note of what keeps a folder's model from being run, where nobody said that it need not be."""
+    from pgolf.models.transformers_model import is_theirs, obstacle
+
+    if user.model is not None or calibration.word == "none" or source.config is None or not is_theirs(source.config):
+        return source
+    why = obstacle(source.config, code=user.maker.code(place))
+    return replace(source, notes=(*source.notes, f"the model is not run: {why}")) if why else source
 
 
 def _at_hand(

@@ -21,6 +21,7 @@ EXTRA_OF = {  # as Python imports it: the extra of pyproject.toml
     "distributed": "dask",
     "transformers": "hf",
     "tokenizers": "hf",
+    "gguf": "gguf",
 }
 
 

@@ -15,7 +15,7 @@ from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import dropping, obeyed, plan
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
-from pgolf.models import blueprint, checkpoint
+from pgolf.models import blueprint, checkpoint, huggingface, transformers_model
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.names import stripped, unwrapped
 from pgolf.quant.curvature import unreached
@@ -96,7 +96,8 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
-        return checkpoint.read(model, state=state)
+        named = Path(model).is_dir() and transformers_model.is_known(huggingface.config(Path(model)))
+        return transformers_model.read(Path(model)) if named else checkpoint.read(model, state=state)
     if not isinstance(model, nn.Module):
         return checkpoint.from_nest(model, state=state)
     if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
@@ -105,7 +106,7 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
     tensors = {bare: held[name] for bare, name in known.full.items()}
     taken = stripped({name: bare for bare, name in known.full.items()})
     notes = (f"names without {', '.join(taken)}, which wrappers put there",) if taken else ()
-    return checkpoint.from_mapping(tensors, notes=notes, like=known)
+    return checkpoint.from_mapping(tensors, transformers_model.config_of(model), notes, like=known)
 
 
 def known_curvatures(source: Checkpoint, curvature: Curvature | None) -> dict[str, list[MatrixCurvature | None]]:

@@ -157,6 +157,18 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     config: for config.json, unless `like`, the folder that was packed, has one. Its other files (tokenizer, generation
     settings, code; no weights) are copied. Raises UsageError for a `like` that is no folder.
     """
+    names = write_rest(folder, config, like)
+    kept, dropped = untied(state)
+    with replacing(folder / WEIGHTS) as file:  # last: a folder with weights is whole
+        file.write(_saying(save(kept, {"format": "pt"}), dropped))  # without that format from_pretrained refuses it
+    (folder / INDEX).unlink(missing_ok=True)
+    return [WEIGHTS, *names]
+
+
+def write_rest(
+    folder: Path, config: Mapping[str, Any] | None, like: Path | None, more: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Write all of a folder but its weights, as `write` does; returns the names. more: what config.json says besides."""
     if like is not None and not like.is_dir():
         raise UsageError(f"--like {like}: not a folder")
     others = [] if like is None else [p for p in sorted(like.iterdir()) if p.is_file() and not _holds_weights(p)]
@@ -164,14 +176,12 @@ def write(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any] |
     for path in others:
         with replacing(folder / path.name) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
-    if config is not None and CONFIG not in {path.name for path in others}:
+    theirs = _json(like / CONFIG) if like is not None and CONFIG in {path.name for path in others} else None
+    said = config if theirs is None else theirs if more else None
+    if said is not None:
         with replacing(folder / CONFIG) as file:
-            file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    kept, dropped = untied(state)
-    with replacing(folder / WEIGHTS) as file:  # last: a folder with weights is whole
-        file.write(_saying(save(kept, {"format": "pt"}), dropped))  # without that format from_pretrained refuses it
-    (folder / INDEX).unlink(missing_ok=True)
-    return [WEIGHTS, *sorted({path.name for path in others} | ({CONFIG} if config is not None else set()))]
+            file.write((json.dumps({**said, **(more or {})}, indent=2, sort_keys=True) + "\n").encode())
+    return sorted({path.name for path in others} | ({CONFIG} if said is not None else set()))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ otherwise than the folder does (GPT-2 without its prefix, experts one by one), t
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -35,10 +36,15 @@ def is_theirs(config: Mapping[str, Any] | None) -> bool:
 
 def is_known(config: Mapping[str, Any] | None, *, code: Path | None = None) -> bool:
     """Whether `build` can make a module of a configuration, by the transformers that is installed."""
+    return config is not None and is_theirs(config) and obstacle(config, code=code) is None
+
+
+def obstacle(config: Mapping[str, Any], *, code: Path | None = None) -> str | None:
+    """Why `build` can make no module of a configuration that `is_theirs`, None if it can."""
     try:
-        return config is not None and is_theirs(config) and _refusal(config, code) is None
-    except MissingExtraError:
-        return False
+        return _refusal(config, code)
+    except MissingExtraError as error:
+        return str(error)
 
 
 def build(
@@ -80,9 +86,11 @@ def read(folder: Path, *, code: Path | None = None) -> Checkpoint:
 def config_of(module: nn.Module) -> dict[str, Any] | None:
     """The configuration that a module of transformers carries, as its config.json would say it; None of all others."""
     config = getattr(module, "config", None)
-    if "transformers" not in sys.modules or not isinstance(config, sys.modules["transformers"].PretrainedConfig):
+    library = sys.modules.get("transformers")  # where nobody imported it there is no such module
+    if library is None or not isinstance(config, library.PretrainedConfig):
         return None
-    return dict(config.to_diff_dict()) | {"architectures": [type(module).__name__]}
+    said: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    return said | {"architectures": [type(module).__name__]}
 
 
 def _refuse_unbuildable(config: Mapping[str, Any] | None, what: str, code: Path | None) -> Mapping[str, Any]:
@@ -175,7 +183,12 @@ def _renamed(module: nn.Module, state: Mapping[str, Tensor], what: str) -> dict[
     with _quietly() as library, torch.random.fork_rng(devices=[]):
         try:
             made, told = type(module).from_pretrained(  # type: ignore[attr-defined]
-                None, config=module.config, state_dict=dict(state), dtype=module.dtype, output_loading_info=True
+                None,
+                config=module.config,
+                state_dict=dict(state),
+                dtype=module.dtype,
+                ignore_mismatched_sizes=True,  # told below, by name
+                output_loading_info=True,
             )
         except Exception as error:
             raise CheckpointError(
@@ -189,7 +202,8 @@ def _renamed(module: nn.Module, state: Mapping[str, Tensor], what: str) -> dict[
     }
     if said := "; ".join(f"{words} {_some(names)}" for words, names in wrong.items() if names):
         raise CheckpointError(f"{what} does not hold the weights of {type(module).__name__}: {said}")
-    return {name: tensor.detach().clone() for name, tensor in made.state_dict().items()}
+    tied = blueprint.of(made).ties
+    return {name: tensor.detach() for name, tensor in made.state_dict().items() if name not in tied}
 
 
 def _some(names: list[str]) -> str:

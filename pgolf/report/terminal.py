@@ -134,8 +134,9 @@ def _evaluated(facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _score_line(result: Mapping[str, Any]) -> str:
     return (
-        f"bpb {result['bpb']:.5f}{_spread(result)}  loss {result['loss']:.5f}  tokens {result['tokens']:,}  "
-        f"bytes {result['bytes']:,}  {result['tokens_per_second']:,.0f} tokens/s  ({result['how']})"
+        f"bpb {result['bpb']:.5f}{_spread(result)}  loss {result['loss']:.5f}  perplexity {result['perplexity']:.4g}  "
+        f"tokens {result['tokens']:,}  bytes {result['bytes']:,}  {result['tokens_per_second']:,.0f} tokens/s  "
+        f"({result['how']})"
     )
 
 

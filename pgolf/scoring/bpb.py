@@ -22,6 +22,7 @@ from pgolf.models.logits import Logits, device_of
 from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
 
 Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
+MOST_LOSS = 700.0  # nats whose exponential a float still holds
 LOSS_ROWS = 4096  # targets whose float32 log-softmax exists at once
 
 
@@ -34,6 +35,11 @@ class EvalResult:
     tokens: int
     bytes: int
     seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """How many tokens would be as hard to choose from evenly: infinite where a float cannot hold it."""
+        return math.exp(self.loss) if self.loss < MOST_LOSS else math.inf
 
     @property
     def tokens_per_second(self) -> float:

@@ -46,6 +46,7 @@ class Result:
             "low": found.low,
             "high": found.high,
             "loss": score.loss,
+            "perplexity": score.perplexity,
             "tokens": score.tokens,
             "bytes": score.bytes,
             "documents": len(self.documents),

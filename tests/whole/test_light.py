@@ -107,7 +107,7 @@ def test_the_table_is_pyproject():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     packages = {
         extra: {re.match(r"[\w-]+", r)[0].replace("-", "_") for r in declared[extra]} - {"pgolf"}
-        for extra in ("pack", "train", "gpu", "dask", "hf")
+        for extra in ("pack", "train", "gpu", "dask", "hf", "gguf")
     }
     assert {extra: {p for p, e in EXTRA_OF.items() if e == extra} for extra in packages} == packages
 
