@@ -24,7 +24,7 @@ class Told:
     def product(self, rectangles, x, y, flat) -> None:
         self.products.append((list(rectangles), x, flat(y.detach())))
 
-    def lookup(self, rectangle, ids, y) -> None:
+    def lookup(self, rectangle, ids, y, without=None) -> None:
         self.lookups.append((rectangle, ids))
 
     def unknown(self, name, function) -> None:

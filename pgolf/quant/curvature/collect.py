@@ -205,25 +205,28 @@ class Collector:
 
         self._last = Last(rectangles, x, y, y._version, flat, y.register_hook(hook))  # type: ignore[no-untyped-call]
 
-    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor) -> None:
+    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor, without: int | None = None) -> None:
         """See trace.Sink."""
         if ids.numel() == 0:
             return
         self._seen(rectangle)
         sums = self._sums(rectangle, "lookup")
         height = len(range(rectangle.rows.stop)[rectangle.rows])
-        counts = torch.bincount(ids.flatten() % height, minlength=height).float()
+        rows = ids.flatten() % height
+        counts = torch.bincount(rows, minlength=height).float()
         self._add(sums, "rows", rectangle, rectangle.rows, counts)
         sums.uses += ids.numel()
         if self._output_side and y.requires_grad:
 
             def hook(g: Tensor) -> None:
                 flat = g.detach().reshape(-1, g.shape[-1])
+                if without is not None:
+                    flat = flat * (rows != without)[:, None]
                 gram = _gram(flat)
                 self._add(sums, "cols", rectangle, rectangle.cols, gram)
                 self._add(sums, "far_cols", rectangle, rectangle.cols, gram)  # the other side is one-hot: of length 1
                 energy = flat.float().square().sum(1)
-                strong = torch.bincount(ids.flatten() % height, weights=energy, minlength=height).float()
+                strong = torch.bincount(rows, weights=energy, minlength=height).float()
                 self._add(sums, "far_rows", rectangle, rectangle.rows, strong)
 
             y.register_hook(hook)  # type: ignore[no-untyped-call]

@@ -38,6 +38,7 @@ VIEWS = TRANSPOSES | {
 }
 # fmt: on
 SCALINGS = {"mul", "multiply", "div", "divide", "true_divide"}
+PADDING = "padding_idx"  # of F.embedding, by name once torch hands it over
 LOOKUPS = {"embedding", "index_select", "__getitem__"}
 DROPOUTS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
 
@@ -84,8 +85,8 @@ class Sink(Protocol):
     def product(self, rectangles: Sequence[Rectangle], x: Tensor, y: Tensor, flat: Callable[[Tensor], Tensor]) -> None:
         """A used matrix [O, I] that the rectangles fill takes x [N, I] to flat(y) [N, O]; `flat` fits y's gradient too."""
 
-    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor) -> None:
-        """y [..., C] holds rows `ids` [...] of the rectangle."""
+    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor, without: int | None = None) -> None:
+        """y [..., C] holds rows `ids` [...] of the rectangle. without: the row to which no gradient comes."""
 
     def unknown(self, name: str, function: str) -> None:
         """Parameter `name` went into a function through which it cannot be followed."""
@@ -114,7 +115,8 @@ class Tracer(TorchFunctionMode):
         result = self._written_out(call)
         if result is not None:
             return result
-        result = func(*args, **call.kwargs)
+        call = _padding_seen(call)
+        result = func(*call.args, **call.kwargs)
         weights = [w for w in map(self._weight, flattened(*args, *call.kwargs.values())) if w is not None]
         if weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
             self._step(call._replace(result=result), weights)
@@ -251,8 +253,22 @@ class Tracer(TorchFunctionMode):
         rectangles = locate(piece) if piece.layout.dim() == 2 else None
         if not rectangles or len(rectangles) > 1 or rectangles[0].transposed or piece.scale != 1.0:
             return False
-        self._sink.lookup(rectangles[0], ids.detach(), call.result)
+        self._sink.lookup(rectangles[0], ids.detach(), call.result, call.kwargs.get(PADDING))
         return True
+
+
+def _padding_seen(call: Call) -> Call:
+    """F.embedding with its padding row as any other: no gradient comes to it, but whoever reads it feels an error in it.
+
+    A row of zeros stays as it was. It is coded without any error, and a norm behind it makes gradients of it so large that
+    nothing else would count.
+    """
+    if call.name != "embedding" or call.kwargs.get(PADDING) is None:
+        return call
+    _, weight = (*call.args, *(call.kwargs[name] for name in ("input", "weight") if name in call.kwargs))[:2]
+    row = call.kwargs[PADDING] % len(weight)
+    zero = not bool(weight.detach()[row].any())
+    return call._replace(kwargs=call.kwargs | {PADDING: row if zero else None})
 
 
 def _tensors(call: Call) -> list[Tensor]:

@@ -21,7 +21,7 @@ class _Order:
         """See trace.Sink."""
         self.seen |= {(each.name, each.index): None for each in rectangles}
 
-    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor) -> None:
+    def lookup(self, rectangle: Rectangle, ids: Tensor, y: Tensor, without: int | None = None) -> None:
         """See trace.Sink."""
         self.seen[rectangle.name, rectangle.index] = None
 
