@@ -2,7 +2,8 @@
 
 The artifact is decoded into a temporary file of transformers' own kind, which takes the place of the file that config.json
 names: dtype, device_map, offloading and the renaming of old names are then its own, not ours. The file is gone once the
-model is there, or once the model is gone where it is offloaded to disk. Dense weights make a plain model, which save_pretrained writes as any other.
+model is there, or, where some of it is offloaded to disk, once the model is gone. Dense weights make a plain model, which
+save_pretrained writes as any other.
 
 `import pgolf` registers it, before or after `import transformers` (common/when_imported.py).
 """
