@@ -69,7 +69,9 @@ class _Quantizer:
             )
         self._artifact = named[0].with_name(ARTIFACT)
         self._folder = mkdtemp(prefix="pgolf-weights-")
-        self._clean = weakref.finalize(self, shutil.rmtree, self._folder, True)  # errors ignored; also where loading fails
+        self._clean = weakref.finalize(
+            self, shutil.rmtree, self._folder, True
+        )  # errors ignored; also where loading fails
         checkpoint_files[:] = [str(_decoded(self._artifact, Path(self._folder)))]
         return model
 
