@@ -209,7 +209,7 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
         "pack ckpt.pt --budget 9kB --model toy.py:Toy --calib val.bin --tokens 640 -o m.pgolf",
         f"eval m.pgolf {text}",
         "calibrate ckpt.pt --model toy.py:Toy --tokens 64 -o c",
-        "pack hf --budget 40kB --calib notes.txt --tokens 64 --method gptq",
+        "pack hf --calib notes.txt --tokens 64 --method gptq",
         "eval hf.pgolf --tokenizer hf --data notes.txt --max-tokens 64",
         "unpack m.pgolf -o m.safetensors",
         "inspect m.pgolf --html m.html",
