@@ -180,8 +180,8 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         print(
-            f"| {r.rival} | {r.raw_bytes:,} | {r.zstd_bytes:,} | {r.kl:.5f} | {r.same_top:.2%} | {r.pgolf_bytes:,} "
-            f"| {r.pgolf_kl:.5f} | {r.pgolf_same_top:.2%} | {r.pgolf_kl / r.kl:.3f} |"
+            f"| {r.rival} | {r.raw_bytes:,} | {r.zstd_bytes:,} | {r.kl:.2e} | {r.same_top:.2%} | {r.pgolf_bytes:,} "
+            f"| {r.pgolf_kl:.2e} | {r.pgolf_same_top:.2%} | {r.pgolf_kl / r.kl:.3f} |"
         )
     return 0
 
