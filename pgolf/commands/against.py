@@ -37,7 +37,7 @@ def compare(
     text = _text(data, bos, options)
     starts = shards.document_starts(text.scored, text.bos, required=documents)
     before, *changed = (_logits(source, user, options.device) for source in (reference, *sources))
-    seq_len = options.seq_len or usable_context(before.model, user.logits)
+    seq_len = options.seq_len or min(usable_context(each.model, user.logits) for each in (before, *changed))
     began = time.perf_counter()
     with redirect_stdout(sys.stderr):  # what the models print: stdout is for our data
         found = against.figures(

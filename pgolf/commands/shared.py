@@ -124,7 +124,7 @@ model_options = _options(
     click.option(
         "--model",
         metavar="FILE.py:NAME|DIR",
-        help="Your model: a class or function. Its code is run. Or a Hugging Face folder's [default: CKPT's own].",
+        help="Your model: a class or function. Its code is run. Or a Hugging Face folder [default: CKPT's own].",
     ),
     click.option(
         "--logits", metavar="ATTR", help="Method that returns logits [default: forward_logits, logits, call]."

@@ -96,7 +96,7 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
-        named = Path(model).is_dir() and transformers_model.is_known(huggingface.config(Path(model)))
+        named = state is None and Path(model).is_dir() and transformers_model.is_known(huggingface.config(Path(model)))
         return transformers_model.read(Path(model)) if named else checkpoint.read(model, state=state)
     if not isinstance(model, nn.Module):
         return checkpoint.from_nest(model, state=state)

@@ -21,7 +21,6 @@ from torch import Tensor
 from pgolf.common import extras
 from pgolf.errors import UsageError
 from pgolf.loading import gguf_tokenizer
-from pgolf.models import ties
 
 Array = NDArray[Any]
 FAMILY = {  # architecture of config.json: GGUF's name for it
@@ -33,6 +32,7 @@ FAMILY = {  # architecture of config.json: GGUF's name for it
 KINDS = ("F16", "Q8_0")
 BLOCK = 32  # numbers of a row that share a scale in Q8_0
 LARGEST = 65504.0  # of float16
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SKIPPED = "rotary_emb.inv_freq"  # which every engine makes
 
 
@@ -49,8 +49,7 @@ def write(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], to
     name = architecture(config)
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
-    known = set(ties.in_storage(dict(state)))
-    made = [*_tensors(state, config, name, names, skipped=known & {"lm_head.weight"}), *_rope_factors(config)]
+    made = [*_tensors(state, config, name, names), *_rope_factors(config)]
     quantized = getattr(gguf.GGMLQuantizationType, kind)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         file = Path(folder) / path.name
@@ -96,13 +95,15 @@ def interleaved(rows: Array, heads: int) -> Array:
 
 
 def _tensors(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], arch: str, names: Any, skipped: set[str]
+    state: Mapping[str, Tensor], config: Mapping[str, Any], arch: str, names: Any
 ) -> Iterator[tuple[str, Array]]:
-    """(GGUF's name, float32 values) of every tensor. skipped: the head where it is the embedding."""
+    """(GGUF's name, float32 values) of every tensor, but for a head that is the embedding: engines take that without one."""
+    head, table = (state.get(name) for name in (HEAD, EMBEDDING))
+    tied = head is not None and table is not None and torch.equal(head, table)
     heads = int(config["num_attention_heads"])
     rotated = {"q_proj": heads, "k_proj": int(config.get("num_key_value_heads") or heads)} if arch == "llama" else {}
     for name, tensor in state.items():
-        if name.endswith(SKIPPED) or name in skipped:
+        if name.endswith(SKIPPED) or (tied and name == HEAD):
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if theirs is None or tensor.dim() > 2:

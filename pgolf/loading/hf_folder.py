@@ -21,31 +21,38 @@ from pgolf.models import checkpoint, huggingface
 
 METHOD = "pgolf"  # quant_method of config.json
 ARTIFACT = "model.pgolf"
-STAND_IN = "model.pgolf.safetensors"  # what transformers asks for; never written beside the artifact
 
 
 def write(folder: Path, artifact: Path, like: Path | None = None, *, packed: bool = False) -> list[str]:
     """Put an artifact into a folder that from_pretrained opens where pgolf is imported; returns the names, the artifact first.
 
     like: as in `huggingface.write`. packed: weights stay packed in a GPU's memory. Raises ArtifactError, and UsageError where
-    nobody says which model it is, or buffers were left out, which transformers would not make.
+    nobody says which model it is, other weights lie in the folder, or buffers were left out, which transformers would not make.
     """
+    refuse_other_weights(folder)
     entries, meta = dense.read(artifact)
     if left := dense.dropped_of(meta):
         raise UsageError(f"{artifact} leaves out {left[0]} (--drop), which transformers would not make: pack it again")
     config = said(meta, like, artifact)
     more: dict[str, Any] = {
         "quantization_config": {"quant_method": METHOD, "packed": packed},
-        "transformers_weights": STAND_IN,
+        "transformers_weights": huggingface.STAND_IN,
     }
     if not (config.get("dtype") or config.get("torch_dtype")):
         more["dtype"] = most_common_dtype(dense.tensors_of(entries))
     names = huggingface.write_rest(folder, config, like, more)
     with replacing(folder / ARTIFACT) as file, artifact.open("rb") as original:
         shutil.copyfileobj(original, file)
-    for other in (huggingface.WEIGHTS, huggingface.INDEX):
-        (folder / other).unlink(missing_ok=True)
     return [ARTIFACT, *names]
+
+
+def refuse_other_weights(folder: Path) -> None:
+    """Raises UsageError for a folder that holds weights beside which an artifact would be a second model."""
+    others = (
+        [path.name for path in huggingface.weight_files(folder) if path.name != ARTIFACT] if folder.is_dir() else []
+    )
+    if others:
+        raise UsageError(f"{folder} holds other weights ({', '.join(others[:3])}): name another folder")
 
 
 def said(meta: Mapping[str, Any], like: Path | None, artifact: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The artifact is decoded into a temporary file of transformers' own kind, which takes the place of the file that config.json
 names: dtype, device_map, offloading and the renaming of old names are then its own, not ours. The file is gone once the
-model is there, or once the model is gone where it is offloaded to disk. Dense weights make a plain model, which save_pretrained writes as any other.
+model is there, or, where some of it is offloaded to disk, once the model is gone. Dense weights make a plain model, which
+save_pretrained writes as any other.
 
 `import pgolf` registers it, before or after `import transformers` (common/when_imported.py).
 """
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from pgolf.common import extras
 from pgolf.errors import ArtifactError
 from pgolf.loading import dense
-from pgolf.loading.hf_folder import ARTIFACT, METHOD, STAND_IN
+from pgolf.loading.hf_folder import ARTIFACT, METHOD
 from pgolf.models import huggingface, ties
 
 LOG = logging.getLogger("pgolf")
@@ -62,9 +63,9 @@ class _Quantizer:
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
         named = [Path(name) for name in checkpoint_files or ()]
-        if not named or named[0].name != STAND_IN:
+        if not named or named[0].name != huggingface.STAND_IN:
             raise ArtifactError(
-                f"config.json speaks of pgolf and names no {STAND_IN}: write the folder again, pgolf unpack"
+                f"config.json speaks of pgolf and names no {huggingface.STAND_IN}: write the folder again, pgolf unpack"
             )
         self._artifact = named[0].with_name(ARTIFACT)
         self._folder = mkdtemp(prefix="pgolf-weights-")

@@ -22,6 +22,9 @@ from pgolf.models import ties, torchfile
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+STAND_IN = (
+    "model.pgolf.safetensors"  # what config.json names where a folder holds an artifact, see loading/hf_folder.py
+)
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pgolf"}
 _SECOND = re.compile(r"adapter_model\.(safetensors|bin)|(pytorch_)?model_\d+\.(safetensors|bin)")  # of PEFT, accelerate
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")  # of trainers
@@ -177,11 +180,17 @@ def write_rest(
         with replacing(folder / path.name) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
     theirs = _json(like / CONFIG) if like is not None and CONFIG in {path.name for path in others} else None
-    said = config if theirs is None else theirs if more else None
-    if said is not None:
+    said = {**_plain(theirs if theirs is not None else config or {}), **(more or {})}
+    if said and said != theirs:
         with replacing(folder / CONFIG) as file:
-            file.write((json.dumps({**said, **(more or {})}, indent=2, sort_keys=True) + "\n").encode())
-    return sorted({path.name for path in others} | ({CONFIG} if said is not None else set()))
+            file.write((json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+    return sorted({path.name for path in others} | ({CONFIG} if said else set()))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what it says of an artifact in the place of weights."""
+    holds = config.get("transformers_weights") == STAND_IN
+    return {k: v for k, v in config.items() if not holds or k not in ("transformers_weights", "quantization_config")}
 
 
 def weight_files(folder: Path) -> list[Path]:

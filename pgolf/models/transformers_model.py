@@ -27,6 +27,7 @@ from pgolf.models.usermodel import load_state, one_line
 
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KIND, CODE, QUANTIZED = "model_type", "auto_map", "quantization_config"
+KERNELS = ("attn_implementation", "experts_implementation", "_implementation_internal")
 
 
 def is_theirs(config: Mapping[str, Any] | None) -> bool:
@@ -160,8 +161,14 @@ def _made(config: Mapping[str, Any], dtype: torch.dtype, what: str, code: Path |
 def _settings(library: Any, config: Mapping[str, Any], code: Path | None) -> Any:
     if code is not None and config.get(CODE):
         return library.AutoConfig.from_pretrained(code, trust_remote_code=True, local_files_only=True)
-    rest = {name: value for name, value in config.items() if name not in (KIND, CODE)}
+    rest = {name: value for name, value in _without_kernels(config).items() if name not in (KIND, CODE)}
     return library.AutoConfig.for_model(config[KIND], **rest)
+
+
+def _without_kernels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, and those within it, that ask for no kernels: such a word may name code in a cache of the hub's."""
+    kept = {name: value for name, value in config.items() if not name.endswith(KERNELS)}
+    return {name: _without_kernels(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def _fits(module: nn.Module, state: Mapping[str, Tensor], dropped: Collection[str]) -> bool:

@@ -188,6 +188,13 @@ def test_what_cannot_be_built_is_one_line(config, says, here):
     assert says in run("pack", changed, "--budget", "30kB", "--calib", "notes.txt", code=3).stderr
 
 
+def test_a_configuration_names_no_kernels(here):
+    """They would be code from the hub, or from its cache."""
+    changed = other(here, "llama", attn_implementation="somebody/kernels", _attn_implementation="somebody/kernels")
+    module = transformers_model.build(huggingface.config(changed))
+    assert module.config._attn_implementation == "sdpa"
+
+
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class OwnConfig(LlamaConfig):

@@ -162,6 +162,6 @@ def test_the_module_is_as_it_was() -> None:
 
 
 def test_bits_hold_after_tuning() -> None:
-    made = pgolf.pack(Small(), None, curvature=curvature(), text=text(400), bits=3.0, tune="20k")
+    made = pgolf.pack(Small(), None, curvature=curvature(), text=text(400), bits=3.0, tune="5k")
     assert made.tuned
     assert made.bits_per_weight <= 3.0

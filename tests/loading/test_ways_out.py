@@ -137,6 +137,25 @@ def test_pgolf_must_be_imported_before_or_after(tmp_path: Path, imports: str) ->
         assert "model.pgolf.safetensors" in done.stderr.splitlines()[-1]
 
 
+def test_no_weights_of_somebody_elses_are_touched(tmp_path: Path) -> None:
+    source, artifact = packed(tmp_path, "llama")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    said = run("unpack", artifact, "-o", source, "--format", "pgolf-hf", "--like", source, "--force", code=2).stderr
+    assert "holds other weights (model.safetensors): name another folder" in said
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_a_folder_with_an_artifact_gives_its_rest_to_a_plain_one(tmp_path: Path) -> None:
+    source, artifact = packed(tmp_path, "llama")
+    hf_folder.write(tmp_path / "out", artifact, source)
+    run("unpack", artifact, "-o", tmp_path / "plain", "--format", "hf", "--like", tmp_path / "out")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert "quantization_config" not in config
+    with torch.no_grad():
+        assert torch.equal(loaded(tmp_path / "plain")[0](IDS).logits, loaded(tmp_path / "out")[0](IDS).logits)
+    run("unpack", artifact, "-o", tmp_path / "out", "--format", "pgolf-hf", "--like", source, "--force")
+
+
 def test_a_damaged_artifact_is_said_so(tmp_path: Path) -> None:
     source, artifact = packed(tmp_path, "llama")
     hf_folder.write(tmp_path / "out", artifact, source)

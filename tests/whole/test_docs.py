@@ -4,6 +4,7 @@ A block is left out only where an HTML comment before it says why: `<!-- not run
 """
 
 import ast
+import json
 import re
 import shlex
 from functools import cache
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 import pgolf
 from pgolf.cli import COMMANDS, main
 from pgolf.data.shards import read_shard
+from tests import folders
 from tests.helpers import TOY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +38,12 @@ def blocks(page):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """A folder as the pages speak of: ckpt.pt and two more seeds, train.py, tokens.bin, val.bin, t.model."""
+    """A folder as the pages speak of: ckpt.pt and two more seeds, train.py, tokens.bin, val.bin, t.model; beside them the
+    folder my-llama, notes.txt and more.jsonl."""
     folder = tmp_path_factory.mktemp("trainer")
+    folders.folder(folder / "my-llama", "llama")
+    (folder / "notes.txt").write_text(folders.text(), encoding="utf-8")
+    (folder / "more.jsonl").write_text(json.dumps({"text": folders.text(40)}))
     text = "\n".join(f"{i} squared is {i * i}, said the {i % 17}th clerk." for i in range(1500))
     (folder / "text.txt").write_text(text)
     tokenize = ("tokenize", folder / "text.txt", "-o", folder / "data", "--vocab-size", VOCAB)

@@ -17,6 +17,7 @@ from pgolf.errors import ArtifactError, ModelError
 from pgolf.packer.coder import general
 from pgolf.packer.format import artifact, container
 from pgolf.packer.format.artifact import Entry
+from tests import folders
 from tests.helpers import sweep_inputs, toy_state
 
 HOSTILE_NAMES = [
@@ -198,6 +199,8 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     sweep_inputs(tmp_path)
+    folders.folder(tmp_path / "hf", "llama")
+    (tmp_path / "notes.txt").write_text(folders.text(), encoding="utf-8")
     (tmp_path / "use.py").write_text("import pgolf\npgolf.load('m.pgolf')\n")
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
@@ -206,6 +209,8 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
         "pack ckpt.pt --budget 9kB --model toy.py:Toy --calib val.bin --tokens 640 -o m.pgolf",
         f"eval m.pgolf {text}",
         "calibrate ckpt.pt --model toy.py:Toy --tokens 64 -o c",
+        "pack hf --calib notes.txt --tokens 64 --method gptq",
+        "eval hf.pgolf --tokenizer hf --data notes.txt --max-tokens 64",
         "unpack m.pgolf -o m.safetensors",
         "inspect m.pgolf --html m.html",
         "estimate ckpt.pt --budget 9kB",

@@ -39,7 +39,8 @@ class Maker:
         if self._folder is not None:
             like = transformers_model.build(self._config(None), what=str(self.model), code=self.code(path))
             return checkpoint.read(path, everything=everything, state=self.state, like=like)
-        if path.is_dir() and not everything and self.can_build(huggingface.config(path), path):
+        as_it_lies = everything or self.state is not None
+        if path.is_dir() and not as_it_lies and self.can_build(huggingface.config(path), path):
             return transformers_model.read(path, code=self.code(path))
         return checkpoint.read(path, everything=everything, state=self.state)
 
