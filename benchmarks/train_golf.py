@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from pgolf.data.shards import WindowSampler, check_vocabulary, read_shard
 from pgolf.data.tokenizers import stream_bytes, token_bytes
 from pgolf.scoring.bpb import EvalResult, evaluate
@@ -36,22 +38,26 @@ from pgolf.train.model.gpt import GPT, GPTConfig
 from pgolf.train.qat.hooks import QAT
 from pgolf.train.qat.settings import parse_options
 
-CONTEXT = 1024
 PROBE_TOKENS = 65536  # validation targets scored during training
 
 
 class Validation:
     """A held-out shard and the bytes of its tokens."""
 
-    def __init__(self, shard: Path, tokenizer: Path, vocab_size: int) -> None:
-        self.tokens = read_shard(shard)
+    def __init__(self, shard: Path, tokenizer: Path, vocab_size: int, *, context: int, most: int | None = None) -> None:
+        self.context, self.tokens = context, read_shard(shard)[: None if most is None else most + 1]
         check_vocabulary(self.tokens, vocab_size)
         self.byte_counts = stream_bytes(self.tokens, token_bytes(tokenizer))
 
     def score(self, model: GPT, max_tokens: int | None = None) -> EvalResult:
-        """BPB over disjoint windows of 1024 tokens."""
+        """BPB over disjoint windows."""
         return evaluate(
-            model.forward_logits, self.tokens, self.byte_counts, seq_len=CONTEXT, max_tokens=max_tokens, batch_size=16
+            model.forward_logits,
+            self.tokens,
+            self.byte_counts,
+            seq_len=self.context,
+            max_tokens=max_tokens,
+            batch_size=16,
         )
 
 
@@ -123,6 +129,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=2, help="passes an update: halves the memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probes", type=int, default=12, help="validation probes on the way")
+    parser.add_argument("--context", type=int, default=1024, help="tokens of a window that is scored")
+    parser.add_argument("--val-tokens", type=int, help="of the held-out shard that are scored [all]")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the device, for MFU")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a setting of the recipe")
     parser.add_argument("--qat", help="as of `pgolf train`")
@@ -150,7 +158,8 @@ def main() -> None:
     sampler = WindowSampler(shards, recipe.seq_len, recipe.batch_size, options.seed)
     dtype = torch.bfloat16 if cuda else torch.float32
     model = GPT(recipe.model, seed=options.seed, compute_dtype=dtype).to(options.device)
-    validation = Validation(options.val, options.tokenizer, recipe.model.vocab_size)
+    scored = {"context": options.context, "most": options.val_tokens}
+    validation = Validation(options.val, options.tokenizer, recipe.model.vocab_size, **scored)
     trainer = Trainer(model, sampler, recipe.train, compile=cuda, qat=hooks(model, sampler, options))
     trainer.run(Log(options.out / "train.jsonl", model, validation, options.probes))
     model.compute_dtype = torch.float32

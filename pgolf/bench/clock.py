@@ -15,23 +15,29 @@ Work = Callable[[], Any]
 
 
 def seconds(work: Work, repeats: int = 5) -> float:
-    """Median wall clock after a first run."""
+    """Median wall clock after a first run; of that run where there are no repeats."""
     taken = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         work()
-        _wait()
+        wait()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+    return statistics.median(taken[1:] or taken)
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def timed(work: Work, *, graph: bool, cold: bool, repeats: int = 30) -> float:
-    """Median seconds of `work` on the GPU, between events. graph: as a CUDA graph; cold: with an empty cache."""
+    """Median seconds of `work` on the GPU, between events. graph: as a CUDA graph; cold: with an empty cache.
+
+    Without a GPU, of one run on the wall clock: enough for a toy.
+    """
+    if not torch.cuda.is_available():
+        return seconds(work, repeats=0)
     for _ in range(3):
         work()
     if graph:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.launch import FLOATS, INTEGERS, launch, require
 
 TILE = 4096  # codes of a program: 32 a thread
 TURNED_ROWS = 128  # rows of a tile whose codes lie along columns
@@ -34,9 +35,15 @@ def dequant(
     """Weights [R, C] of integer codes [R, C] (any strides) and float32 scales [R], [C]; a missing scale is 1.
 
     dtype: bfloat16, float16 or float32, what a product is rounded to. out: contiguous [R, C] of that dtype to write to.
+    Raises ValueError for operands of another kind, or on several devices.
     """
     if out is None:
         out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    require("codes", codes, (None, None), INTEGERS, codes, contiguous=False)
+    require("out", out, tuple(codes.shape), FLOATS, codes)
+    for name, scale, length in zip(("row_scale", "col_scale"), (row_scale, col_scale), codes.shape, strict=True):
+        if scale is not None:
+            require(name, scale, (length,), (torch.float32,), codes)
     if codes.is_cuda:
         return launch_dequant(codes, row_scale, col_scale, out)
     return out.copy_(dequant_reference(codes, row_scale, col_scale, out.dtype))
@@ -50,8 +57,8 @@ def launch_dequant(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | 
     block_r, block_c = tile(codes)
     bf16 = out.dtype == torch.bfloat16
     grid = (triton.cdiv(rows, block_r) * triton.cdiv(cols, block_c),)
-    dequant_kernel[grid](
-        codes, codes if row_scale is None else row_scale, codes if col_scale is None else col_scale,
+    launch(
+        dequant_kernel, grid, codes, codes if row_scale is None else row_scale, codes if col_scale is None else col_scale,
         out.view(torch.int16) if bf16 else out,
         rows, cols, codes.stride(0), codes.stride(1),
         ROW_SCALE=row_scale is not None, COL_SCALE=col_scale is not None, BF16=bf16,

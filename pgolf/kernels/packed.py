@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pgolf.kernels.dequant import dequant_reference, put
 from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.launch import FLOATS, launch, require
 
 WIDTHS = (4, 5, 6, 8)
 FIELDS = 8  # codes whose low bits share a word
@@ -58,6 +59,22 @@ class Packed:
         """The matrix of the rows `index` [n]."""
         high, scale = (None if part is None else part[index] for part in (self.high, self.row_scale))
         return replace(self, low=self.low[index], high=high, row_scale=scale)
+
+
+def check(packed: Packed, like: Tensor) -> None:
+    """Raises ValueError unless the parts fit each other and lie, without gaps, on the device of `like`."""
+    rows, cols = packed.shape
+    if packed.bits not in WIDTHS:
+        raise ValueError(f"a packed matrix has {', '.join(map(str, WIDTHS))} bits a code, not {packed.bits}")
+    words = unit_words(cols) * -(-cols // (FIELDS * unit_words(cols)))
+    require("low", packed.low, (rows, words), (torch.int32,), like)
+    if (packed.high is None) != (packed.bits == LOW):
+        raise ValueError(f"high is {'missing' if packed.high is None else 'there'} with {packed.bits} bits a code")
+    if packed.high is not None:
+        require("high", packed.high, (rows, words), (_HIGH[packed.bits],), like)
+    for name, scale, length in (("row_scale", packed.row_scale, rows), ("col_scale", packed.col_scale, cols)):
+        if scale is not None:
+            require(name, scale, (length,), (torch.float32,), like)
 
 
 def width_of(lowest: int, highest: int) -> int | None:
@@ -139,7 +156,13 @@ def dense_reference(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tens
 
 
 def dense(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Weights [R, C] in `dtype`: bfloat16, float16 or float32, the same bits as `dequant` of the codes."""
+    """Weights [R, C] in `dtype`, of bfloat16, float16 and float32 the same bits as `dequant` of the codes.
+
+    Raises ValueError where the parts do not fit.
+    """
+    check(packed, packed.low)
+    if dtype not in FLOATS:
+        return dense(packed, torch.float32).to(dtype)
     return launch_unpack(packed, dtype) if packed.low.is_cuda else dense_reference(packed, dtype)
 
 
@@ -151,9 +174,11 @@ def launch_unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
     if not out.numel():
         return out
     bf16 = dtype == torch.bfloat16
-    unpack_kernel[(triton.cdiv(rows, TILE_ROWS), packed.low.shape[1] // words)](
-        packed.low, packed.high, packed.row_scale, packed.col_scale, out.view(torch.int16) if bf16 else out, rows, cols,
-        packed.low.shape[1], BITS=packed.bits, WORDS=words, BF16=bf16, BLOCK_R=TILE_ROWS,
+    grid = triton.cdiv(rows, TILE_ROWS), packed.low.shape[1] // words
+    launch(
+        unpack_kernel, grid, packed.low, packed.high, packed.row_scale, packed.col_scale,
+        out.view(torch.int16) if bf16 else out, rows, cols, packed.low.shape[1],
+        BITS=packed.bits, WORDS=words, BF16=bf16, BLOCK_R=TILE_ROWS,
     )  # fmt: skip
     return out
 

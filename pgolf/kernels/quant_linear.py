@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
-from pgolf.kernels.packed import Packed, dense, dense_reference, field, unit_words
+from pgolf.kernels.launch import FLOATS, launch, require
+from pgolf.kernels.packed import Packed, check, dense, dense_reference, field, unit_words
 
 # Rows of x up to which a program owns some rows of W and reads them once, so that the time is that of reading the packed
 # bytes. With more, W is dequantized once for the call and torch multiplies.
@@ -27,8 +28,11 @@ def quant_linear(x: Tensor, weight: Packed) -> Tensor:
     """x [..., C] float32, float16 or bfloat16 times weight [R, C] transposed: [..., R] in the dtype of x.
 
     Sums are float32. Differentiable with respect to x; torch.compile takes it as one operation.
+    Raises ValueError for an x of another dtype, width or device.
     """
     w = weight
+    if x.shape[-1] != w.cols:
+        raise ValueError(f"x has {x.shape[-1]} columns, the weight {w.cols}")
     y: Tensor = _operation(x.reshape(-1, w.cols), w.low, w.high, w.row_scale, w.col_scale, w.bits, w.cols)
     return y.view(*x.shape[:-1], w.low.shape[0])
 
@@ -48,6 +52,8 @@ def _operation(
     cols: int,
 ) -> Tensor:
     weight = Packed(low, high, row_scale, col_scale, bits, cols)
+    require("x", x, (None, cols), FLOATS, x, contiguous=False)
+    check(weight, x)
     if not x.is_cuda:
         return quant_linear_reference(x, weight)
     if x.shape[0] > FUSED_ROWS:
@@ -139,9 +145,10 @@ def launch_quant_linear(x: Tensor, weight: Packed) -> Tensor:
     kind = x.dtype if split == 1 else torch.float32
     out = torch.empty(split, inputs, outputs, dtype=kind, device=x.device)
     if out.numel():
-        quant_linear_kernel[(triton.cdiv(outputs, block_n), triton.cdiv(inputs, block_m), split)](
-            x, weight.low, weight.high, weight.row_scale, weight.col_scale, out, inputs, outputs, x.stride(0),
-            COLS=cols, BITS=weight.bits, WORDS=words, UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n,
+        grid = triton.cdiv(outputs, block_n), triton.cdiv(inputs, block_m), split
+        launch(
+            quant_linear_kernel, grid, x, weight.low, weight.high, weight.row_scale, weight.col_scale, out, inputs, outputs,
+            x.stride(0), COLS=cols, BITS=weight.bits, WORDS=words, UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n,
             num_warps=warps, num_stages=stages(block_m),
         )  # fmt: skip
     return out[0] if split == 1 else out.sum(0).to(x.dtype)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.launch import launch
 from pgolf.packer.coder import rans
 from pgolf.packer.coder.layout import TABLE, CodedLanes, contexts_by_strip
 from pgolf.packer.coder.loops import Loops
@@ -142,10 +143,11 @@ def launch_rans_decode(given: LanesOnDevice, block: int | None = None) -> tuple[
     states, ends = (torch.empty(lanes, dtype=torch.int64, device=device) for _ in range(2))
     if lanes:
         block = block or lanes_of_a_program(lanes, device)
-        rans_decode_kernel[(triton.cdiv(lanes, block),)](
-            given.states, given.first_word, given.words, given.bounds, given.first_strip, given.starts, given.base,
-            given.first_row, given.rows, given.lookup, given.tables.pages, given.tables.symbols, given.tables.entries,
-            codes, states, ends, lanes, len(given.words) - 1, given.feedback, given.branch, BLOCK=block, num_warps=1,
+        launch(
+            rans_decode_kernel, (triton.cdiv(lanes, block),), given.states, given.first_word, given.words, given.bounds,
+            given.first_strip, given.starts, given.base, given.first_row, given.rows, given.lookup, given.tables.pages,
+            given.tables.symbols, given.tables.entries, codes, states, ends, lanes, len(given.words) - 1, given.feedback,
+            given.branch, BLOCK=block, num_warps=1,
         )  # fmt: skip
     return codes, states, ends
 

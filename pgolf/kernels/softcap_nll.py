@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.launch import FLOATS, launch, require
 
 BLOCK = 8192  # logits of a row in registers at once: 32 a thread
 WARPS = 8
@@ -24,10 +25,12 @@ def softcap_nll_reference(logits: Tensor, targets: Tensor, softcap: float | None
 def softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """float32 [N]: −log softmax(softcap · tanh(logits / softcap))[target], in nats; without a softcap, of the logits.
 
-    logits: [N, V] of any float dtype, rows apart by any stride; the kernel reads them once, and float32 copies exist in
-    registers only. targets: int64 [N]; one outside the vocabulary reads nothing and gives NaN, as do logits that are not
-    finite.
+    logits: [N, V] of any float dtype, rows apart by any stride; the kernel reads them once, and float32
+    copies exist in registers only. targets: int64 [N], of any stride; one outside the vocabulary reads nothing and gives
+    NaN on a GPU, as do logits that are not finite. Raises ValueError for operands of another kind.
     """
+    logits = logits.float() if logits.dtype == torch.float64 else logits
+    check(logits, targets)
     if logits.is_cuda:
         return launch_softcap_nll(logits, targets, softcap)
     return softcap_nll_reference(logits, targets, softcap)
@@ -43,6 +46,12 @@ def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | N
     return torch.cat([softcap_nll(F.linear(some, weight), wanted, softcap) for some, wanted in parts])
 
 
+def check(logits: Tensor, targets: Tensor) -> None:
+    """Raises ValueError for what is no logits [N, V] and targets [N] of one device."""
+    require("logits", logits, (None, None), FLOATS, logits, contiguous=False)
+    require("targets", targets, (logits.shape[0],), (torch.int64,), logits, contiguous=False)
+
+
 def launch_softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """The kernel, whatever the device."""
     rows, vocab = logits.shape
@@ -50,8 +59,8 @@ def launch_softcap_nll(logits: Tensor, targets: Tensor, softcap: float | None) -
     if rows == 0:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    softcap_nll_kernel[(rows,)](
-        logits, targets, out, logits.stride(0), softcap or 0.0,
+    launch(
+        softcap_nll_kernel, (rows,), logits, targets.contiguous(), out, logits.stride(0), softcap or 0.0,
         VOCAB=vocab, CAPPED=softcap is not None, BLOCK=min(triton.next_power_of_2(vocab), BLOCK), num_warps=WARPS,
     )  # fmt: skip
     return out

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from pgolf.kernels.launch import FLOATS
 from pgolf.kernels.packed import Packed, dense, pack, width_of
 from pgolf.kernels.quant_linear import quant_linear
 
@@ -153,6 +154,8 @@ def _embedding(weight: Tensor, index: Tensor, *_: Any) -> Tensor | None:
 
 def _product(x: Tensor, weight: Tensor) -> Tensor | None:
     if isinstance(x, PackedWeight) or not isinstance(weight, PackedWeight) or not weight.turned:
+        return None
+    if x.dtype not in FLOATS:
         return None
     return quant_linear(x, weight.packed())
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.kernels.dequant import dequant
+from pgolf.kernels.launch import FLOATS
 from pgolf.kernels.rans_decode import rans_decode
 from pgolf.packer.coder import aside, stream
 from pgolf.packer.coder.layout import CodedLanes
@@ -27,7 +28,6 @@ from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import Plane, Scale
 
 Array = NDArray[Any]
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what `dequant` rounds to
 
 
 @dataclass(frozen=True)

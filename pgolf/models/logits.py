@@ -105,6 +105,28 @@ class Logits:
         refuse_beyond(int(ids.max()), found.shape[-1])
         return found
 
+    def unchecked(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same function for ids like these that were checked before: it asks no tensor for its values.
+
+        So torch.compile takes it whole, and a GPU is not waited for. A model whose logits pass by on their way into a
+        loss, or that is filled up to other lengths, is watched at every call as ever.
+        """
+        self._check(ids)
+        form = self._form or self.learn(ids)
+        if form.way.targets or form.way.extra or form.way.thaws or form.multiple > 1:
+            return self
+
+        def run(ids: Tensor) -> Tensor:
+            mixed = torch.autocast(ids.device.type, form.way.autocast) if form.way.autocast else nullcontext()
+            with mixed:
+                out = form.way.call(ids)
+            found = _in_result(out, ids, form.rows)
+            if found is None:
+                raise _refused(out, ids)
+            return found
+
+        return run
+
     def prepare(self, ids: Tensor) -> Tensor:
         """`ids`, cut to a length that the model takes as it is. Call it before one that is traced: attempts leave traces."""
         self._check(ids)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pgolf.kernels.softcap_nll import head_nll, softcap_nll
+from pgolf.models.logits import Logits
 
 
 @runtime_checkable
@@ -48,12 +49,12 @@ class StaticLosses:
     ) -> None:
         self.seq_len, self.batch_size, self.compile_seconds = seq_len, batch_size, 0.0
         self._plain, self._finish = _halves(model, logits_fn)
-        self._compiled: Any = torch.compile(self._plain, dynamic=False) if compile else None
-        self._warm = False
+        self._compiles = compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, ids: Tensor, skip: int) -> Tensor:
         inputs, targets = ids[:, :-1], ids[:, 1 + skip :]
-        full_length = self._compiled is not None and inputs.shape[1] == self.seq_len
+        full_length = self._compiles and inputs.shape[1] == self.seq_len
         states = self._static(inputs) if full_length else self._plain(inputs)
         some = states[: len(ids), skip:].flatten(0, 1)
         return self._finish(some, targets.flatten()).view(targets.shape)
@@ -61,14 +62,20 @@ class StaticLosses:
     def _static(self, inputs: Tensor) -> Tensor:
         missing = self.batch_size - len(inputs)
         full = torch.cat([inputs, inputs[:1].expand(missing, -1)]) if missing else inputs.contiguous()
-        if not self._warm:
+        if self._compiled is None:
             began = time.perf_counter()
+            self._compiled = self._made(full)
             self._compiled(full)
             if full.is_cuda:
                 torch.cuda.synchronize(full.device)
-            self.compile_seconds, self._warm = time.perf_counter() - began, True
-        states: Tensor = self._compiled(full)
-        return states
+            self.compile_seconds = time.perf_counter() - began
+        return self._compiled(full)
+
+    def _made(self, full: Tensor) -> Callable[[Tensor], Tensor]:
+        """What is called for whole batches: compiled, and without the checks of ids, which were made of the text."""
+        raw = self._plain.unchecked(full) if isinstance(self._plain, Logits) else self._plain
+        compiled: Callable[[Tensor], Tensor] = torch.compile(raw, dynamic=False)
+        return compiled
 
 
 def _halves(

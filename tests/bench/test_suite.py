@@ -1,49 +1,63 @@
-"""The whole benchmark with every size small and the clock replaced: what a GPU runs first must not fail first there."""
+"""The GPU benchmark, on the host and with every size small: what a GPU runs first must not fail first there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from pgolf.bench import clock, loading, suite
-from pgolf.bench.sizes import Sizes
+from pgolf.bench import loading, suite
+from pgolf.bench.sizes import TOY
 from pgolf.cli import main
 from tests.kernels.places import HAS_GPU, needs_triton
 
-SMALL = Sizes(
-    layers=1, linear=((16, 32),), large=(16, 32), inputs=(1, 3), tokens=3, vocab=70, dim=8, weights=(5, 7), copy_bytes=64,
-    square=8, preset="tiny", seq_len=16, batch=2, batches=2,
-)  # fmt: skip
 
-
-@pytest.fixture
-def little(monkeypatch):
-    monkeypatch.setattr(loading, "SHAPES", {"q": (12, 6)})
-    monkeypatch.setattr(loading, "EMBEDDING", (10, 6))
+@pytest.fixture(autouse=True)
+def no_other_program(monkeypatch):
     monkeypatch.setattr(loading.shutil, "which", lambda _: None)
+
+
+def bench(*arguments):
+    return CliRunner().invoke(main, ["bench", "--device", "cpu", *arguments])
 
 
 @needs_triton
 @pytest.mark.skipif(HAS_GPU, reason="this machine runs the benchmark itself")
-@pytest.mark.usefixtures("little")
-def test_every_measurement_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(clock, "timed", lambda work, **_: (work(), 0.5)[1])
-    path = loading.synthetic(tmp_path / "a.pgolf", 1)
-    load = loading.loading(path, torch.device("cpu"), tmp_path)
-    assert load["lrzip"] == {"missing": "lrzip is not installed"}
-    facts = suite.on_gpu(path, torch.device("cpu"), SMALL, load, lambda _: None)
-    assert json.loads(json.dumps(facts))["bars"]["seconds to decode 36M codes"]["wanted"] == 5e-3
+def test_every_measurement_runs(tmp_path):
+    result = bench("--toy", "-o", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert facts["toy"] is True
+    assert facts.keys() >= set(suite.MEASURES)
+    assert facts["load"]["lrzip"] == {"missing": "lrzip is not installed"}
+    assert facts["bars"]["seconds to decode 36M codes"]["wanted"] == 5e-3
     assert {bar["met"] for bar in facts["bars"].values()} <= {True, False}
     assert facts["rans_decode"]["symbols"] == 12 * 6 + 10 * 6
     assert facts["eval"].keys() == {"dense", "artifact", "packed"}
+    assert facts["qat"]["ste"]["overhead"] == facts["qat"]["ste"]["seconds"] / facts["qat"]["without"]["seconds"] - 1
 
 
-@pytest.mark.usefixtures("little")
-def test_without_a_gpu_it_says_what_is_missing(tmp_path):
-    result = CliRunner().invoke(main, ["bench", "--device", "cpu", "--layers", "1", "-o", str(tmp_path / "r.json")])
+@needs_triton
+@pytest.mark.skipif(HAS_GPU, reason="this machine runs the benchmark itself")
+def test_one_measurement_brings_what_it_needs():
+    facts = suite.measure_all(torch.device("cpu"), None, TOY, lambda _: None, ["dequant"])
+    assert facts.keys() == {"limits", "dequant", "bars"}
+    assert facts["bars"].keys() == {"dequant, share of a copy"}
+
+
+def test_an_unknown_measurement_is_named():
+    result = bench("--only", "dequant, speed")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("pgolf: --only speed: known are load,")
+
+
+def test_without_a_gpu_it_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgolf.bench.sizes.Sizes", lambda **_: replace(TOY, toy=False))
+    result = bench("-o", str(tmp_path / "r.json"))
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts == json.loads((tmp_path / "r.json").read_text())
     assert facts["load"]["seconds"].keys() == {"rans", "brotli"}
+    assert facts["load"]["first_seconds"] > 0
     assert "there is no CUDA device" in result.stderr

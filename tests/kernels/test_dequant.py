@@ -62,3 +62,25 @@ def test_the_reference_is_the_reconstruction_rule():
 def test_no_codes_no_program():
     for shape in ((0, 4), (4, 0)):
         assert launch_dequant(torch.zeros(shape, dtype=torch.int8), None, None, torch.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c, r, k: (c.float(), r, k), "codes is float32, not int8 or int16 or int32"),
+        (lambda c, r, k: (c, r[:4], k), r"row_scale has shape \[4\], not \[5\]"),
+        (lambda c, r, k: (c, r, k.double()), "col_scale is float64, not float32"),
+        (lambda c, r, k: (c, r, k.repeat(2)[::2]), r"col_scale has strides \(2,\): make it contiguous"),
+        (lambda c, r, k: (c, r.to("meta"), k), "row_scale lies on meta, the rest on cpu"),
+    ],
+)
+def test_operands_of_another_kind_are_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        dequant(*change(torch.zeros(5, 7, dtype=torch.int8), *scales(5, 7, "cpu")))
+
+
+def test_the_result_goes_where_it_fits():
+    codes = torch.zeros(5, 7, dtype=torch.int8)
+    for out, said in ((torch.empty(7, 5), "shape"), (torch.empty(7, 5).T, "strides"), (codes.clone(), "out is int8")):
+        with pytest.raises(ValueError, match=said):
+            dequant(codes, None, None, out=out)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,6 +139,24 @@ def test_torch_compile_takes_it_as_one_operation():
     x = torch.randn(3, 40, generator=generator(1))
     whole = torch.compile(lambda x: quant_linear.quant_linear(x, weight) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(whole(x), quant_linear.quant_linear(x, weight) + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, w: (x[:, :39], w), "x has 39 columns, the weight 40"),
+        (lambda x, w: (x.int(), w), "x is int32, not float32"),
+        (lambda x, w: (x.double(), w), "x is float64, not float32"),
+        (lambda x, w: (x, replace(w, bits=5)), "high is int16, not int8"),
+        (lambda x, w: (x, replace(w, high=None)), "high is missing with 6 bits a code"),
+        (lambda x, w: (x, replace(w, low=w.low[:, :8])), r"low has shape \[12, 8\]"),
+        (lambda x, w: (x, replace(w, row_scale=w.row_scale[:3])), r"row_scale has shape \[3\], not \[12\]"),
+    ],
+)
+def test_operands_of_another_kind_are_named(change, said):
+    _, weight = case(6, 12, 40)
+    with pytest.raises(ValueError, match=said):
+        quant_linear.quant_linear(*change(torch.randn(3, 40), weight))
 
 
 class TestOnTheGpu:

@@ -70,3 +70,28 @@ def test_a_head_in_chunks_is_a_head(monkeypatch):
     monkeypatch.setattr("pgolf.kernels.softcap_nll.CHUNK_BYTES", 50 * 4 * 4)
     torch.testing.assert_close(head_nll(hidden, weight, targets, 15.0), whole)
     torch.testing.assert_close(whole.double(), exact(hidden @ weight.T, targets, 15.0), atol=TOLERANCE, rtol=1e-6)
+
+
+@everywhere
+def test_targets_may_be_a_column(device):
+    """Targets apart by more than one read other numbers once."""
+    logits, targets = case(3, 64, torch.float32, device)
+    table = torch.stack([targets, targets.flip(0)], 1)
+    nll = launch_softcap_nll(logits, table[:, 0], None)
+    torch.testing.assert_close(nll.double(), exact(logits, targets, None), atol=TOLERANCE, rtol=1e-6)
+    assert torch.equal(softcap_nll(logits.double(), table[:, 0]), softcap_nll(logits, targets))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, t: (x, t.int()), "targets is int32, not int64"),
+        (lambda x, t: (x, t[:2]), r"targets has shape \[2\], not \[3\]"),
+        (lambda x, t: (x.long(), t), "logits is int64, not float32 or float16 or bfloat16"),
+        (lambda x, t: (x[0], t), r"logits has shape \[64\], not \[any, any\]"),
+        (lambda x, t: (x, t.to("meta")), "targets lies on meta, the rest on cpu"),
+    ],
+)
+def test_operands_of_another_kind_are_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        softcap_nll(*change(*case(3, 64, torch.float32, "cpu")))

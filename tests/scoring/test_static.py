@@ -30,15 +30,50 @@ def shaken():
 
 @pytest.mark.parametrize("stride", [None, 5])
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
-def test_static_losses_are_the_plain_ones(kind, stride):
+def test_static_losses_are_the_plain_ones(kind, stride, monkeypatch):
     model = shaken() if kind == "ours" else toy_module(toy_state())
     logits = logits_of(model)
     plain = bpb.score_windows(logits, tokens(), seq_len=16, stride=stride)
-    fast = StaticLosses(model, logits, seq_len=16, batch_size=4, compile=False)
-    fast._compiled = fast._plain  # the static path, without a compiler
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fast = StaticLosses(model, logits, seq_len=16, batch_size=4)
     mine = bpb.score_windows(logits, tokens(), seq_len=16, stride=stride, batch_size=4, losses=fast)
     np.testing.assert_allclose(mine, plain, atol=2e-6)
     assert fast.compile_seconds > 0
+
+
+class Mixed(torch.nn.Module):
+    """Logits in a dict, beside others' shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = toy_module(toy_state())
+
+    def forward(self, ids):
+        return {"logits": self.inner.forward_logits(ids), "cache": ids.float()}
+
+
+@pytest.mark.parametrize("make", [lambda: toy_module(toy_state()), Mixed, shaken])
+def test_a_model_is_compiled_whole(make):
+    """A check of ids inside would break the graph, and wait for the device in every batch."""
+    model, ids = make(), torch.arange(32).view(2, 16)
+    logits = logits_of(model)
+    with torch.no_grad():
+        whole = torch.compile(logits.unchecked(ids), backend="eager", fullgraph=True, dynamic=False)
+        torch.testing.assert_close(whole(ids), logits(ids))
+    torch._dynamo.reset()
+
+
+def test_a_model_that_gives_only_its_loss_is_watched_as_ever():
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = toy_module(toy_state())
+
+        def forward(self, ids, targets):
+            return torch.nn.functional.cross_entropy(self.inner.forward_logits(ids).flatten(0, 1), targets.flatten())
+
+    logits = logits_of(Loss())
+    assert logits.unchecked(torch.arange(32).view(2, 16)) is logits
 
 
 @pytest.mark.gpu

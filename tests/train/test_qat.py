@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pgolf
@@ -15,6 +17,7 @@ from pgolf.errors import UsageError
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.quant.methods import rows
 from pgolf.train import QAT, QATSettings
 from pgolf.train.qat.settings import parse_options
 from tests.helpers import generator
@@ -371,3 +374,16 @@ def test_state_continues_to_the_bit():
     first.remove()
     train([0.3, 0.4], second, parts)
     assert same(whole, parts)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0, 1, 2, 4, 8, 16, 32, 64]), st.floats(1e-3, 1e3))
+@settings(max_examples=60)
+def test_scales_without_the_host_are_the_hosts(seed: int, per_octave: int, step: float):
+    """Zeros among the rows, all zeros, and steps out of a float32's normal range."""
+    g = generator(seed)
+    steps = torch.randn(9, generator=g, dtype=torch.float64).mul(40).exp2() * (
+        torch.rand(9, generator=g) > seed % 3 / 2
+    )
+    told = Settings(scale_per_octave=per_octave, step=step)
+    wanted = rows.decoded(rows.row_scale(steps, told), steps)
+    assert torch.equal(rows.decoded_on_device(steps, told), wanted)

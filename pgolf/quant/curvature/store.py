@@ -404,7 +404,7 @@ def _of_vector(term: Sums, tokens: int) -> MatrixCurvature | None:
     if mean <= 0:
         return None
     squares = (term.uses * term.rows.double() + VECTOR_PRIOR * mean) / (term.uses + VECTOR_PRIOR)
-    return MatrixCurvature(torch.ones(1, 1), (squares / tokens).float())
+    return MatrixCurvature(torch.ones(1, 1, device=squares.device), (squares / tokens).float())
 
 
 def _shrunk(m: Tensor, samples: float) -> Tensor:
@@ -474,7 +474,7 @@ def _unstacked(whole: MatrixCurvature, stack: tuple[int, int, int]) -> list[Matr
     n, rows, cols = stack
     four = whole.H.reshape(rows, cols, rows, cols)
     H, G = torch.einsum("ijik->jk", four), torch.einsum("ijkj->ik", four)
-    costs = torch.ones(n) if whole.G is None else whole.G.diagonal() if whole.G.dim() == 2 else whole.G
+    costs = torch.ones(n, device=H.device) if whole.G is None else whole.G.diagonal() if whole.G.dim() == 2 else whole.G
     total = max(_trace(H), 1e-300)
     return [MatrixCurvature(H, G * (float(cost) / total)) for cost in costs]
 

@@ -122,7 +122,7 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     H, mean = damped(curvature.H, settings.damp_inputs)
     order = H.diagonal().argsort(stable=True)
     U = inverse_upper(H[order][:, order]).float().cpu()
-    G = torch.ones(rows) if curvature.G is None else curvature.G
+    G = torch.ones(rows, device=H.device) if curvature.G is None else curvature.G
     G = G.double() * mean
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:

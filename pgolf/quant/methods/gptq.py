@@ -34,8 +34,9 @@ def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settin
 
 def column_order(H: Tensor, act_order: bool) -> Tensor:
     """int64 [C]: columns by descending diagonal (ties in place), or as they stand."""
-    diagonal = H.diagonal()
-    return diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
+    if not act_order:
+        return torch.arange(len(H), device=H.device)
+    return H.diagonal().argsort(descending=True, stable=True)
 
 
 def feedback_codes(weight: Tensor, U: Tensor, steps: Tensor, settings: Settings) -> Tensor:

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.packer.plane import Plane, Scale
+from pgolf.packer.plane import HALF, Plane, Scale, mantissa_integers
 from pgolf.quant.settings import Settings
 
 
@@ -26,6 +29,37 @@ def row_scale(steps: Tensor, settings: Settings) -> Scale:
 def decoded(scale: Scale, like: Tensor) -> Tensor:
     """The float32 values of `scale` on the device of `like`."""
     return torch.from_numpy(scale.values()).to(like.device)
+
+
+def decoded_on_device(steps: Tensor, settings: Settings) -> Tensor:
+    """float32 [R]: `decoded(row_scale(steps, settings), steps)` by tensor operations alone: the host never waits.
+
+    The same bits but where two machines' logarithms differ at the very middle between two scales.
+    """
+    wanted = torch.where(steps > 0, steps, _usual(steps)).double() * settings.step
+    wanted = wanted.clamp_min(2.0**-126)
+    per_octave = settings.scale_per_octave
+    if per_octave == HALF:
+        return wanted.clamp(2.0**-24, 65504.0).half().float()
+    index = (wanted.log2() * per_octave).round().int().clamp_max(127 * per_octave)
+    octave = torch.div(index, per_octave, rounding_mode="floor")
+    mantissas = [float(m) * 2.0**-23 for m in mantissa_integers(per_octave)]
+    fraction = _constants(tuple(mantissas), steps.device)[(index - octave * per_octave).long()]
+    return fraction * (octave + 127 << 23).view(torch.float32)  # times a power of two, exact
+
+
+def _usual(steps: Tensor) -> Tensor:
+    """The median of the positive steps, 1 where there are none; how many there are stays on the device."""
+    ordered = torch.where(steps > 0, steps, math.inf).sort().values
+    count = (steps > 0).sum()
+    middle = ordered.index_select(0, ((count - 1) // 2).clamp_min(0)[None])[0]
+    return torch.where(count > 0, middle, 1.0)
+
+
+@lru_cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32, moved to the device once."""
+    return torch.tensor(values).to(device)
 
 
 def round_clipped(ratio: Tensor, top: float) -> Tensor:

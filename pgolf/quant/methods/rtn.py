@@ -10,8 +10,12 @@ from pgolf.quant.methods.rows import round_rows, row_quantile, sorted_magnitudes
 from pgolf.quant.settings import Settings
 
 
+def rtn_steps(weight: Tensor, settings: Settings) -> Tensor:
+    """float64 [R]: quantile_j(|w_ij|, settings.percentile) / R."""
+    return row_quantile(sorted_magnitudes(weight), settings.percentile) / settings.top
+
+
 def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Plane:
     """Round weight [R, C] with scale_i = quantile_j(|w_ij|, settings.percentile) / R; percentile 1.0 is absmax."""
     del curvature
-    clip = row_quantile(sorted_magnitudes(weight), settings.percentile)
-    return round_rows(weight, clip / settings.top, settings)
+    return round_rows(weight, rtn_steps(weight, settings), settings)

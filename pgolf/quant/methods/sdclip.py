@@ -35,7 +35,7 @@ def hessian_sdclip_steps(weight: Tensor, curvature: MatrixCurvature | None, sett
         w = w * curvature.inputs.diagonal().double().to(w.device)
     importance = w.mean(dim=1)
     mean = importance.mean()
-    relative = importance / mean if mean > 0 else torch.ones_like(importance)
+    relative = torch.where(mean > 0, importance / mean, 1.0)
     return steps * (1 + settings.lam * (relative - 1))
 
 

@@ -9,7 +9,8 @@ What will surprise you:
   wrapped, accumulated or cast. There is no flag that a compiler could fold away, and no name changes.
 * The trained weights come back before any torch.optim.Optimizer that owns them steps; gradients taken at the quantized
   values are applied to them, which is the straight-through estimator. An optimizer that is not a torch.optim.Optimizer
-  needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one.
+  needs a call of `restore` before it; forgetting it is an error at the next step, not a silent one (on a GPU, after the
+  first updates, within a few more).
 * `model.state_dict()` always gives the trained weights, so a checkpoint or average of them is never the rounded one.
 
 Whether it pays is a matter of measurement: with error feedback in the packer it did not on a short training run
@@ -43,6 +44,7 @@ from pgolf.train.qat.settings import QATOptions, QATReport, QATSettings
 
 SPREAD_UPDATES = 16  # updates for which the spread of codes is believed
 PROBE = 64  # values by which a parameter is recognised as unchanged
+WATCHED = 16  # updates after which a GPU is asked only once in so many: it must not be waited for at each
 
 
 @dataclass
@@ -86,6 +88,7 @@ class QAT:
         self._calibrated: float | None = None
         self._spread_wanted = self.settings.rounding == "noise" or self.settings.rate > 0
         self._held: list[_Held] = []
+        self._changed: Tensor | None = None  # whether anything was, since the host last asked
         self._handles = [
             register_optimizer_step_pre_hook(_before_optimizer(weakref.ref(self))),
             self.model.register_state_dict_post_hook(  # type: ignore[no-untyped-call] # torch gives it no types
@@ -231,7 +234,12 @@ class QAT:
         """UsageError if somebody wrote to the parameters while they held quantized values."""
         now = torch.cat([_probe(held.param).float() for held in self._held])
         then = torch.cat([held.probe.float() for held in self._held])
-        if not torch.equal(now, then):
+        changed = (now != then).any()
+        self._changed = changed if self._changed is None else self._changed | changed
+        if changed.device.type != "cpu" and self.updates > WATCHED and self.updates % WATCHED:
+            return
+        changed, self._changed = self._changed, None
+        if changed:
             raise UsageError(
                 "the weights changed while QAT held quantized values in them: call qat.restore() before your optimizer's "
                 "step (only a torch.optim.Optimizer is noticed by itself)"

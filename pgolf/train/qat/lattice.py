@@ -21,10 +21,20 @@ from pgolf.packer.plane import SPREAD_STEPS, Scale
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import auto
-from pgolf.quant.methods.rows import decoded
+from pgolf.quant.methods.rows import decoded, decoded_on_device
+from pgolf.quant.methods.rtn import rtn_steps
+from pgolf.quant.methods.sdclip import hessian_sdclip_steps, sdclip_steps
 
 BISECTIONS = 12  # of the water level: to a hundredth of an octave
 OCTAVES = 12.0  # searched on both sides of Settings.step = 1
+
+# Steps of methods whose grid without curvature is one scale a row; gptq rounds as sdclip then.
+DEVICE_STEPS: dict[str, Callable[[Tensor, Settings], Tensor]] = {
+    "sdclip": sdclip_steps,
+    "gptq": sdclip_steps,
+    "hessian-sdclip": lambda weight, settings: hessian_sdclip_steps(weight, None, settings),
+    "rtn": rtn_steps,
+}
 
 Curvatures = Mapping[str, Sequence[MatrixCurvature | None]]
 
@@ -70,8 +80,11 @@ class Lattice:
 def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
     """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row, or column, or both.
 
+    On a GPU the scales of DEVICE_STEPS are computed there, as an update must not wait for the host.
     Raises UsageError for a method whose codes lie on a trellis.
     """
+    if weight.device.type != "cpu" and settings.method in DEVICE_STEPS:
+        return device_row_lattice(weight, settings)
     method = METHODS[settings.method]
     planes = [method.quantize(matrix, None, settings) for matrix in weight]
     if any(plane.trellis for plane in planes):
@@ -80,6 +93,13 @@ def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
     cols = torch.stack([_factors(p.col_scale, m[:1].T) for p, m in zip(planes, weight, strict=True)])
     top = settings.top if "bits" in method.reads else math.inf
     return Lattice(rows, cols.mT if any(p.col_scale for p in planes) else None, top=top)
+
+
+def device_row_lattice(weight: Tensor, settings: Settings) -> Lattice:
+    """`row_lattice` for a method of DEVICE_STEPS, by operations on the weights' device alone."""
+    steps = DEVICE_STEPS[settings.method]
+    rows = torch.stack([decoded_on_device(steps(matrix, settings), settings) for matrix in weight])
+    return Lattice(rows[:, :, None], top=settings.top)
 
 
 def _factors(scale: Scale | None, like: Tensor) -> Tensor:
