@@ -13,6 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class Fit:
         """Foreseen log BPB of later rows by fits on earlier ones, five steps in time; NaN for the first ones."""
         found = np.full(len(self.y), np.nan)
         cuts = np.quantile(self.order[use], [0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             test = use & (self.order > begin) & (self.order <= end)
             if test.any():
                 found[test] = self.design[test] @ self.weights(use & (self.order <= begin))

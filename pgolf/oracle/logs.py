@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pgolf.oracle.run import Run
 
 NUMBER = r"[-+]?(?:\d[\d,_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
-_BEFORE = r"^(?:\d{9,}(?:\.\d+)?\s+|\[[^\]]*\]\s*|\d{4}-\d\d-\d\d[T ][\d:.,]+Z?\s*|\d\d:\d\d:\d\d\S*\s+|rank\s?\d+:?\s*|[|>*-]\s*)*"
+_BEFORE = (
+    r"^(?:\d{9,}(?:\.\d+)?\s+|\[[^\]]*\]\s*|\d{4}-\d\d-\d\d[T ][\d:.,]+Z?\s*|\d\d:\d\d:\d\d\S*\s+|"
+    r"rank\s?\d+:?\s*|[|>*-]\s*)*"
+)
 HEADS = [  # how a line of progress begins: step, planned steps
     re.compile(_BEFORE + r"(?:step|iter|iteration|s)\s*[:= ]\s*(\d+)(?:\s*/\s*(\d+))?(?=[\s|,:\])]|$)", re.I),
     re.compile(_BEFORE + r"(\d+)/(\d+)(?=\s)"),
@@ -124,7 +127,7 @@ class _Reader:
         elapsed = found.get("time", math.nan)
         if math.isnan(elapsed) and step:
             elapsed = step * found.get("average", math.nan)
-        run.points.append((float(step), elapsed, *(value if value > 0 else math.nan for value in (loss, bpb))))
+        run.points.append((float(step), elapsed, loss if loss > 0 else math.nan, bpb if bpb > 0 else math.nan))
         if planned and step == int(planned) and math.isfinite(bpb):
             run.total = step
 

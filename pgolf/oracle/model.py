@@ -95,8 +95,8 @@ def foresee(run: Run, *, cover: float = 0.8) -> Foresight:
         if not reasons:
             fitted = {target: _band(found, fit, target) for target in TARGETS}
             return Foresight(run, "fitted", name, total, fitted | bands)
-    drawn = curve.extrapolate(run, total, coefficients()["curve"])
-    drawn = {name: Band(*values) for name, values in drawn.items()}
+    continued = curve.extrapolate(run, total, coefficients()["curve"])
+    drawn = {name: Band(*values) for name, values in continued.items()}
     return Foresight(run, "curve" if drawn else "nothing", "", total, drawn | bands, reasons)
 
 

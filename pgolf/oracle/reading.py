@@ -64,11 +64,11 @@ def _number(value: Any) -> float:
 
 
 def _add(run: Run, row: Mapping[str, Any], ms: float, loss: str, bpb: str, step: float) -> None:
-    values = [_number(row.get(name)) for name in (loss, bpb)]
+    nats, bits = (value if 0 < value < math.inf else math.nan for value in (_number(row.get(n)) for n in (loss, bpb)))
     said = [str(row.get(name)).strip().lower() for name in (loss, bpb)]
     if run.broken is None and any(word in {"nan", "inf", "-inf", "infinity"} for word in said):
         run.broken = int(step)
-    run.points.append((step, ms, *(value if 0 < value < math.inf else math.nan for value in values)))
+    run.points.append((step, ms, nats, bits))
 
 
 def _jsonl(text: str, name: str) -> list[Run]:

@@ -10,7 +10,8 @@ from pgolf.errors import DataError
 from pgolf.oracle.model import foresee
 from pgolf.oracle.reading import read
 
-HEAD = "model_params:26993756\nworld_size:8\ntrain_batch_tokens:786432 train_seq_len:2048 iterations:20000 max_wallclock_seconds:600.000\n"
+HEAD = "model_params:26993756\nworld_size:8\n"
+HEAD += "train_batch_tokens:786432 train_seq_len:2048 iterations:20000 max_wallclock_seconds:600.000\n"
 
 
 def made(last=1000, start=""):
