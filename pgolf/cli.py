@@ -30,6 +30,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",
     "train": "train.train",
+    "oracle": "oracle.oracle",
     "bench": "bench.bench",
     "demo": "demo.demo",
 }

@@ -1,0 +1,348 @@
+"""Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
+
+Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
+give the same bytes. Whole folders are left out wherever an error is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgolf.common.files import write_text
+from pgolf.oracle import curve
+from pgolf.oracle.features import NAMES, SHARES, STEPS, expected_steps, features
+from pgolf.oracle.logs import SETTINGS
+from pgolf.oracle.model import TARGETS, doubt, row_of
+from pgolf.oracle.run import Run
+
+FIGURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracle"
+PACKAGE = Path(__file__).resolve().parents[1] / "pgolf" / "oracle" / "coefficients.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "oracle.json"
+RIDGE, FOLDS = 20.0, 8
+HUBER = {True: 0.02, False: 0.005}  # by whether validation is used: there are fewer such runs, and odder ones
+MARGINS = [0.09, 0.91]  # for 80%: later runs are not quite like earlier ones
+PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
+RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
+
+
+@dataclass
+class Row:
+    """A run at a knot."""
+
+    folder: str
+    pr: float
+    found: dict[str, float]
+    score: dict[str, float]  # log BPB by target, NaN where unknown
+
+
+def figures() -> Iterator[tuple[dict[str, str], Run]]:
+    """(figures, run without its scores) of every run that no flag is on."""
+    points: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    with gzip.open(FIGURES / "curve.csv.gz", "rt") as file:
+        for line in csv.DictReader(file):
+            cells = (line[k] for k in ("step", "train_time_ms", "train_loss", "val_bpb"))
+            points[line["id"]].append(tuple(float(c) if c else math.nan for c in cells))  # type: ignore[arg-type]
+    with (FIGURES / "runs.csv").open() as file:
+        for facts in csv.DictReader(file):
+            if not facts["doubt"]:
+                settings = {key: float(facts[key]) for key in SETTINGS if facts[key]}
+                nats = number(facts["bpb_per_nat"])
+                yield facts, Run(facts["id"], points[facts["id"]], settings, nats=nats)
+
+
+def number(cell: str) -> float:
+    return float(cell) if cell else math.nan
+
+
+def scores(facts: dict[str, str]) -> dict[str, float]:
+    """log BPB by target."""
+    unpacked = number(facts["post_ema_bpb"] or facts["final_prequant_bpb"])
+    return {"unpacked": math.log(unpacked), "final": math.log(number(facts["final_bpb"]))}
+
+
+def rows_at(runs: list[tuple[dict[str, str], Run]], knot: str, validated: bool) -> list[Row]:
+    """Every run that was to last as long as the fitted ones, reached the knot and did most of what it planned."""
+    rows = []
+    kind, place = knot.split()
+    for facts, run in runs:
+        total, done = expected_steps(run), number(facts["steps_total"])
+        step = float(place) if kind == "step" else float(place) * total
+        if not step > 0:
+            continue
+        seen = run.until(int(step))
+        total = expected_steps(seen)
+        if not (PLANNED[0] <= total <= PLANNED[1] and max(0.8 * total, 1.02 * step) <= done <= 1.3 * total):
+            continue
+        found = features(seen, step, validated=validated)
+        if found is not None:
+            rows.append(Row(facts["folder_id"], number(facts["pr"]), found, scores(facts)))
+    return rows
+
+
+def ranges(rows: list[Row]) -> dict[str, list[float]]:
+    """Between which values of a feature the fit has runs."""
+    found = {}
+    for name in RANGED:
+        values = np.array([row.found[name] for row in rows])
+        low, high = np.nanquantile(values, [0.004, 0.98 if name == "level" else 0.996])
+        margin = 0.0 if name == "level" else 0.02 + 0.05 * (high - low)
+        found[name] = [round(float(low - margin), 4), round(float(high + margin), 4)]
+    found["total"] = [round(math.log(limit), 4) for limit in PLANNED]
+    return found
+
+
+def inside(row: Row, limits: dict[str, list[float]]) -> bool:
+    return all(not (row.found[n] < low or row.found[n] > high) for n, (low, high) in limits.items())
+
+
+def scale_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+    table = np.array([[row.found[name] for name in NAMES] for row in rows])
+    middle = np.nanmedian(table, 0)
+    middle, table = np.nan_to_num(middle), np.where(np.isnan(middle), 0.0, table)  # what no log of this kind says
+    spread = np.maximum(1.4826 * np.nanmedian(np.abs(table - middle), 0), 0.5 * np.nanstd(table, 0)) + 1e-3
+    return middle, spread
+
+
+def weights_of(design: np.ndarray, y: np.ndarray, folders: np.ndarray, huber: float) -> np.ndarray:
+    """Huber's loss with a ridge, by reweighting; a folder counts as the root of its runs."""
+    count = Counter(folders.tolist())
+    base = np.array([count[f] ** -0.5 for f in folders])
+    ridge = RIDGE * np.eye(design.shape[1])
+    ridge[0, 0] = 1e-6
+    w = base
+    for _ in range(20):
+        found = np.linalg.solve(design.T @ (design * w[:, None]) + ridge, design.T @ (w * y))
+        w = base * np.minimum(1, huber / np.maximum(np.abs(y - design @ found), 1e-9))
+    return found
+
+
+def fold_of(folders: np.ndarray) -> np.ndarray:
+    names = np.unique(folders)
+    return np.random.default_rng(28).permutation(len(names))[np.searchsorted(names, folders)] % FOLDS
+
+
+class Fit:
+    """One knot and target: design, left-out residuals, weights, doubt, bands."""
+
+    def __init__(self, rows: list[Row], target: str, middle: np.ndarray, spread: np.ndarray) -> None:
+        self.rows = [row for row in rows if math.isfinite(row.score[target])]
+        self.design = np.array([row_of(row.found, middle, spread) for row in self.rows])
+        self.y = np.array([row.score[target] for row in self.rows])
+        self.folders = np.array([row.folder for row in self.rows])
+        validated = np.array([row.found["validated"] > 0 for row in self.rows])
+        self.huber = HUBER[bool(validated.any())]
+        self.speaks = validated if validated.any() else ~validated  # runs that this fit is for; others only help
+        self.order = np.array([0.0 if math.isnan(row.pr) else row.pr for row in self.rows])
+
+    def weights(self, use: np.ndarray) -> np.ndarray:
+        return weights_of(self.design[use], self.y[use], self.folders[use], self.huber)
+
+    def left_out(self, use: np.ndarray) -> np.ndarray:
+        """Foreseen log BPB of the rows `use`, by fits without their folders; NaN elsewhere."""
+        folds, found = fold_of(self.folders), np.full(len(self.y), np.nan)
+        for fold in range(FOLDS):
+            test = use & (folds == fold)
+            if test.any():
+                found[test] = self.design[test] @ self.weights(use & (folds != fold))
+        return found
+
+    def forward(self, use: np.ndarray) -> np.ndarray:
+        """Foreseen log BPB of later rows by fits on earlier ones, five steps in time; NaN for the first ones."""
+        found = np.full(len(self.y), np.nan)
+        cuts = np.quantile(self.order[use], [0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+        for begin, end in pairwise(cuts):
+            test = use & (self.order > begin) & (self.order <= end)
+            if test.any():
+                found[test] = self.design[test] @ self.weights(use & (self.order <= begin))
+        return found
+
+    def bands(self, use: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
+        """(weights of doubt, band in units of it, foreseen values left out) from the rows `use`. The bands hold 80% both
+        of folders left out and of later pull requests foreseen from earlier ones."""
+        by_folder, by_time = self.left_out(use), self.forward(use)
+        error = self.y - by_folder
+        z = np.concatenate([np.ones((len(self.y), 1)), np.abs(self.design[:, 1 : 1 + len(NAMES)])], 1)
+        x, size = z[use], np.log(np.abs(error[use]) + 1e-3)
+        ridge = 20 * np.eye(z.shape[1])
+        ridge[0, 0] = 1e-6
+        about = np.linalg.solve(x.T @ x + ridge, x.T @ size)
+        about[0] -= float(np.mean(x @ about))
+        about = np.round(about, 4)
+        scale = np.array([doubt(row, about.tolist()) for row in self.design])
+        errors = (error / scale, (self.y - by_time) / scale)
+        samples = [e[use & self.speaks & np.isfinite(e)] for e in errors]
+        ends = [np.quantile(sample, MARGINS) for sample in samples if len(sample) >= 10]
+        ends = ends or [np.quantile(error[use] / scale[use], MARGINS)]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        found = [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)]
+        return about.tolist(), found, by_folder
+
+
+def error_of(y: np.ndarray, p: np.ndarray, folders: np.ndarray) -> dict[str, Any]:
+    miss = np.abs(np.exp(y) - np.exp(p))
+    by_folder = [float(miss[folders == f].mean()) for f in np.unique(folders)]
+    return {"mean": r4(miss.mean()), "median": r4(np.median(miss)), "mean_of_folders": r4(np.mean(by_folder)),
+            "runs": len(y), "folders": len(by_folder)}  # fmt: skip
+
+
+def r4(value: float) -> float:
+    return round(float(value), 4)
+
+
+def naive(fit: Fit, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the mean of all other folders, level less their median drop), log BPB."""
+    folds, level = fold_of(fit.folders), np.array([row.found["level"] for row in fit.rows])
+    mean, drop = np.full(len(fit.y), np.nan), np.full(len(fit.y), np.nan)
+    for fold in range(FOLDS):
+        test, rest = use & (folds == fold), use & (folds != fold)
+        if test.any():
+            mean[test] = np.log(np.exp(fit.y[rest]).mean())
+            drop[test] = level[test] + np.median((fit.y - level)[rest])
+    return mean, drop
+
+
+def coverage(fit: Fit, use: np.ndarray, foreseen: np.ndarray, about: list[float], bands: list[float]) -> float:
+    scale = np.array([doubt(row, about) for row in fit.design])
+    error = (fit.y - foreseen) / scale
+    return r4(np.mean((error >= bands[0])[use] & (error <= bands[1])[use]))
+
+
+def later(fit: Fit, kind: np.ndarray, share: float) -> dict[str, Any]:
+    """The last pull requests foreseen from the first `share`, bands from the first alone."""
+    cut = np.quantile(fit.order[kind], share)
+    early, late = fit.order <= cut, (fit.order > cut) & kind
+    if late.sum() < 10 or (early & kind).sum() < 10:
+        return {}
+    about, bands, _ = fit.bands(early)
+    foreseen = fit.design @ fit.weights(early)
+    return error_of(fit.y[late], foreseen[late], fit.folders[late]) | {
+        "covered": coverage(fit, late, foreseen, about, bands)
+    }
+
+
+def leads(
+    fit: Fit, foreseen: np.ndarray, use: np.ndarray, about: list[float], bands: Any
+) -> tuple[float, dict[str, Any]]:
+    """(slope of the log odds of a lead in units of its band, how often leads of some sizes came true)."""
+    rng = np.random.default_rng(28)
+    pool = np.flatnonzero(use)
+    a, b = rng.choice(pool, 60000), rng.choice(pool, 60000)
+    apart = fit.folders[a] != fit.folders[b]
+    a, b = a[apart], b[apart]
+    half = np.array([doubt(row, about) * (bands[1] - bands[0]) / 2 for row in fit.design])
+    lead, truth = foreseen[b] - foreseen[a], fit.y[b] - fit.y[a]
+    unit = lead / np.hypot(half[a], half[b])
+    right = (truth > 0).astype(float)
+    slope = min(
+        np.arange(0.2, 8, 0.05), key=lambda k: float(np.mean(np.logaddexp(0, -k * unit * np.sign(right - 0.5))))
+    )
+    raw = np.array([row.found["level"] for row in fit.rows])
+    table: dict[str, Any] = {}
+    for low, high in ((0, 0.002), (0.002, 0.005), (0.005, 0.01), (0.01, 0.02), (0.02, 0.05)):
+        for name, x in (("foreseen", foreseen), ("raw", raw), ("final", fit.y)):
+            size = np.abs(np.exp(x[a]) - np.exp(x[b]))
+            at = (size >= low) & (size < high)
+            judged = x if name != "final" else foreseen
+            right_way = np.sign(judged[b] - judged[a]) == np.sign(truth)
+            table.setdefault(f"{low:g}-{high:g}", {})[name] = [r4(right_way[at].mean()), int(at.sum())]
+    return r4(slope), table
+
+
+def curve_errors(runs: list[tuple[dict[str, str], Run]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How far the run's own curve, continued, was from the end, by the share of the run that was over."""
+    shares = [0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95]
+    found: dict[str, list[list[float]]] = {target: [] for target in TARGETS}
+    said: dict[str, Any] = {}
+    for share in shares:
+        miss: dict[str, list[float]] = {target: [] for target in TARGETS}
+        for facts, run in runs:
+            total = number(facts["steps_total"])
+            seen = run.until(int(share * total))
+            law = curve.power_law(*curve.points_of(seen)) if seen.nats > 0 else None
+            if law is not None and 1000 <= total <= 100000:
+                end = law[0] + law[1] * total ** -law[2]
+                for target, score in scores(facts).items():
+                    if math.isfinite(score):
+                        miss[target].append(score - math.log(end))
+        for target in TARGETS:
+            q = np.quantile(miss[target], [0.1, 0.5, 0.9])
+            found[target].append([round(float(x), 4) for x in q])
+            said[f"{target} at {share:g}"] = {"runs": len(miss[target]), "median_error": r4(q[1]),
+                "mean_absolute_after": r4(np.mean(np.abs(np.exp(np.array(miss[target]) - q[1]) - 1)) * 1.15)}  # fmt: skip
+    return {"shares": shares, "errors": found}, said
+
+
+def fitted(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is shipped, target -> (errors, leads)) of one knot and kind."""
+    limits = ranges(rows)
+    rows = [row for row in rows if inside(row, limits)]
+    middle, spread = (np.round(x, 4) for x in scale_of(rows))
+    entry: dict[str, Any] = {"range": limits, "middle": middle.tolist(), "spread": spread.tolist()}
+    said = {}
+    for target in TARGETS:
+        fit = Fit(rows, target, middle, spread)
+        every = np.ones(len(fit.y), bool)
+        about, band, foreseen = fit.bands(every)
+        entry[target] = {"weights": [round(float(w), 6) for w in fit.weights(every)], "doubt": about, "band": band}
+        mean, drop = naive(fit, fit.speaks)
+        use = fit.speaks
+        item = error_of(fit.y[use], foreseen[use], fit.folders[use])
+        item["mean_of_all"] = error_of(fit.y[use], mean[use], fit.folders[use])["mean"]
+        item["level_less_drop"] = error_of(fit.y[use], drop[use], fit.folders[use])["mean"]
+        item["covered"] = coverage(fit, use, foreseen, about, band)
+        item["later"] = {f"{share:g}": later(fit, use, share) for share in (0.6, 0.7, 0.8)}
+        said[target] = (item, leads(fit, foreseen, use, about, band))
+    return entry, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    runs = list(figures())
+    shipped: dict[str, Any] = {"knots": {}, "lead": {}}
+    said: dict[str, Any] = {"unflagged": {"runs": len(runs), "folders": len({facts["folder_id"] for facts, _ in runs})}}
+    for knot in [*(f"step {s}" for s in STEPS), *(f"share {s:g}" for s in SHARES)]:
+        for kind in ("validated", "trained"):
+            name = f"{knot}, {kind}"
+            shipped["knots"][name], found = fitted(rows_at(runs, knot, kind == "validated"))
+            said |= {f"{name}, {target}": item for target, (item, _) in found.items()}
+            if name == "step 1000, validated":
+                for target, (_, leading) in found.items():
+                    shipped["lead"][target], said[f"leads, {target}"] = leading
+    shipped["curve"], said["curve"] = curve_errors(runs)
+    if args.write:
+        write_text(PACKAGE, compact(shipped))
+        write_text(RESULTS, compact(said))
+    for key, item in said.items():
+        if "1000" in key or "leads" in key or args.write:
+            print(key, item)
+
+
+def compact(value: dict[str, Any]) -> str:
+    """JSON, an entry of an entry a line."""
+    import json
+
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            inner = ",\n  ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in item.items())
+            lines.append(f" {json.dumps(key)}: {{\n  {inner}\n }}")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(item)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main()
