@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from pgolf.common.files import not_a_file
 from pgolf.data.shards import MAGIC
 from pgolf.errors import DataError, UsageError
 
@@ -19,6 +20,8 @@ LINES, TABLES, SHARDS = (".jsonl", ".ndjson"), (".parquet",), (".bin",)
 def is_shard(path: str | Path) -> bool:
     """Whether a file holds tokens rather than text: by its name, or its first word."""
     path = Path(path)
+    if not_a_file(path.resolve()) not in {"", "a folder"}:  # a pipe or device may have no end, or nobody who writes
+        raise DataError(f"{path} is no regular file: save the text as one")
     if path.suffix in SHARDS:
         return True
     try:

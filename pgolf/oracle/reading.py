@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pgolf.common.files import not_a_file
 from pgolf.errors import DataError
 from pgolf.oracle.logs import SETTINGS, parse, text_of
 from pgolf.oracle.run import Run
@@ -29,6 +30,8 @@ _GZIP = b"\x1f\x8b"
 def read(path: str | Path) -> list[Run]:
     """The runs of a file. DataError where it cannot be opened or has no line of progress."""
     path = Path(path)
+    if not_a_file(path.resolve()) not in {"", "a folder"}:
+        raise DataError(f"{path} is no regular file: save the log as one")
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw

@@ -164,7 +164,9 @@ def test_what_may_have_no_end_is_not_read(folder):
         "calibrate", "c.pt", "--model", "zoo.py:GPT", "--calib", "fifo", "-o", "k.safetensors"
     )
     for path in ("fifo", "/dev/zero"):
-        assert "is no regular file" in refusal("inspect", path)
+        for command in ("inspect", "oracle"):
+            assert "is no regular file" in refusal(command, path)
+        assert "is no regular file" in refusal("pack", "c.pt", "--model", "zoo.py:GPT", "--calib", path)
 
 
 def test_raw_tokens_say_how_a_shard_is_made(folder):
