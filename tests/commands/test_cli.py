@@ -126,7 +126,7 @@ def bad_shard(path, magic=20240520, version=1, count=10, tokens=10):
         (("pack", "ckpt.pt", "--model", "toy.py:Toy", "--calib", "magic.bin", "--method", "gptq"), 3, "magic"),
         (("inspect", "toy.py"), 3, "not a pgolf artifact"),
         (("inspect", "cut.pgolf"), 3, "truncated or damaged"),
-        (("unpack", "good.pgolf", "-o", "x.npz"), 2, ".safetensors or .pt"),
+        (("unpack", "good.pgolf", "-o", "x.npz"), 2, ".safetensors, .pt or .gguf"),
         (("eval", "ckpt.pt", "--data", "val.bin", "--bytes", "bytes.bin"), 3, "--model"),
         (("eval", "ckpt.pt", "--model", "toy.py:Toy", "--data", "val.bin"), 2, "--tokenizer"),
         (("eval", "ckpt.pt", "--model", "toy.py:Toy", "--data", "magic.bin", "--bytes", "bytes.bin"), 3, "magic"),
