@@ -21,6 +21,7 @@ WORKS = (  # in a folder of helpers.sweep_inputs
     ("unpack", ARTIFACT, "-o", "out.pt"),
     ("pack", "ckpt.pt", "--budget", "9kB", "--method", "gptq"),
     ("calibrate", "ckpt.pt", "--model", "toy.py:Toy", "--calib", "random", "--tokens", "256", "-o", "c.safetensors"),
+    ("oracle", "run.log"),
 )
 REFUSED = {  # command line: the extra that it must name
     ("pack", "ckpt.pt", "-o", "auto.pgolf"): "pack",

@@ -5,6 +5,7 @@ Without an initialised process group of more than one rank nothing of torch.dist
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(
     days=7
 )  # while rank 0 packs: a job's own groups give up after minutes, NCCL's watchdog kills it then
-_waiting: dict[Any, Any] = {}  # the job's group of all ranks -> ours of the same
+_waiting: list[weakref.ref[Any]] = []  # the job's group of all ranks, and ours of the same; torch holds both
 
 
 def grouped() -> bool:
@@ -58,10 +59,11 @@ def patient_group() -> Any:
     if not distributed.is_gloo_available():
         return None
     everybody = distributed.group.WORLD
-    if everybody not in _waiting:
-        _waiting.clear()  # a job before is over
-        _waiting[everybody] = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    return _waiting[everybody]
+    known, ours = (each() for each in _waiting) if _waiting else (None, None)
+    if ours is None or known is not everybody:
+        ours = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        _waiting[:] = weakref.ref(everybody), weakref.ref(ours)  # one kept beyond its end aborts the process
+    return ours
 
 
 def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:

@@ -202,6 +202,7 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
     folders.folder(tmp_path / "hf", "llama")
     (tmp_path / "notes.txt").write_text(folders.text(), encoding="utf-8")
     (tmp_path / "use.py").write_text("import pgolf\npgolf.load('m.pgolf')\n")
+    (tmp_path / "run.log").write_text("step:1/3000 train_loss:9.1\nstep:2/3000 train_loss:9.0\n")
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     text = "--model toy.py:Toy --data val.bin --bytes bytes.bin --seq-len 64"
@@ -216,9 +217,10 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
         "estimate ckpt.pt --budget 9kB",
         "export m.pgolf --script use.py -o out",
         "audit out",
+        "oracle run.log",
         f"sweep ckpt.pt {text} --methods rtn --bits 4 --calib none --jobs 1 -o s",
     ):
         run(command)
     assert {"tokenize", "train", "bench", "demo", "diff"} == COMMANDS.keys() - {
-        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "audit", "sweep",
+        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "audit", "oracle", "sweep",
     }  # fmt: skip
