@@ -82,7 +82,7 @@ def losses_that_note_devices(seen: list[str]) -> Callable[[Tensor, int], Tensor]
 
 
 def sweep_inputs(folder: Path) -> None:
-    """What `pgolf sweep` needs, in `folder`: ckpt.pt, toy.py, val.bin and bytes.bin; logits of a trained model's size."""
+    """What `pgolf sweep` needs, in `folder`: ckpt.pt, toy.py, val.bin and bytes.bin; a log; logits of a trained model's size."""
     from pgolf.data.shards import write_shard
 
     state = toy_state()
@@ -91,6 +91,8 @@ def sweep_inputs(folder: Path) -> None:
     (folder / "toy.py").write_text(TOY_MODEL)
     write_shard(folder / "val.bin", np.random.default_rng(0).integers(0, 64, 3000).astype(np.uint16))
     write_shard(folder / "bytes.bin", np.full(3000, 3, np.uint16))
+    steps = range(1, 900, 9)
+    (folder / "run.log").write_text("".join(f"step:{s}/3000 train_loss:{9 - s / 999:.3f} val_bpb:2.5\n" for s in steps))
 
 
 def without_times(value: object) -> object:

@@ -28,10 +28,6 @@ GUARDED = {"packer/backends/host.py", "packer/backends/rans_numba.py", "kernels/
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     sweep_inputs(tmp_path)
-    steps = range(1, 900, 9)
-    (tmp_path / "run.log").write_text(
-        "".join(f"step:{s}/3000 train_loss:{9 - s / 999:.3f} val_bpb:2.5\n" for s in steps)
-    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

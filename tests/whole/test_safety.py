@@ -202,7 +202,6 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
     folders.folder(tmp_path / "hf", "llama")
     (tmp_path / "notes.txt").write_text(folders.text(), encoding="utf-8")
     (tmp_path / "use.py").write_text("import pgolf\npgolf.load('m.pgolf')\n")
-    (tmp_path / "run.log").write_text("step:1/3000 train_loss:9.1\nstep:2/3000 train_loss:9.0\n")
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     text = "--model toy.py:Toy --data val.bin --bytes bytes.bin --seq-len 64"
