@@ -45,10 +45,6 @@ class Folder:
         """Where the curvature of the checkpoint is kept."""
         return self.path / "curvature.safetensors"
 
-    def text(self, tokens: int) -> Path:
-        """Where the text is kept of which so many tokens are tuned on."""
-        return self.path / f"text-{tokens}.safetensors"
-
     def done(self) -> dict[str, dict[str, Any]]:
         """Key -> result of every finished point of the plan, and of the checkpoint itself."""
         keys = [BEFORE, *(p.key for p in self.plan)]

@@ -101,8 +101,10 @@ class _Bench:
     def _live(self, point: Point) -> Live | None:
         if point.tune is None:
             return None
-        assert self.setup.text is not None
-        return tuning.load(Path(self.setup.text)).live(self._unquantized(), self.setup.logits)
+        assert self.setup.texts is not None
+        return tuning.load(tuning.path_in(Path(self.setup.texts), point.tune)).live(
+            self._unquantized(), self.setup.logits
+        )
 
     def _unquantized(self) -> nn.Module:
         """The model as it was, a module of its own, made when it is first needed."""

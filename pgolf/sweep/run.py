@@ -21,10 +21,10 @@ from pgolf.sweep.folder import BEFORE, Folder, open_folder
 from pgolf.sweep.measure import measure
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup, identity, machine
+from pgolf.sweep.tuning import Tuning, path_in
 
 if TYPE_CHECKING:
     from pgolf.quant.curvature.store import Curvature
-    from pgolf.sweep.tuning import Tuning
 
 FORMAT = 1
 Watch = Callable[[list[dict[str, Any]]], None]  # called with the rows so far, finished and not
@@ -60,10 +60,10 @@ def sweep(
         if not folder.curvature.is_file():
             calibrate().save(folder.curvature)
         setup = replace(setup, curvature=str(folder.curvature.resolve()))
-    tokens = max((p.tune for p in points if p.tune is not None), default=None)
-    if tokens is not None:
-        setup = replace(setup, text=str(_text(folder, tokens, tuning).resolve()))
+    setup = replace(setup, texts=str(folder.path.resolve()))
     done = folder.done()
+    for tokens in sorted({p.tune for p in folder.plan if p.tune is not None and p.key not in done}):
+        _keep_text(path_in(folder.path, tokens), tokens, tuning)
     todo = [(BEFORE, None), *((p.key, p) for p in folder.plan)]
     tell = watch or (lambda _: None)
     tell(rows(folder, done))
@@ -76,14 +76,13 @@ def sweep(
     return found
 
 
-def _text(folder: Folder, tokens: int, make: Callable[[int], Tuning] | None) -> Path:
-    """The file of the text that is tuned on; made where it is not there yet."""
-    path = folder.text(tokens)
-    if not path.is_file():
-        if make is None:
-            raise UsageError("points to be tuned need a text: name a --calib")
-        make(tokens).save(path)
-    return path
+def _keep_text(path: Path, tokens: int, make: Callable[[int], Tuning] | None) -> None:
+    """Make the file of a text that is tuned on where it is not there yet."""
+    if path.is_file():
+        return
+    if make is None:
+        raise UsageError("points to be tuned need a text: name a --calib")
+    make(tokens).save(path)
 
 
 def _measured(

@@ -30,7 +30,7 @@ class Setup:
     data: a shard, or text with the files `more` behind it. model: FILE.py:NAME or a folder, None where the checkpoint says
     what it is; trusted: as in `train.model.rebuild.Maker`. curvature: a file, None to pack without.
     state: which of the checkpoint's weights. sidecar: byte counts instead of a tokenizer. rules: `--set`s that hold for
-    every method. text: a file of `Tuning`, None where nothing is tuned. seed: of the order in which it is read.
+    every method. texts: the folder of what tuned points learn from, see tuning.py. seed: of the order in which it is read.
     """
 
     checkpoint: str
@@ -49,7 +49,7 @@ class Setup:
     state: str | None = None
     more: tuple[str, ...] = ()
     trusted: bool = False
-    text: str | None = None
+    texts: str | None = None
     seed: int = 0
 
     @property
@@ -95,7 +95,7 @@ def identity(setup: Setup, calibration: dict[str, Any]) -> dict[str, Any]:
     Files count by their content: a checkpoint that was trained on under the same name is another, a moved folder is not.
     """
     facts = asdict(setup) | {"calibration": calibration, "rules": list(setup.rules), "versions": versions()}
-    del facts["curvature"], facts["text"], facts["seed"]  # made from the rest, or named in `calibration`
+    del facts["curvature"], facts["texts"], facts["seed"]  # made from the rest, or named in `calibration`
     for name in ("state", "more", "trusted"):
         if not facts[name]:
             del facts[name]  # folders of before there was a choice go on

@@ -14,6 +14,11 @@ from pgolf.errors import DataError
 from pgolf.fitting.live import Live
 
 
+def path_in(folder: Path, tokens: int) -> Path:
+    """Where the text is kept of which so many tokens are tuned on."""
+    return folder / f"text-{tokens}.safetensors"
+
+
 @dataclass(frozen=True)
 class Tuning:
     """held: int64 [M, T] to measure on, more: [N, T] to tune on; what: names the text, for people."""

@@ -161,6 +161,12 @@ def test_tuned_points_stand_beside_the_open_loops(folder):
     assert tuned["tuned"]["kl"] <= tuned["tuned"]["kl_before"]
     assert max(opened["bytes"], tuned["bytes"]) <= 5000
     assert [path.name for path in (folder / "s").glob("text-*")] == ["text-6000.safetensors"]
+    for path in (folder / "s" / "points").glob(f"{tuned['key']}.json"):
+        path.unlink()  # as if it had been interrupted: it is made by whoever goes on, in its own text
+    (folder / "s" / "text-6000.safetensors").unlink()
+    run(*arguments[:-2], "9k", "--methods", "auto")
+    _, again = json.loads((folder / "s" / "results.json").read_text())["points"]
+    assert without_times(again) == without_times(tuned)
     (folder / "s" / "text-6000.safetensors").write_bytes(b"x")
     assert "remove it" in run(*arguments[:-5], "--budgets", "5.2kB", *arguments[-5:], "auto+tune", code=3).stderr
     assert "--tune needs text" in run("sweep", "ckpt.pt", *MODEL, "--calib", "none", "--budgets", "5kB", "--baseline",
