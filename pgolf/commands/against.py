@@ -84,7 +84,7 @@ def _text(data: Sequence[Path], bos: int | None, options: TextOptions) -> Text:
     """The text or shard --data; the bytes of a shard's tokens are nobody's business here."""
     import numpy as np
 
-    from pgolf.data import encoding, shards
+    from pgolf.data import shards
     from pgolf.data.text import refuse_mixed
     from pgolf.scoring import bpb, evaluation
 
@@ -93,7 +93,6 @@ def _text(data: Sequence[Path], bos: int | None, options: TextOptions) -> Text:
     if not refuse_mixed(data, "--data"):
         return evaluation.read_text(data, tokenizer=options.tokenizer, bos=bos, max_tokens=options.max_tokens)
     tokens = shards.read_shard(data[0])
-    known = encoding.encoder(options.tokenizer).start if bos is None and options.tokenizer else bos
-    start = evaluation.DEFAULT_BOS if known is None else known
+    start = evaluation.start_of_shard(bos, options.tokenizer)
     total = bpb.num_targets(tokens, max_tokens=options.max_tokens)
     return evaluation.Text(tokens, np.zeros(len(tokens), np.uint16), start, total, "")

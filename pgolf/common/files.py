@@ -118,23 +118,22 @@ def remove_abandoned(path: Path, remove: Callable[[Path], object]) -> None:
 
 def is_free(file: int) -> bool:
     """Whether nobody else has locked the open file or folder; it is locked now, where there are such locks."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+    return _locked(file) is not False
 
 
 def lock(file: int, wait: bool = False) -> bool:
     """Whether the open file or folder is ours alone now; where there are no such locks it never is, and nothing is tidied up."""
+    return _locked(file, wait) is True
+
+
+def _locked(file: int, wait: bool = False) -> bool | None:
+    """Whether it is locked by us now, rather than by somebody else; None where there are no such locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return None
     return True

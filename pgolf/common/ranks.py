@@ -16,9 +16,7 @@ from pgolf.errors import PgolfError
 
 Result = TypeVar("Result")
 
-PATIENCE = timedelta(
-    days=7
-)  # while rank 0 packs: a job's own groups give up after minutes, NCCL's watchdog kills it then
+PATIENCE = timedelta(days=7)  # a job's own groups give up after minutes, and NCCL's watchdog kills it then
 _waiting: list[weakref.ref[Any]] = []  # the job's group of all ranks, and ours of the same; torch holds both
 
 

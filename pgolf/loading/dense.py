@@ -102,14 +102,9 @@ def load_into(path: str | Path, module: nn.Module) -> nn.Module:
     Raises ArtifactError, or ModelError naming wrong keys, UsageError where `module` is none.
     """
     if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"load_into(path, module) wants a module to load into, not {type(module).__name__}: "
-            + (
-                "path first, module second"
-                if isinstance(path, nn.Module)
-                else "pgolf.load(path) gives tensors without one"
-            )
-        )
+        swapped = isinstance(path, nn.Module)
+        mend = "path first, module second" if swapped else "pgolf.load(path) gives tensors without one"
+        raise UsageError(f"load_into(path, module) wants a module to load into, not {type(module).__name__}: {mend}")
     entries, meta = read(path)
     load_state(module, tensors_of(entries), dropped_of(meta))
     return module

@@ -89,12 +89,18 @@ def read_text(
     tokens = shards.read_shard(data)
     counts = sidecar.byte_counts(data, tokens, tokenizer=tokenizer, sidecar=sidecar_file, convention=convention)
     found = None if sidecar_file else sidecar.beside(data)
-    if bos is None and tokenizer:
-        bos = encoding.encoder(tokenizer).start
-    known = DEFAULT_BOS if bos is None else bos
     total = bpb.num_targets(tokens, counts, max_tokens)
     unknown = tokenizers.unknown_share(tokens[1 : total + 1], encoding.encoder(tokenizer).unknown) if tokenizer else 0.0
-    return Text(tokens, counts, known, total, f"bytes of {found.name}" if found else "", unknown)
+    return Text(
+        tokens, counts, start_of_shard(bos, tokenizer), total, f"bytes of {found.name}" if found else "", unknown
+    )
+
+
+def start_of_shard(bos: int | None, tokenizer: Path | None) -> int:
+    """The token that begins a shard's documents: as said, else as the tokenizer says, else the contest's."""
+    if bos is None and tokenizer:
+        bos = encoding.encoder(tokenizer).start
+    return DEFAULT_BOS if bos is None else bos
 
 
 def _encoded(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Loop:
             if i + 1 < len(ordered):
                 self._freeze(self._rounded(group, self._knob.step), repair)
                 repair.run(steps)
-                work.keep(self._state(i + 1, repair))
+                work.keep(partial(self._state, i + 1, repair))
         self._refresh_small()
         before = self._last(ordered[-1])
         self._freeze({unit: self._planes[unit] for unit in ordered[-1]}, repair)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,13 @@ class Work:
     gone_on: bool = False
     _kept: float = field(default_factory=time.monotonic)
 
-    def keep(self, state: dict[str, Any]) -> None:
+    def keep(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write how far the loop is, if there was enough work since it was last written. A full disk keeps nothing."""
         if self.path is None or time.monotonic() - self._kept < EVERY:
             return
         try:
             with replacing(self.path) as file:
-                torch.save({"key": self.key, "state": state}, file)
+                torch.save({"key": self.key, "state": state()}, file)
         except OSError:
             self.remove()
         self._kept = time.monotonic()
