@@ -193,13 +193,10 @@ class Device(Protocol):
     def decode(self, coded: CodedLanes, loops: Loops | None) -> Any:
         """As `rans.decode`; the loops are of no use but to a processor."""
 
-    def escaped(self, part: Any) -> Array:
-        """int64, ascending: which codes of a matrix are ESCAPED."""
-
-    def patched(
-        self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-    ) -> Any:
-        """As `patched`, with the same arrays from the host."""
+    def restored(
+        self, codes: Any, sums: Sequence[ClassSums], layouts: Sequence[Layout], middles: bytes, escapes: Array
+    ) -> list[Any]:
+        """As `restored`, of what `decode` gave."""
 
     def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
         """As `strips.from_strips`."""
@@ -237,7 +234,7 @@ def decode(
         transitions(max([0, *(y.trellis for y in layouts)])),
     )
     codes = (device.decode if device else rans.decode)(coded, loops)
-    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
+    return (device.restored if device else restored)(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"))
 
 
 def section_limits(symbols: int, count: int) -> dict[str, int]:
@@ -282,31 +279,33 @@ def check_tables(held: Array, sums: ClassSums) -> None:
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _restored(
-    codes: Any,
+def restored(
+    codes: Array,
     sums: Sequence[ClassSums],
     layouts: Sequence[Layout],
     middles: bytes,
     escapes: Array,
     device: Device | None = None,
-) -> list[Any]:
-    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list. Raises ArtifactError.
+
+    device: lays out the strips; None: numpy.
+    """
     parts = []
     bit = 0
     for s, layout in zip(sums, layouts, strict=True):
         rows, cols = layout.spread.shape
         part, codes = codes[: rows * cols], codes[rows * cols :]
         _, put_aside = classes.classes_of(s.values, layout.trellis)
-        escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
+        escaped = np.flatnonzero(part == tables.ESCAPED)
         if put_aside.any() or escaped.size:
             widths = put_aside[s.where()]
             widths[escaped] = 0
             wide = np.flatnonzero(widths)
             widths = widths[wide].astype(np.int32)
-            part = (device.patched if device else patched)(
-                part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
-                escaped, escapes[: escaped.size],
-            )  # fmt: skip
+            part = part.astype(np.int32)
+            part[wide] = aside.lengthen(part[wide], aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0))
+            part[escaped] = escapes[: escaped.size]
             bit += widths.sum()
             escapes = escapes[escaped.size :]
         parts.append((device.from_strips if device else from_strips)(part, layout.spread.shape))
@@ -314,15 +313,3 @@ def _restored(
         raise ArtifactError("escapes are left over: the artifact is damaged")
     aside.check_all_read(middles, bit)
     return parts
-
-
-def patched(part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array) -> Array:
-    """int32: codes of one matrix in strip order from what the coder gave.
-
-    wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are
-    `escapes` instead.
-    """
-    part = part.astype(np.int32)
-    part[wide] = aside.lengthen(part[wide], middles, widths, low)
-    part[escaped] = escapes
-    return part
