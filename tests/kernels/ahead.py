@@ -127,25 +127,9 @@ def cases() -> dict[str, Any]:
     out["strips restore"] = compiled(
         strips.restore_kernel, firsts=i64, fields=torch.uint8, listed=i32, out=i32, first=1024, **of_strips, **shape
     )
-    floats = [
-        "targets",
-        "bare",
-        "errors",
-        "U",
-        "push",
-        "rows",
-        "cols",
-        "decoded_rows",
-        "decoded_cols",
-        "lam",
-        "bits",
-        "parabola",
-    ]
-    of_blocks = (
-        dict.fromkeys(floats, f32)
-        | dict.fromkeys(["state", "out", "row_classes", "col_classes", "before"], i32)
-        | {"info": i64}
-    )
+    floats = "targets bare errors U push rows cols decoded_rows decoded_cols lam bits parabola"
+    whole = "state out row_classes col_classes before"
+    of_blocks = dict.fromkeys(floats.split(), f32) | dict.fromkeys(whole.split(), i32) | {"info": i64}
     numbers = {"count": 512, "first": -24, "trellis_from": -2, "tables": 29, "last": 64, "widest": 99}
     for states, fed in ((1, True), (8, True), (8, False), (64, True)):
         out[f"round {states} {fed}"] = compiled(
