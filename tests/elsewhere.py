@@ -218,6 +218,7 @@ def gpu() -> Iterator[Gpu]:
         patch("torch.Generator", Generator),
         patch("pgolf.kernels.device._need_cuda", lambda _: None),
         patch("torch.cuda.synchronize", lambda *_: None),
+        patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
         patch("torch.cuda.Stream", lambda *_: None),
         patch("torch.cuda.stream", lambda *_: nullcontext()),
         patch("torch.cuda.get_device_properties", lambda *_: Properties),

@@ -104,7 +104,7 @@ def scores(device, how):
     model = to_device(GPT(TINY), torch.device(device))
     model.compute_dtype = torch.float32
     if how == "ttt":
-        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], 1)
+        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], int(TOKENS[20]))
     fast = StaticLosses(model, logits_of(model), seq_len=16, batch_size=4, compile=False) if how == "fast" else None
     return bpb.score_windows(logits_of(model), TOKENS, seq_len=16, batch_size=4, losses=fast)
 
