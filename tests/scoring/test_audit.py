@@ -144,7 +144,7 @@ def test_a_leak_across_documents_is_caught():
 
 
 def test_additions_that_outlive_their_document_are_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ttt._Learner, "forget", lambda self, count: hasattr(self, "_up") or FORGET(self, count))
+    monkeypatch.setattr(ttt._Learner, "forget", lambda self, count=1: hasattr(self, "_up") or FORGET(self, count))
     found = verdicts(lambda tokens: READINGS["ttt"].score(Counting(), tokens, BOS), READINGS["ttt"])
     assert found["documents"] is False
 
