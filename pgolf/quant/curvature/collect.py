@@ -153,7 +153,8 @@ class Collector:
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is None or gradient.numel() == 0:
                 continue
-            slices = gradient.float().reshape(sides(tuple(gradient.shape)))
+            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+            slices = dense.float().reshape(sides(tuple(gradient.shape)))
             if gradient.dim() > 1:
                 squares = slices.square().flatten(1).sum(1).double()
                 self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
