@@ -55,7 +55,7 @@ def calibrate(
     """
     from pgolf.kernels.device import need
 
-    refuse_overwrite(out, force)
+    refuse_overwrite(out, force, ckpt, calibration.tokenizer, *calibration.files, user.file)
     need(calibration.device)
     with progress_bars() as progress:
         curvature = calibrate_model(read_checkpoint(ckpt, user), ckpt, user, calibration, progress)

@@ -31,7 +31,7 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     from pgolf.report import anatomy_page, terminal, write_text
 
     if html is not None:
-        refuse_overwrite(html, force)
+        refuse_overwrite(html, force, art, curvature)
     facts = anatomy.inspect(art, Curvature.load(curvature) if curvature else None)
     if html is not None:
         write_text(html, anatomy_page.page_of(facts, art.name))

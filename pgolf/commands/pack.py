@@ -170,8 +170,9 @@ def pack(
     from pgolf.report import write_json
 
     out = out or _default_name(ckpt)
-    refuse_overwrite(out, force)
-    refuse_unwritable(report_file)
+    read = (ckpt, curvature_file, calibration.tokenizer, *calibration.files, *code, user.file)
+    refuse_overwrite(out, force, *read)
+    refuse_unwritable(report_file, out, *read)
     need(calibration.device)
     chosen = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))

@@ -18,7 +18,7 @@ from torch import Tensor
 from pgolf.errors import CheckpointError, UsageError
 from pgolf.models import names, ties
 from pgolf.models.blueprint import Blueprint
-from pgolf.models.inert import Inert
+from pgolf.models.inert import Inert, Record
 
 MAIN = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
 DEEPEST = 40  # containers in one another
@@ -121,14 +121,14 @@ class _Walk:
         if len(where) > DEEPEST:
             raise CheckpointError(f"{self.path}: nested more than {DEEPEST} deep: save model.state_dict() alone")
         members = [(str(key), inner) for key, inner in _members(value)]
-        role = role or _role(value, where)
+        role = role or _role(as_mapping(value), where)
         direct = {key: inner for key, inner in members if isinstance(inner, Tensor)}
         self._seen[id(value)] = (where, None)
         at = len(self.groups)
         below = sum(
             self.visit(inner, (*where, key), role or _role_of_name(key))
             for key, inner in members
-            if isinstance(inner, (Mapping, list, tuple)) and inner
+            if isinstance(inner, (Mapping, list, tuple, Record)) and inner
         )
         arrays = tuple(
             key
@@ -136,7 +136,8 @@ class _Walk:
             if not isinstance(inner, Tensor) and _size(inner) >= (SMALL_MATRIX if below else 1)
         )
         if direct or arrays:
-            named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+            keys = as_mapping(value)
+            named = isinstance(keys, Mapping) and all(isinstance(key, str) for key in keys)
             others = tuple(key for key, inner in members if key not in direct)
             role = _believed(role or _role_of_names(direct), direct)
             group = Group(where, direct, role, named, below > 0, others, arrays)
@@ -145,7 +146,15 @@ class _Walk:
         return below + len(direct)
 
 
+def as_mapping(value: Any) -> Any:
+    """What stands for an object as the dict of its attributes, a module as its state dict; anything else as it is."""
+    if not isinstance(value, Record):
+        return value
+    return value.state_dict() if value.is_module else value.members
+
+
 def _members(value: Any) -> Iterable[tuple[Any, Any]]:
+    value = as_mapping(value)
     return value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 

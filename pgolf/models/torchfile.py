@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from pgolf.common.files import replacing
 from pgolf.errors import CheckpointError
 from pgolf.models import inert
 
+MOST_STRANGERS = 64  # classes of a file that are stood in for
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a Hugging Face folder
 _MAGIC = {  # first bytes of files that people take for checkpoints: what they are, and the mend
     b"\x89PGOLF": "is a pgolf artifact already: pgolf unpack makes a checkpoint of it",
@@ -32,7 +34,7 @@ _WANTED = (  # what a pickle asks for: what it then is, and the mend
     ),
     ("torch.distributed.", "its tensors are sharded over ranks (DTensor): gather each with tensor.full_tensor()"),
     ("torchao.", "its tensors are quantized by torchao: save the state dict from before quantize_()"),
-    ("torch.nn.modules.", "it is a whole module, pickled with its code: load it in your trainer"),
+    ("torch.nn.modules.", "it is a whole module in the old format, with its code: load it in your trainer"),
 )
 
 
@@ -71,13 +73,9 @@ def torch_load(path: Path) -> Any:
     if path.suffix == ".safetensors":  # torch.load would go by the name
         raise CheckpointError(f"{path}: is a file of torch.save under safetensors' name: call it {path.stem}.pt")
     try:
-        with warnings.catch_warnings(), inert.allowed():
-            warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
-            if zipfile.is_zipfile(path):
-                _check_archive(path)
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        return _loaded(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -85,6 +83,37 @@ def torch_load(path: Path) -> Any:
     except Exception as error:  # torch.load raises nearly anything on foreign bytes
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+def _loaded(path: Path) -> Any:
+    """What torch.load gives, with stand-ins for all that is data. Each attempt names one more of them.
+
+    Raises what torch.load raised at first where they do not help.
+    """
+    known: dict[str, type] = {}
+    first: Exception | None = None
+    for _ in range(MOST_STRANGERS):
+        try:
+            return _attempted(path, known.values())
+        except Exception as error:
+            first = first or error
+            if not (isinstance(error, pickle.UnpicklingError) and inert.learned(str(error), known)):
+                break
+    assert first is not None
+    raise first
+
+
+def _attempted(path: Path, stand_ins: Iterable[type]) -> Any:
+    with warnings.catch_warnings(), inert.allowed(stand_ins):
+        warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
+        if zipfile.is_zipfile(path) and _is_unicode(path):  # torch maps a file by its name in UTF-8
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
+
+
+def _is_unicode(path: Path) -> bool:
+    return str(path).isascii() or str(path) == str(path).encode(errors="replace").decode()
 
 
 def torch_save(value: Any, path: Path) -> None:
