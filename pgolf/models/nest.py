@@ -250,6 +250,7 @@ def _several(groups: Sequence[Group], path: str) -> CheckpointError:
     more = f" and {len(groups) - 8} more" if len(groups) > 8 else ""
     sizes = "; ".join(_described(group) for group in groups[:4])
     ways = " or ".join(f"--state {group.where or '.'}" for group in groups[:4])
+    ways += "" if any(not group.where for group in groups[:4]) else ", --state . for all of them"
     return CheckpointError(f"{path}: several state dicts ({found}{more}): {sizes}; say which to take: {ways}")
 
 
@@ -273,7 +274,9 @@ def _no_state_dict(groups: Sequence[Group], path: str) -> CheckpointError:
             "save {name: torch.from_numpy(array)}"
         )
     only = f", only {' and '.join(there)}" if there else ""
-    return CheckpointError(f"{path}: no state dict (names -> tensors) in it{only}; save model.state_dict()")
+    called = next((g.where for g in groups if g.role and g.named and g.path and not _SLOTS & g.tensors.keys()), "")
+    way = f"; if {called} is the model after all, --state {called}" if called else ""
+    return CheckpointError(f"{path}: no state dict (names -> tensors) in it{only}; save model.state_dict(){way}")
 
 
 def _split(group: Group) -> tuple[dict[str, Tensor], list[Group]]:
@@ -308,7 +311,7 @@ def _explained(left: Iterable[tuple[Group, str]]) -> tuple[tuple[Group, str], ..
 
 
 def _named(groups: Sequence[Group], state: str) -> Choice:
-    usable = [group for group in groups if not group.role]
+    usable = [g for g in groups if not g.role or state in {".".join(where) for where in (g.path, *g.also)}]
     for found in (
         [g for g in usable if state in {".".join(where) for where in (g.path, *g.also)} and state],
         [g for g in usable if any(_ends(where, state) for where in (g.path, *g.also))],
@@ -360,8 +363,7 @@ def _flat(groups: Sequence[Group], state: str) -> tuple[dict[str, Tensor], list[
 
 def _choices(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
-        if group.path:
-            yield group.where
+        yield group.where or "."
 
 
 def _fitting(groups: Sequence[Group], models: Sequence[Group], like: Blueprint, path: str) -> Choice | None:

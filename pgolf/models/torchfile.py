@@ -17,6 +17,7 @@ from pgolf.errors import CheckpointError
 from pgolf.models import inert
 
 MOST_STRANGERS = 64  # classes of a file that are stood in for
+TASTE = 512  # bytes of a file's beginning that tell what it is
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a Hugging Face folder
 _MAGIC = {  # first bytes of files that people take for checkpoints: what they are, and the mend
     b"\x89PGOLF": "is a pgolf artifact already: pgolf unpack makes a checkpoint of it",
@@ -26,7 +27,15 @@ _MAGIC = {  # first bytes of files that people take for checkpoints: what they a
     b"\x93NUMPY": "is a single NumPy array: save {name: torch.from_numpy(array)} by torch.save",
     b"<!DOCTYPE": "is a web page: the download went wrong",
     b"<html": "is a web page: the download went wrong",
+    b"PAR1": "is a table of text (parquet): name the file that holds the weights",
+    b"\x80\x04\x95": "is a plain pickle: load it, and torch.save() its state dict",
+    b"\x80\x05\x95": "is a plain pickle: load it, and torch.save() its state dict",
+    **dict.fromkeys(
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!"),
+        "is compressed: unpack it and name what was in it",
+    ),
 }
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _WANTED = (  # what a pickle asks for: what it then is, and the mend
     (
         "torch.distributed._shard",
@@ -49,14 +58,29 @@ def refuse_foreign(path: Path) -> None:
             f"{path.parent} OUT.pt makes one file of it"
         )
     with path.open("rb") as file:
-        start = file.read(32)
-    if start.lstrip().startswith((b"{", b"[")) and not is_safetensors(path):
-        raise CheckpointError(f"{path}: is text (JSON?), not a checkpoint: name the file that holds the weights")
+        start = file.read(TASTE)
+    if _is_text(start) and not is_safetensors(path):
+        what = "text (JSON?)" if start.lstrip().startswith((b"{", b"[")) else "text"
+        if not any(start.startswith(magic) for magic in _MAGIC):
+            raise CheckpointError(f"{path}: is {what}, not a checkpoint: name the file that holds the weights")
+    if start and not start.strip(b"\0"):
+        raise CheckpointError(
+            f"{path}: begins with {len(start)} zeros, as a download that broke off does: copy it again"
+        )
+    if start.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: its end is missing: it is truncated, copy it again")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path}: is a tar archive: unpack it and name what was in it")
     if not start and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is an empty file")
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path}: {what}")
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the beginning of a file is printable ASCII."""
+    return bool(start) and all(c in b"\t\n\r\f" or 32 <= c < 127 for c in start)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -138,6 +162,8 @@ def _refuse_kinds(names: list[str], path: Path) -> None:
         raise CheckpointError(
             f"{path}: is a program of torch.export: torch.save(torch.export.load(...).state_dict, ...)"
         )
+    if not inner & {"data.pkl", "constants.pkl"} and (held := [n for n in names if n.endswith(_CHECKPOINTS)]):
+        raise CheckpointError(f"{path}: is a zip archive that holds {held[0]}: unpack it and name that")
     if names and all(name.endswith(".npy") for name in names):
         raise CheckpointError(
             f"{path}: is an archive of NumPy arrays: save {{name: torch.from_numpy(array)}} by torch.save"
