@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import force_option, json_option, print_lines, print_table, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, print_lines, print_table, refuse_overwrite, terminal_width
 
 
 @click.command()
@@ -38,7 +38,7 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(terminal.layers_table(facts))
+    print_table(terminal.layers_table(facts, terminal_width()))
     click.echo()
-    print_table(terminal.inspect_table(facts))
+    print_table(terminal.inspect_table(facts, terminal_width()))
     print_lines(terminal.inspect_summary(facts))
