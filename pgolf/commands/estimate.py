@@ -18,6 +18,8 @@ from pgolf.errors import BudgetError
 @click.option("--method", metavar="M", help="As in pack.")
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@click.option("--model", metavar="FILE.py:NAME|DIR", help="Says which tensors are buffers; its code is run.")
+@click.option("--drop", metavar="NAME", multiple=True, help="As in pack; needs --model.")
 @state_option
 @device_option
 @json_option
@@ -28,6 +30,8 @@ def estimate(
     method: str | None,
     rules: tuple[str, ...],
     code: tuple[str, ...],
+    model: str | None,
+    drop: tuple[str, ...],
     state: str | None,
     device: str,
     as_json: bool,
@@ -42,10 +46,16 @@ def estimate(
     from pgolf.quant.curvature.store import Curvature
     from pgolf.train.model.rebuild import Maker
 
-    need(device)
+    need(device, kernels=False)
     curvature = Curvature.load(curvature_file, device) if curvature_file else None
     found = forecast.estimate(
-        Maker(state=state).read(ckpt), budget=budget, curvature=curvature, method=method, rules=rules, code=code
+        Maker(model, state).read(ckpt),
+        budget=budget,
+        curvature=curvature,
+        method=method,
+        rules=rules,
+        code=code,
+        drop=drop,
     )
     print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
     if found.fits is False:

@@ -66,7 +66,7 @@ def calibrate(
             for batch in batches_of(batches, tokens):
                 ids = run.prepare(batch.to(device_of(model)))
                 for few in rows_of_a_pass(ids, run.vocabulary):
-                    for part in _parts(few, collector.curvature):
+                    for part in torch.split(few, 1) if run.alone else _parts(few, collector.curvature):
                         collector.batch(run, part, generator)
                     if progress:
                         progress(collector.curvature.tokens, total)

@@ -187,7 +187,12 @@ def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lat
     fit = fitting_scale if free else lambda wanted, _, finest: Scale.nearest(wanted, finest)
     row_scale = fit(ideal_rows * row_level, len(ideal_cols), settings.scale_per_octave)
     shift = drift(row_scale, ideal_rows * row_level) if free else 1.0  # what rows are off together, columns make good
-    col_scale = fit(ideal_cols * col_level / shift, len(ideal_rows), settings.scale_per_octave)
+    wanted = ideal_cols * col_level / shift
+    col_scale = fit(wanted, len(ideal_rows), settings.scale_per_octave)
+    if (
+        reach := farthest(W, row_scale, col_scale)
+    ) > 2 * LARGEST_CODE:  # rows that share a step lost the room they need
+        col_scale = fit(wanted * (reach / LARGEST_CODE), len(ideal_rows), settings.scale_per_octave)
     rows, cols = spread.rows, spread.cols
     if free:
         if coarser(row_scale, settings) or coarser(col_scale, settings):  # another lattice has other codes
@@ -203,6 +208,12 @@ def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lat
         Spread(rows, cols),
         ideal_rows * shift,
     )
+
+
+def farthest(W: Tensor, rows: Scale, cols: Scale) -> float:
+    """The largest code that W [C, R] would have on these scales."""
+    largest = (W.abs() / torch.from_numpy(cols.values())[:, None]).amax(dim=0).double().numpy()
+    return float((largest / rows.values()).max(initial=0.0))
 
 
 def coarser(scale: Scale, settings: Settings) -> bool:
