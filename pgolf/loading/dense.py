@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
     from pgolf.packer.plane import Plane
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", *, names: str | Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The state dict of an artifact: every name, dtype and shape as it was packed; tied names share one tensor.
 
-    device: where it is decoded and stays. Raises DeviceError if it is not there, ArtifactError for anything but a
-    whole, undamaged artifact.
+    device: where it is decoded and stays. names: globs, as "blocks.0.*", of the tensors that are wanted; of the others none is
+    kept in memory, and most are not decoded (see `pgolf.open`). Raises DeviceError if the device is not there, ArtifactError
+    for anything but a whole, undamaged artifact, UsageError for a glob that matches no tensor.
     """
+    if names is not None:
+        from pgolf.loading import opened  # which stands on this file
+
+        decoder_on(device)
+        with opened.open(path, device) as file:
+            return file.get_tensors(names)
     return load_by(path, decoder_on(device))
 
 
@@ -49,16 +59,26 @@ def decoder_on(device: torch.device | str) -> OnDevice | None:
 
 def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
     """(entries, meta) of an artifact file; decoder: as `device` of `artifact.decode`. Raises ArtifactError."""
+    with named(path):
+        refuse_endless(path)
+        return artifact.decode(Path(path).read_bytes(), decoder)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """What goes wrong with an artifact file, as an ArtifactError that begins with its name."""
     try:
-        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-            raise ArtifactError(f"{path}: is no regular file")  # a pipe or device may have no end
-        data = Path(path).read_bytes()
+        yield
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
-    try:
-        return artifact.decode(data, decoder)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
+
+
+def refuse_endless(path: str | Path) -> None:
+    """Raises ArtifactError for a pipe or a device, which may have no end."""
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise ArtifactError("is no regular file")
 
 
 def dropped_of(meta: Mapping[str, Any]) -> list[str]:

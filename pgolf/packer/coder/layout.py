@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.packer.coder.strips import ClassSums
+from pgolf.packer.coder.strips import ClassSums, lane_bounds
 from pgolf.packer.coder.trellis import STRIP
 
 Array = NDArray[Any]
@@ -42,6 +42,10 @@ class CodedLanes:
     def ends(self) -> Array:
         """int64 [K]: where each lane's words end."""
         return np.cumsum(self.counts, dtype=np.int64)
+
+    def bounds(self) -> Array:
+        """int64 [K + 1]: which symbols each lane owns."""
+        return lane_bounds(self.starts, len(self.states))
 
 
 def contexts_by_strip(coded: CodedLanes) -> tuple[Array, Array, Array, Array]:

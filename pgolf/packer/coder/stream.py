@@ -7,7 +7,7 @@ rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -209,7 +209,7 @@ class Device(Protocol):
 
 
 def decode(
-    sections: dict[str, bytes],
+    sections: Mapping[str, bytes],
     name: str,
     layouts: Sequence[Layout],
     loops: Loops | None = None,
@@ -219,13 +219,21 @@ def decode(
 
     device: does the work and holds the matrices; None: numpy.
     """
+    coded = coded_lanes(sections, name, layouts)
+    codes = (device.decode if device else rans.decode)(coded, loops)
+    middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS[3:])
+    return restored(codes, coded.sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
+
+
+def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
+    """What the coder is given of a stream. Raises ArtifactError."""
     check_layouts(layouts)
-    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in PARTS[:3])
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
     sums = [class_sums(y.spread) for y in layouts]
     states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
-    coded = CodedLanes(
+    return CodedLanes(
         states,
         counts,
         np.frombuffer(words, "<u2"),
@@ -236,8 +244,6 @@ def decode(
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
     )
-    codes = (device.decode if device else rans.decode)(coded, loops)
-    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
 
 
 def section_limits(symbols: int, count: int) -> dict[str, int]:
@@ -251,7 +257,7 @@ def section_limits(symbols: int, count: int) -> dict[str, int]:
     }
 
 
-def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
+def check_plausible(sections: Mapping[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the lanes may have."""
     lanes = len(sections.get(f"{name}.lanes", b"")) // 8
     if symbols > MAX_LANE_SYMBOLS * lanes:
@@ -282,7 +288,7 @@ def check_tables(held: Array, sums: ClassSums) -> None:
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _restored(
+def restored(
     codes: Any,
     sums: Sequence[ClassSums],
     layouts: Sequence[Layout],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
@@ -167,7 +168,7 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     device: decodes the entropy-coded planes and holds their codes; None: the processor, compiled where numba is there.
     """
     head, stored, content = container.parse(data)
-    try:
+    with told_as_damage():
         entries = {}
         tensors = contents(head, stored, content, registry.loops(), device or registry.host())
         for (name, dtype, shape, kind, other, note), planes, raw in tensors:
@@ -176,6 +177,13 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
             check_scales(name, planes)
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
         return entries, head["meta"]
+
+
+@contextmanager
+def told_as_damage() -> Iterator[None]:
+    """What only a file that no encoder wrote makes go wrong, as an ArtifactError."""
+    try:
+        yield
     except PgolfError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
