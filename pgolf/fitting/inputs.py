@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
-from pgolf.fitting import dropping, obeyed, plan
+from pgolf.fitting import dropping, obeyed, plan, stacks
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
 from pgolf.models import blueprint, checkpoint, huggingface, transformers_model
@@ -62,7 +62,8 @@ def job_of(
     )
     plans = with_kept_bits(plans, source, parsed)
     notes = (*calibration_notes(source, curvature), *obeyed.left(parsed, plans, source.tensors))
-    return Job(source, plans, curvatures, coder, progress, notes=notes)
+    together = stacks.found(source.tensors, plans, curvatures, set(source.aliases.values()))
+    return Job(source, plans, curvatures, coder, progress, stacks=together, notes=notes)
 
 
 def with_kept_bits(plans: Mapping[str, TensorPlan], source: Checkpoint, rules: Sequence[Rule]) -> dict[str, TensorPlan]:

@@ -19,6 +19,7 @@ from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
+from pgolf.fitting.stacks import Stacks
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
@@ -29,6 +30,7 @@ from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
 from pgolf.quant.curvature.loss import loss_rise
+from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
@@ -73,6 +75,7 @@ class Job:
     stalls: tensor -> what the market knows of it, see market.py; least: bits of its cheapest kept form; foreseen: a
     position of the knob and the bits that codes would take there.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
+    stacks: first name -> all names whose matrices are rounded and stored as one, see stacks.py.
     notes: what the report says of the curvature.
     """
 
@@ -89,6 +92,7 @@ class Job:
     least: dict[str, float] = field(default_factory=dict)
     foreseen: dict[str, tuple[float, float]] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
+    stacks: Stacks = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,6 +104,22 @@ class Job:
     def kept(self) -> list[str]:
         """Names of the others."""
         return [name for name, plan in self.plans.items() if plan.settings is None]
+
+    @property
+    def leaders(self) -> list[str]:
+        """Names of the quantized tensors but those that are rounded with an earlier one."""
+        return [name for name in self.quantized if name not in self._followers()]
+
+    def together(self, name: str) -> tuple[str, ...]:
+        """The names of all tensors that are rounded with a leader, itself first."""
+        return self.stacks.get(name, (name,))
+
+    def apart(self) -> Job:
+        """The same job with every tensor by itself."""
+        return replace(self, stacks={}, prepared={}, foreseen={}) if self.stacks else self
+
+    def _followers(self) -> set[str]:
+        return {name for names in self.stacks.values() for name in names[1:]}
 
     @property
     def searched(self) -> list[str]:
@@ -128,12 +148,13 @@ class Job:
 
         Every matrix is quantized on one thread, several at a time: the bytes depend on no number of threads.
         """
-        names = sorted(self.plans, key=lambda n: -self.source.tensors[n].numel())  # longest first: threads end together
+        alone = self.plans.keys() - self._followers()
+        names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
         entries: dict[str, Entry] = {}
         with one_thread_each() as pool:
-            futures = {name: pool.submit(self._entry, name, step) for name in names}
+            futures = {name: pool.submit(self._entries, name, step) for name in names}
             for done, name in enumerate(names):
-                entries[name] = futures[name].result()
+                entries |= futures[name].result()
                 self.progress("quantize", done + 1, len(names))
         return self.coded(entries, step)
 
@@ -147,7 +168,9 @@ class Job:
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         while bulky := self._bulky(entries, encoded):
             entries |= {
-                n: kept_entry(self.source.tensors[n], TensorPlan(None, "coded it would take more")) for n in bulky
+                n: kept_entry(self.source.tensors[n], TensorPlan(None, "coded it would take more"))
+                for first in bulky
+                for n in self._stored_with(first, entries)
             }
             encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         return Trial(step, entries, encoded, time.perf_counter() - began)
@@ -157,8 +180,15 @@ class Job:
         step was asked for."""
         free = {name: self.source.tensors[name] for name, plan in self.plans.items() if not plan.fixed}
         sizes = {name: t.numel() * t.element_size() for name, t in free.items()}
-        bits = encoded.tensor_bits
-        return [n for n, e in entries.items() if e.planes and sizes.get(n) and bits[n] >= 8 * sizes[n]]
+        coded = {n: e for n, e in entries.items() if e.planes and e.part_of is None and sizes.get(n)}
+        taken = {n: sum(encoded.tensor_bits[each] for each in self._stored_with(n, entries)) for n in coded}
+        return [
+            n for n, bits in taken.items() if bits >= 8 * sum(sizes[each] for each in self._stored_with(n, entries))
+        ]
+
+    def _stored_with(self, name: str, entries: Mapping[str, Entry]) -> list[str]:
+        """The names of those whose rows are in one matrix with a tensor's, itself first."""
+        return [name, *(each for each in self.together(name)[1:] if entries[each].part_of == name)]
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {
@@ -167,15 +197,32 @@ class Job:
             if target in entries
         }
 
-    def _entry(self, name: str, step: float) -> Entry:
-        tensor, plan = self.source.tensors[name], self.plans[name]
-        with enough_memory(name, tensor):
-            self.hurry(tensor.numel())
-            if plan.settings is None:
-                return kept_entry(tensor, plan)
-            if form := self._kept_form(name, step):
-                return kept_entry(tensor, TensorPlan(None, "worth its bytes", form.cast))
-            return self.entry_of(name, self.quantize(name, step), step)
+    def _entries(self, name: str, step: float) -> dict[str, Entry]:
+        """Of a tensor, or of all that are rounded with it."""
+        plan, names = self.plans[name], self.together(name)
+        with enough_memory(name, self.source.tensors[name]):
+            self.hurry(self.weights(names))
+            if plan.settings is not None:
+                if form := self._kept_form(name, step):
+                    plan = TensorPlan(None, "worth its bytes", form.cast)
+                elif len(names) > 1:
+                    return self._stacked_entries(names, self.round(name, 0, step), step)
+                else:
+                    return {name: self.entry_of(name, self.quantize(name, step), step)}
+            return {each: kept_entry(self.source.tensors[each], plan) for each in names}
+
+    def _stacked_entries(self, names: Sequence[str], whole: Plane, step: float) -> dict[str, Entry]:
+        """Each tensor's rows of a stack."""
+        made, start = dict[str, Entry](), 0
+        for name in names:
+            rows = slice(start, start := start + len(self.source.tensors[name]))
+            made[name] = replace(
+                self.entry_of(name, [whole.part(rows)], step), part_of=names[0] if rows.start else None
+            )
+        if all(entry.planes for entry in made.values()):
+            return made
+        why = next(entry.note for entry in made.values() if not entry.planes)
+        return {name: kept_entry(self.source.tensors[name], TensorPlan(None, why)) for name in names}
 
     def entry_of(self, name: str, planes: Sequence[Plane], step: float) -> Entry:
         """What a tensor's planes make, or the tensor itself where they would leave its dtype's range."""
@@ -202,9 +249,10 @@ class Job:
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
-        plan, tensor = self.plans[name], self.source.tensors[name]
+        plan = self.plans[name]
         if not plan.market or METHODS[plan.at(step).method].staged is None:
             return None
+        tensor = self._tensor(name)
         if name not in self.least:
             self.least[name] = least_bits(tensor)
         if name in self.foreseen:  # a step half as large takes a bit a weight more at most
@@ -215,7 +263,8 @@ class Job:
         if surely_coded(tensor, bits, self.least[name]):
             return None
         if name not in self.stalls:
-            self.stalls[name] = stall_of(tensor, [c for c in self.curvatures[name] if c is not None])
+            slices = len(self.curvatures[name])
+            self.stalls[name] = stall_of(tensor, [c for c in self._known(name, slices) if c is not None])
         return self.stalls[name].best(bits, plan.at(step).step)
 
     def _code_bits(self, name: str, step: float) -> float:
@@ -236,11 +285,21 @@ class Job:
         return self.prepared[name]
 
     def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
-        tensor = self.source.tensors[name]
+        tensor = self._tensor(name)
         shape = matrix_shape(tuple(tensor.shape))
         assert shape is not None
-        known = self.curvatures.get(name, [None] * shape[0])
-        return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
+        return list(zip(tensor.to(torch.float32).reshape(shape), self._known(name, shape[0]), strict=True))
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor, or the matrix of all that are rounded with it."""
+        parts = [self.source.tensors[each].detach() for each in self.together(name)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _known(self, name: str, slices: int) -> Sequence[MatrixCurvature | None]:
+        """The curvature of its slices."""
+        if name in self.stacks:
+            return [stacked([known for each in self.together(name) if (known := self.curvatures[each][0]) is not None])]
+        return self.curvatures.get(name, [None] * slices)
 
     @contextmanager
     def _damping_of(self, name: str) -> Iterator[None]:
@@ -268,8 +327,9 @@ class Job:
 
     def expected_bits(self, step: float) -> dict[str, float]:
         """About what the codes of each quantized tensor would take, where `foresees`."""
+        leaders = self.leaders
         with one_thread_each() as pool:
-            return dict(zip(self.quantized, pool.map(lambda name: self._bits(name, step), self.quantized), strict=True))
+            return dict(zip(leaders, pool.map(lambda name: self._bits(name, step), leaders), strict=True))
 
     def _bits(self, name: str, step: float) -> float:
         self.hurry(0)

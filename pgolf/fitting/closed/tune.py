@@ -103,8 +103,9 @@ def tuned(
 
 
 def _settled(job: Job, opened: Trial) -> Job:
-    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded."""
-    plans = dict(job.plans)
+    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded, and
+    every tensor by itself: steps of the rest move one after another."""
+    job, plans = job.apart(), dict(job.plans)
     for name in job.quantized:
         entry, coded = opened.entries[name], replace(job.plans[name], market=False)
         plans[name] = coded if entry.planes else TensorPlan(None, entry.note, entry.stored)

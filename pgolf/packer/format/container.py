@@ -22,7 +22,7 @@ from pgolf.errors import ArtifactError, UsageError
 from pgolf.packer.coder import general
 
 MAGIC = b"\x89PGOLF\r\n"
-VERSION = 1
+VERSIONS = (1, 2)  # that are read; written is the oldest that will do
 _PREAMBLE = "<8sHBBIII"  # struct format
 PREAMBLE_SIZE = 24
 END_SIZE = 4
@@ -38,7 +38,9 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
+def dump(
+    head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed], version: int = 1
+) -> bytes:
     """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
 
     Raises UsageError if the header or the sections are larger than a reader accepts.
@@ -56,7 +58,7 @@ def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, gen
     header = general.compress(raw, codecs=HEADER_CODECS)
     body = header.data + b"".join(stored[n].data for n in names)
     content = zlib.crc32(raw) ^ zlib.crc32(b"".join(sections[name] for name in names))
-    start = struct.pack(_PREAMBLE, MAGIC, VERSION, header.codec, 0, len(header.data), len(raw), content)
+    start = struct.pack(_PREAMBLE, MAGIC, version, header.codec, 0, len(header.data), len(raw), content)
     body = start + header.data + b"".join(stored[n].data for n in names)
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -105,6 +107,11 @@ def header_size(data: bytes) -> int:
     return int(struct.unpack_from(_PREAMBLE, data)[4])
 
 
+def version(data: bytes) -> int:
+    """Of the format of a file that has a preamble."""
+    return int(struct.unpack_from(_PREAMBLE, data)[1])
+
+
 def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
     """The raw sections. Raises ArtifactError. Check their declared sizes first: they are believed here.
 
@@ -122,11 +129,11 @@ def check_start(data: Data) -> None:
         raise ArtifactError("not a pgolf artifact: it does not start with the pgolf magic bytes")
     if len(data) < PREAMBLE_SIZE + END_SIZE:
         raise ArtifactError(f"the artifact is truncated: {len(data)} bytes are fewer than its preamble")
-    _, version, _, zero, _, _, _ = struct.unpack_from(_PREAMBLE, data)
-    if zero:
+    if struct.unpack_from(_PREAMBLE, data)[3]:
         raise ArtifactError("the artifact's preamble is out of range: it is damaged")
-    if version != VERSION:
-        raise ArtifactError(f"the artifact has format version {version}, this pgolf reads {VERSION}: upgrade pgolf")
+    if (found := version(data)) not in VERSIONS:
+        known = f"{VERSIONS[0]} to {VERSIONS[-1]}"
+        raise ArtifactError(f"the artifact has format version {found}, this pgolf reads {known}: upgrade pgolf")
 
 
 def check_header(raw: bytes) -> None:
