@@ -1,4 +1,4 @@
-"""Peak memory and seconds of `pgolf pack` on random models of Qwen2-0.5B's shapes, 3M to 0.5B weights, each in a process of its own.
+"""Peak memory and seconds of `pgolf pack` on random models of Qwen2-0.5B's shapes, 3M to 0.5B weights, a process for each.
 
     python benchmarks/memory.py [--sizes 3M,36M,150M,500M] [--calib none,random] [--tree before=DIR] [--out RESULT.json]
 
@@ -20,10 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, machine
+
+HERE = Path(__file__).resolve().parents[1]
 
 SHAPES = {  # hidden, intermediate, layers, heads, heads of keys, vocabulary
     "3M": (128, 704, 6, 2, 1, 8192),

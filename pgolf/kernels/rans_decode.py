@@ -108,7 +108,7 @@ class LanesOnDevice:
         def moved(array: Array) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        bounds = coded.bounds()
+        bounds = coded.bounds
         base, first_row, rows, lookup = contexts_by_strip(coded)
         following, trellis = coded.transitions, len(coded.transitions) > rans.ONE_STATE
         return LanesOnDevice(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from pgolf.models import checkpoint
 from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
+from pgolf.packer.format.partly import Partly
 
 if TYPE_CHECKING:
     from pgolf.loading.on_device import OnDevice
@@ -33,11 +36,9 @@ def load(
     for anything but a whole, undamaged artifact, UsageError for a glob that matches no tensor.
     """
     if names is not None:
-        from pgolf.loading import opened  # which stands on this file
-
         decoder_on(device)
-        with opened.open(path, device) as file:
-            return file.get_tensors(names)
+        with named(path):
+            return {name: tensor.to(device) for name, tensor in matching(mapped(path), names).items()}
     return load_by(path, decoder_on(device))
 
 
@@ -79,6 +80,30 @@ def refuse_endless(path: str | Path) -> None:
     """Raises ArtifactError for a pipe or a device, which may have no end."""
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise ArtifactError("is no regular file")
+
+
+def mapped(path: str | Path) -> Partly:
+    """An artifact file of which tensors can be read one by one. Raises ArtifactError, OSError."""
+    refuse_endless(path)
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        return Partly(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""))
+
+
+def matching(file: Partly, patterns: str | Sequence[str]) -> dict[str, Tensor]:
+    """The tensors whose names match any of the globs, tied names sharing one. Raises UsageError for one that matches none."""
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in file.names):
+            raise UsageError(f"{pattern!r} matches no tensor; names look like {', '.join(file.names[:3])}")
+    names = [name for name in file.names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    made = {home: tensor_of(file, home) for home in dict.fromkeys(map(file.home, names))}
+    return {name: made[file.home(name)] for name in names}
+
+
+def tensor_of(file: Partly, name: str) -> Tensor:
+    """One tensor. KeyError where there is none of this name."""
+    return _tensor(file.entry(file.home(name)), None)
 
 
 def dropped_of(meta: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +31,7 @@ class Opened:
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         self.path, self._device = Path(path), torch.device(device)
         with dense.named(self.path):
-            self._file: Partly | None = Partly(_mapped(self.path))
+            self._file: Partly | None = dense.mapped(self.path)
 
     def __enter__(self) -> Opened:
         return self
@@ -84,20 +82,9 @@ class Opened:
         """
         whole = self._whole
         with dense.named(self.path):
-            entry = whole.entry(whole.home(self._known(name)))
-        return dense.tensors_of({name: entry})[name].to(self._device)
+            return dense.tensor_of(whole, self._known(name)).to(self._device)
 
     __getitem__ = get_tensor
-
-    def get_tensors(self, patterns: str | Sequence[str]) -> dict[str, Tensor]:
-        """The tensors whose names match any of the globs, tied names sharing one. Raises UsageError for one that matches none."""
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-        for pattern in wanted:
-            if not any(fnmatchcase(name, pattern) for name in self):
-                raise UsageError(f"{self.path}: {pattern!r} matches no tensor; {self._some()}")
-        names = [name for name in self if any(fnmatchcase(name, pattern) for pattern in wanted)]
-        made = {home: self.get_tensor(home) for home in dict.fromkeys(map(self._whole.home, names))}
-        return {name: made[self._whole.home(name)] for name in names}
 
     @property
     def _whole(self) -> Partly:
@@ -112,11 +99,3 @@ class Opened:
 
     def _some(self) -> str:
         return f"names look like {', '.join(self.keys()[:3])}" if self.keys() else "it holds none"
-
-
-def _mapped(path: Path) -> memoryview:
-    """The bytes of a file, read where they are looked at. Raises ArtifactError, OSError."""
-    dense.refuse_endless(path)
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")

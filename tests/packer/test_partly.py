@@ -75,7 +75,7 @@ def test_every_tensor_of_every_old_artifact(path, monkeypatch):
 
 
 def _same(a: Entry, b: Entry) -> bool:
-    rest = ("dtype", "shape", "raw", "alias", "stored", "note")
+    rest = ("dtype", "shape", "raw", "alias", "part_of", "stored", "note")
     planes = list(zip(a.planes or (), b.planes or (), strict=True))
     return all(getattr(a, f) == getattr(b, f) for f in rest) and all(
         (p.codes == q.codes).all() and (p.reconstruct() == q.reconstruct()).all() for p, q in planes

@@ -102,7 +102,7 @@ class _Found(NamedTuple):
 
 def decode(coded: CodedLanes) -> tuple[Array, Array, Array]:
     """See rans.decode_lanes."""
-    bounds = coded.bounds()
+    bounds = coded.bounds
     cum = np.cumsum(coded.freqs, axis=1, dtype=np.uint32) - coded.freqs
     slots = np.tile(np.arange(256, dtype=np.uint8), len(coded.freqs)).repeat(coded.freqs.ravel())
     given = _Given(

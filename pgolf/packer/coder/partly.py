@@ -7,29 +7,18 @@ for one that has any. Matrices read in order are therefore decoded once each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.packer.coder import classes, rans, stream, tables
-from pgolf.packer.coder.layout import CodedLanes
 from pgolf.packer.coder.loops import Loops
 from pgolf.packer.coder.stream import Device, Layout
 from pgolf.packer.coder.strips import ClassSums, strip_starts
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class SomeLanes(CodedLanes):
-    """A run of lanes and the matrices that they reach into. own: int64 [K + 1], the symbols of these that each owns."""
-
-    own: Array
-
-    def bounds(self) -> Array:
-        return self.own
 
 
 class Matrices:
@@ -49,7 +38,7 @@ class Matrices:
         rans.check_lanes(self._coded)
         sizes = [rows * cols for rows, cols in (layout.spread.shape for layout in layouts)]
         self._starts = np.cumsum([0, *sizes])
-        self._bounds, self._ends = self._coded.bounds(), np.concatenate([[0], self._coded.ends()])
+        self._bounds, self._ends = self._coded.bounds, np.concatenate([[0], self._coded.ends()])
         self._took: dict[int, tuple[int, int]] = {}  # matrix -> bits put aside, escapes
 
     def matrix(self, number: int) -> Any:
@@ -76,16 +65,16 @@ class Matrices:
         low = int(np.searchsorted(self._starts, begins, "right")) - 1
         high = int(np.searchsorted(self._starts, ends, "left"))
         base = self._starts[low]
-        whole = {field.name: getattr(self._coded, field.name) for field in fields(CodedLanes)}
-        part = whole | {
-            "states": self._coded.states[first:last],
-            "counts": self._coded.counts[first:last],
-            "words": self._coded.words[self._ends[first] : self._ends[last]],
-            "sums": self._coded.sums[low:high],
-            "lookups": self._coded.lookups[low:high],
-            "starts": strip_starts(layout.spread.shape for layout in self._layouts[low:high]),
-        }
-        lanes = SomeLanes(**part, own=self._bounds[first : last + 1] - base)
+        lanes = replace(
+            self._coded,
+            states=self._coded.states[first:last],
+            counts=self._coded.counts[first:last],
+            words=self._coded.words[self._ends[first] : self._ends[last]],
+            sums=self._coded.sums[low:high],
+            lookups=self._coded.lookups[low:high],
+            starts=strip_starts(layout.spread.shape for layout in self._layouts[low:high]),
+            bounds=self._bounds[first : last + 1] - base,
+        )
         codes = self._device.decode(lanes, self._loops) if self._device else rans.decode(lanes, self._loops)
         return codes[start - base : stop - base]
 

@@ -118,7 +118,7 @@ def decode_lanes(coded: CodedLanes) -> tuple[Array, Array, Array]:
     x, at_word = coded.states.astype(np.uint32), coded.ends() - coded.counts
     idle = np.uint16(len(coded.freqs))
     number, entries = _slots(coded.freqs)
-    bounds = coded.bounds()[:, None]
+    bounds = coded.bounds[:, None]
     out = np.concatenate(
         [*(lookup[s.where()] for s, lookup in zip(coded.sums, coded.lookups, strict=True)), [idle]], dtype=np.uint16
     )

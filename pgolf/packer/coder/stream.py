@@ -35,7 +35,6 @@ from pgolf.packer.plane import Plane, Spread
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
-PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 _PIECE = 1 << 18  # codes at a time, where temporaries would be large
@@ -221,17 +220,17 @@ def decode(
     """
     coded = coded_lanes(sections, name, layouts)
     codes = (device.decode if device else rans.decode)(coded, loops)
-    middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS[3:])
-    return restored(codes, coded.sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
+    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
+    return restored(codes, coded.sums, layouts, sections.get(f"{name}.aside", b""), escapes, device)
 
 
 def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
     """What the coder is given of a stream. Raises ArtifactError."""
     check_layouts(layouts)
-    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in PARTS[:3])
+    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in ("tables", "lanes", "words"))
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
-    sums = [class_sums(y.spread) for y in layouts]
+    sums, starts = [class_sums(y.spread) for y in layouts], strip_starts(y.spread.shape for y in layouts)
     states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
     return CodedLanes(
         states,
@@ -239,10 +238,11 @@ def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layo
         np.frombuffer(words, "<u2"),
         sums,
         [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
-        strip_starts(y.spread.shape for y in layouts),
+        starts,
         tables.parse_tables(table[bitmaps:], used.sum()),
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
+        lane_bounds(starts, len(counts)),
     )
 
 

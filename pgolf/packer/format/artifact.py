@@ -120,7 +120,17 @@ def encode(
 
 def _version(entries: Mapping[str, Entry]) -> int:
     """Of the format: the oldest whose readers know all that is used."""
-    return 2 if any(entry.part_of is not None for entry in entries.values()) else 1
+    return _version_for(any(entry.part_of is not None for entry in entries.values()))
+
+
+def _version_for(stacks: bool) -> int:
+    return 2 if stacks else 1
+
+
+def check_version(data: container.Data, stacks: bool) -> None:
+    """Raises ArtifactError where a file is not of the version that its tensors ask for. stacks: some share a matrix."""
+    if container.version(data) != _version_for(stacks):
+        raise ArtifactError("the artifact holds what its format version does not: it is damaged")
 
 
 def _matrices(entries: Mapping[str, Entry]) -> Iterator[tuple[dict[str, int], Plane]]:
@@ -199,8 +209,7 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
             rest = kept if kind else {"alias": other}
             check_scales(name, planes)
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
-        if container.version(data) != _version(entries):
-            raise ArtifactError("the artifact holds what its format version does not: it is damaged")
+        check_version(data, any(entry.part_of is not None for entry in entries.values()))
         return entries, head["meta"]
 
 

@@ -67,7 +67,7 @@ def _section_record(name: str, section: general.Compressed) -> list[Any]:
     return [name, section.codec, section.shuffle, section.size, len(section.data)]
 
 
-Data = bytes | memoryview
+Data = general.Data
 Stored = tuple[Any, int, int, int]  # a compressed section: arguments of general.decompress
 
 
@@ -85,7 +85,7 @@ def parse(data: Data, whole: bool = True) -> tuple[dict[str, Any], dict[str, Sto
     body = data[PREAMBLE_SIZE:]
     if general.BY_NUMBER.get(codec) not in HEADER_CODECS or stored > len(body) or size > MAX_HEADER:
         raise ArtifactError("the artifact's preamble is out of range: it is damaged")
-    raw = bytes(general.decompress(body[:stored], codec, 1, size))
+    raw = general.decompress(body[:stored], codec, 1, size)
     check_header(raw)
     head = json.loads(raw)
     index, body, sections = head.pop("sections"), body[stored:], {}
@@ -107,7 +107,7 @@ def header_size(data: bytes) -> int:
     return int(struct.unpack_from(_PREAMBLE, data)[4])
 
 
-def version(data: bytes) -> int:
+def version(data: Data) -> int:
     """Of the format of a file that has a preamble."""
     return int(struct.unpack_from(_PREAMBLE, data)[1])
 

@@ -34,16 +34,10 @@ class Partly:
             artifact.check_head(self.head, {name: size for name, (_, _, _, size) in stored.items()})
             self._sections = _Sections(stored)
             self._records = {record[0]: record for record in self.head["tensors"]}
-            self._planes, self._offsets = dict[str, range](), dict[str, int]()
-            at, taken = 0, dict[str, int]()
-            for name, _, shape, kind, *_ in self.head["tensors"]:
-                if kind > 0:
-                    self._planes[name] = range(at, at + kind)
-                    at += kind
-                elif kind < 0:
-                    self._offsets[name] = taken.get(f"raw.{-kind}", 0)
-                    taken[f"raw.{-kind}"] = self._offsets[name] - kind * prod(shape)
+            self._planes, self._offsets, self._rows = _places(self.head)
+            artifact.check_version(data, bool(self._rows.keys() - self._planes.keys()))
             self._coded: tuple[list[Any], Matrices] | None = None
+            self._last: tuple[str, list[Plane]] | None = None  # of a matrix that others have rows of
 
     @property
     def names(self) -> list[str]:
@@ -62,12 +56,12 @@ class Partly:
     def home(self, name: str) -> str:
         """The name whose storage a tensor has: its own, or of what it is tied to."""
         other: str = self._records[name][4]
-        return name if self._records[name][3] else other
+        return name if self._records[name][3] or name in self._rows else other
 
     def entry(self, name: str) -> Entry:
         """What `artifact.decode` has under a name; of the others nothing is kept."""
         _, dtype, shape, kind, other, note = self._records[name]
-        if not kind:
+        if not kind and name not in self._rows:
             return Entry(dtype, tuple(shape), alias=other, note=note)
         if not self._sound:
             container.refuse_damaged(self._data)
@@ -77,12 +71,20 @@ class Partly:
                 first, size = self._offsets[name], -kind * prod(shape)
                 raw = bytes(self._sections[f"raw.{-kind}"][first : first + size]) if size else b""
                 return Entry(dtype, tuple(shape), raw=raw, stored=other or None, note=note)
-            planes = self._rans(self._planes[name]) if self.head["coder"] == "rans" else self._plain(self._planes[name])
+            planes = self._decoded(other or name)
+            if name in self._rows:
+                planes = [planes[0].part(self._rows[name])]
             artifact.check_scales(name, planes)
-            return Entry(dtype, tuple(shape), planes=tuple(planes), note=note)
+            return Entry(dtype, tuple(shape), tuple(planes), part_of=other or None, note=note)
 
-    def _plain(self, numbers: range) -> list[Plane]:
-        return plain.read(self.head, self._sections, numbers)
+    def _decoded(self, name: str) -> list[Plane]:
+        """The planes of a tensor, with the rows of those that follow in them."""
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        numbers = self._planes[name]
+        planes = self._rans(numbers) if self.head["coder"] == "rans" else plain.read(self.head, self._sections, numbers)
+        self._last = (name, planes) if name in self._rows else None
+        return planes
 
     def _rans(self, numbers: range) -> list[Plane]:
         records = self.head["planes"]
@@ -92,7 +94,31 @@ class Partly:
             layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
             self._coded = described, Matrices(self._sections, "codes", layouts, registry.loops(), registry.host())
         described, matrices = self._coded
-        return [Plane(matrices.matrix(i), *described[i][:2], *records[i][2:4], described[i][2]) for i in numbers]
+        return [
+            Plane(matrices.matrix(i), row, col, records[i][2], records[i][3], spread)
+            for i, (row, col, spread) in ((i, described[i]) for i in numbers)
+        ]
+
+
+def _places(head: Mapping[str, Any]) -> tuple[dict[str, range], dict[str, int], dict[str, slice]]:
+    """(tensor -> its planes, kept tensor -> where it begins in its section, tensor -> its rows of a matrix that it shares)."""
+    planes, offsets, rows = dict[str, range](), dict[str, int](), dict[str, slice]()
+    at, taken, filled = 0, dict[str, int](), dict[str, int]()
+    for name, _, shape, kind, other, _ in head["tensors"]:
+        if kind < 0:
+            offsets[name] = taken.get(f"raw.{-kind}", 0)
+            taken[f"raw.{-kind}"] = offsets[name] - kind * prod(shape)
+            continue
+        if kind > 0:
+            planes[name] = range(at, at + kind)
+            at += kind
+        home = name if kind else other
+        high, wide = head["planes"][planes[home].start][:2] if home in planes else (0, 0)
+        if (kind == 1 and prod(shape) < high * wide) or home in filled:
+            start = filled.get(home, 0)
+            filled[home] = start + prod(shape) // wide
+            rows[name] = slice(start, filled[home])
+    return planes, offsets, rows
 
 
 class _Sections(Mapping[str, Any]):
