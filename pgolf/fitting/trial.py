@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import MemoryLimitError, is_out_of_memory
@@ -234,18 +235,18 @@ class Job:
 
     def quantize(self, name: str, step: float) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of its plan."""
-        return [self.round(name, index, step) for index in range(len(self._slices(name)))]
+        return [self.round(name, index, step) for index in range(self._stack(name)[0])]
 
     def round(self, name: str, index: int, step: float) -> Plane:
         """One slice of them."""
         settings = self.plans[name].at(step)
-        method, (weight, known) = METHODS[settings.method], self._slices(name)[index]
+        method, (weight, known) = METHODS[settings.method], self._slice(name, index)
         if method.staged is None:
             with self._damping_of(name):
                 plane = method.quantize(weight, known, settings)
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
-        return replace(plane, codes=narrowed(plane.codes))  # several trials are held at once
+        return replace(plane, codes=scratch.kept(narrowed(plane.codes)))  # several trials are held at once
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
@@ -269,7 +270,7 @@ class Job:
 
     def _code_bits(self, name: str, step: float) -> float:
         """About what the codes of a tensor would take, where its method foresees them."""
-        bits = sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+        bits = sum(self.slice_bits(name, index, step) for index in range(self._stack(name)[0]))
         self.foreseen[name] = (step, bits)
         return bits
 
@@ -281,14 +282,25 @@ class Job:
             return []
         if name not in self.prepared:
             with self._damping_of(name):
-                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+                self.prepared[name] = [
+                    staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0])
+                ]
         return self.prepared[name]
 
-    def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
-        tensor = self._tensor(name)
-        shape = matrix_shape(tuple(tensor.shape))
+    def _stack(self, name: str) -> tuple[int, int, int]:
+        """(slices, rows, columns) that are rounded under a name."""
+        _, *rest = self.source.tensors[name].shape
+        rows = sum(len(self.source.tensors[each]) for each in self.together(name))
+        shape = matrix_shape((rows, *rest))
         assert shape is not None
-        return list(zip(tensor.to(torch.float32).reshape(shape), self._known(name, shape[0]), strict=True))
+        return shape
+
+    def _slice(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
+        """(float32 [R, C], its curvature) of one of them: a copy is made of no more."""
+        shape = self._stack(name)
+        weight = self._tensor(name).reshape(shape)[index]
+        made = torch.from_numpy(scratch.empty(shape[1:], np.float32)).copy_(weight)
+        return made, self._known(name, shape[0])[index]
 
     def _tensor(self, name: str) -> Tensor:
         """A tensor, or the matrix of all that are rounded with it."""
@@ -343,7 +355,7 @@ class Job:
         settings = self.plans[name].at(step)
         staged = METHODS[settings.method].staged
         assert staged is not None
-        return staged.expected_bits(self._slices(name)[index][0], self.prepare(name)[index], settings)
+        return staged.expected_bits(self._slice(name, index)[0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.
@@ -354,20 +366,34 @@ class Job:
         shape = matrix_shape(entry.shape)
         if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
             return None, None
-        original = self.source.tensors[name].to(torch.float32).reshape(shape)
+        original = self.source.tensors[name].reshape(shape)
         known = self.curvatures.get(name)
         if entry.planes is None:
             assert known is not None
-            made = original.to(getattr(torch, str(entry.stored))).float()
-            return None, _rise_of(list(made - original), known)
-        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
-        norm = float(original.double().square().sum())
-        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
+            exact = original.to(torch.float32)
+            made = exact.to(getattr(torch, str(entry.stored))).float()
+            return None, _rise_of(list(made - exact), known)
+        errors = [error_of(plane, weight) for plane, weight in zip(entry.planes, original, strict=True)]
+        norm = _energy(original.reshape(-1, shape[-1]))
+        error = math.sqrt(sum(map(_energy, errors)) / norm) if norm else 0.0
         return error, None if known is None else _rise_of(errors, known)
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def error_of(plane: Plane, weight: Tensor) -> Tensor:
+    """float32 [R, C]: what a plane gives, less the weight."""
+    out = torch.from_numpy(scratch.empty(plane.codes.shape, np.float32))
+    for rows in scratch.pieces(*plane.codes.shape):
+        torch.sub(torch.from_numpy(plane.part(rows).reconstruct()), weight[rows].to(torch.float32), out=out[rows])
+    return out
+
+
+def _energy(matrix: Tensor) -> float:
+    """The sum of all squares."""
+    return sum(float(matrix[rows].float().double().square().sum()) for rows in scratch.pieces(*matrix.shape))
 
 
 def _is_float(dtype: str) -> bool:
@@ -383,11 +409,16 @@ def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
     """Whether what the codes of a tensor give is not finite in its dtype: float16 ends at 65,504, float8 at 448."""
     if tensor.dtype in {torch.float32, torch.float64} or not tensor.numel():
         return False
-    if float(tensor.detach().float().abs().max()) < NEAR * torch.finfo(tensor.dtype).max:
+    if max(float(part.float().abs().max()) for part in _parts(tensor)) < NEAR * torch.finfo(tensor.dtype).max:
         return False
     with np.errstate(over="ignore"):
         made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
     return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    flat = tensor.detach().reshape(-1)
+    return [flat[part] for part in scratch.pieces(len(flat), 1)]
 
 
 def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgolf.common import ranks
+from pgolf.common import ranks, scratch
 from pgolf.common.progress import Counted
 from pgolf.errors import CurvatureError
 from pgolf.models import blueprint
@@ -149,16 +150,16 @@ class Collector:
         self._exact_head(logits)
         slope = softmax.drawn_gradient(logits.detach().flatten(0, -2), generator).view(logits.shape)
         named = {name: p for name, p in self._named.items() if p.requires_grad}
-        gradients = torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
-        for name, gradient in zip(named, gradients, strict=True):
+        gradients: list[Tensor | None] = list(torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True))
+        for i, name in enumerate(named):
+            gradient, gradients[i] = gradients[i], None  # together they are as large as the model
             if gradient is None or gradient.numel() == 0:
                 continue
-            slices = gradient.float().reshape(sides(tuple(gradient.shape)))
             if gradient.dim() > 1:
-                squares = slices.square().flatten(1).sum(1).double()
+                squares = _squares(gradient)
                 self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
             if self.curvature.covered(name) != "traced":
-                self._sketch(name, slices)
+                self._sketch(name, gradient.float().reshape(sides(tuple(gradient.shape))))
         self.curvature.batches += 1
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
@@ -352,7 +353,9 @@ class Collector:
         have = getattr(sums, side)
         size = _key(rectangle).length(self.curvature.shapes[rectangle.name], side)
         if have is None:
-            have = torch.zeros([size] * part.dim(), device=part.device)
+            shape = (size,) * part.dim()
+            on_cpu = part.device.type == "cpu"
+            have = torch.from_numpy(scratch.zeros(shape, np.float32)) if on_cpu else part.new_zeros(shape).float()
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
 
@@ -387,6 +390,13 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """float64 [n]: the sum of the squares of every slice."""
+    slices = gradient.reshape(sides(tuple(gradient.shape))).flatten(1)
+    parts = [slices[:, part].float().square().sum(1).double() for part in scratch.pieces(slices.shape[1], 1)]
+    return torch.stack(parts).sum(0)
 
 
 def _key(rectangle: Rectangle, use: str = "") -> Key:

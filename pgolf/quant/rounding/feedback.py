@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgolf.common import extras
+from pgolf.common import extras, scratch
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 
@@ -82,7 +82,7 @@ def round_matrix(W: Tensor, U: Tensor, V: Tensor | None, rule: RoundingRule) -> 
     Transposed, because the inner loops run along what is a column of the weight. The feedback of a block's error E to the
     later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
     """
-    T, codes = W.clone(), np.empty(W.shape, np.int32)
+    T, codes = W if V is None else W.clone(), scratch.empty(tuple(W.shape), np.int32)  # T changes where V is
     state = np.zeros(len(W), np.int32)
     for start, commit, stop in row_blocks(W.shape[1], rule.states, V is not None):
         if start % STRIP == 0:
