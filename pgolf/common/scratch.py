@@ -1,8 +1,8 @@
-"""Arrays too large to be held in memory beside others of their size: they lie in files without a name.
+"""Arrays of large models that are needed again later: they lie in files without a name, in the folder of temporary files.
 
-The system writes their pages out where memory is short, and takes them back when they are looked at. A file has no name from
-the start, so that nothing is left of it however the process ends. What is small lies in memory as any array does; so does all
-where the folder of temporary files (TMPDIR) is full, or the system has no such files.
+Their pages are the system's to take back where memory is short. A file has no name from the start, so that nothing is left of it
+however the process ends. Where there is no room for one, or no such files, an array stays in memory, as those of smaller
+models do.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-LARGE = 1 << 24  # bytes from which an array lies in a file
-PIECE = 1 << 22  # numbers that are worked on at a time, where temporaries would be as large as the array
+MANY = 1 << 26  # weights of a model from which what is kept of its matrices lies in files
+LARGE = 1 << 20  # bytes of an array that is worth a file
+PIECE = 1 << 22  # numbers that are worked on at a time, where temporaries would be as large as a matrix
 
 Kind = TypeVar("Kind", bound=np.generic)
 
 
-def empty(shape: tuple[int, ...], dtype: type[Kind] | np.dtype[Kind]) -> NDArray[Kind]:
-    """An array of these numbers, whatever they are at first (zeros where it lies in a file)."""
-    size = prod(shape) * np.dtype(dtype).itemsize
-    mapped = _mapped(size) if size >= LARGE else None
-    return np.empty(shape, dtype) if mapped is None else np.frombuffer(mapped, dtype).reshape(shape)
+def kept(array: NDArray[Kind]) -> NDArray[Kind]:
+    """The same numbers in a file, mapped; the array itself where it is small or there is no room."""
+    if array.nbytes < LARGE:
+        return array
+    try:
+        with tempfile.TemporaryFile(prefix="pgolf-") as file:
+            file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            mapped = mmap.mmap(
+                file.fileno(), array.nbytes, access=mmap.ACCESS_COPY
+            )  # torch wants arrays that can be written
+    except OSError:
+        return array
+    return np.frombuffer(mapped, array.dtype).reshape(array.shape)
 
 
-def zeros(shape: tuple[int, ...], dtype: type[Kind] | np.dtype[Kind]) -> NDArray[Kind]:
-    """An array of zeros."""
+def zeros(shape: tuple[int, ...], dtype: type[Kind]) -> NDArray[Kind]:
+    """Zeros to add to, in a file where they are large."""
     size = prod(shape) * np.dtype(dtype).itemsize
     mapped = _mapped(size) if size >= LARGE else None
     return np.zeros(shape, dtype) if mapped is None else np.frombuffer(mapped, dtype).reshape(shape)
-
-
-def kept(array: NDArray[Kind]) -> NDArray[Kind]:
-    """The array itself where it is small, else a copy of it that lies in a file."""
-    if array.nbytes < LARGE:
-        return array
-    out = empty(array.shape, array.dtype)
-    out[...] = array
-    return out
 
 
 def pieces(rows: int, width: int) -> list[slice]:

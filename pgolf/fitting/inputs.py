@@ -143,7 +143,7 @@ def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tupl
 
 def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
     found = {}
-    bare = unwrapped(source.tensors)
+    bare, large = unwrapped(source.tensors), sum(t.numel() for t in source.tensors.values()) >= scratch.MANY
     theirs = {short: full for full, short in unwrapped(getattr(curvature, "shapes", ())).items()}
     for name, tensor in source.tensors.items():
         known_as = (name, bare[name], theirs.get(bare[name], name))
@@ -155,7 +155,7 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
             raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
         if not all(_finite(m) for m in mine if m is not None):
             raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
-        found[name] = [m and _kept(m) for m in mine]
+        found[name] = [m and _kept(m) for m in mine] if large else mine
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found

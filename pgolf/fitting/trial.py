@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.common import scratch
@@ -35,6 +37,7 @@ from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
+Kind = TypeVar("Kind", bound=np.generic)
 NEAR = 0.5  # of the largest number of a dtype: rounding moves no value further at any step worth having
 
 
@@ -246,7 +249,7 @@ class Job:
                 plane = method.quantize(weight, known, settings)
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
-        return replace(plane, codes=scratch.kept(narrowed(plane.codes)))  # several trials are held at once
+        return replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
@@ -283,7 +286,8 @@ class Job:
         if name not in self.prepared:
             with self._damping_of(name):
                 self.prepared[name] = [
-                    staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0])
+                    self._shelved(staged.prepare(*self._slice(name, index), settings))
+                    for index in range(self._stack(name)[0])
                 ]
         return self.prepared[name]
 
@@ -296,11 +300,28 @@ class Job:
         return shape
 
     def _slice(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
-        """(float32 [R, C], its curvature) of one of them: a copy is made of no more."""
-        shape = self._stack(name)
+        """([R, C] as its method takes it, its curvature) of one of them: no copy is made of the others."""
+        shape, settings = self._stack(name), self.plans[name].settings
         weight = self._tensor(name).reshape(shape)[index]
-        made = torch.from_numpy(scratch.empty(shape[1:], np.float32)).copy_(weight)
-        return made, self._known(name, shape[0])[index]
+        as_it_is = settings is not None and METHODS[settings.method].any_dtype and weight.is_floating_point()
+        return weight if as_it_is else weight.to(torch.float32), self._known(name, shape[0])[index]
+
+    @cached_property
+    def _is_large(self) -> bool:
+        """Whether what is kept of each matrix lies in a file."""
+        return self.weights(self.plans) >= scratch.MANY
+
+    def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
+        return scratch.kept(array) if self._is_large else array
+
+    def _shelved(self, prepared: Any) -> Any:
+        """What a method prepared, its tensors kept."""
+        if isinstance(prepared, Tensor) and prepared.device.type == "cpu":
+            return torch.from_numpy(self._kept(prepared.numpy()))
+        if is_dataclass(prepared) and not isinstance(prepared, type):
+            parts = {field.name: getattr(prepared, field.name) for field in fields(prepared) if field.init}
+            return replace(prepared, **{name: self._shelved(part) for name, part in parts.items()})
+        return prepared
 
     def _tensor(self, name: str) -> Tensor:
         """A tensor, or the matrix of all that are rounded with it."""
@@ -385,7 +406,7 @@ class Job:
 
 def error_of(plane: Plane, weight: Tensor) -> Tensor:
     """float32 [R, C]: what a plane gives, less the weight."""
-    out = torch.from_numpy(scratch.empty(plane.codes.shape, np.float32))
+    out = torch.empty(plane.codes.shape)
     for rows in scratch.pieces(*plane.codes.shape):
         torch.sub(torch.from_numpy(plane.part(rows).reconstruct()), weight[rows].to(torch.float32), out=out[rows])
     return out

@@ -12,7 +12,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.common import scratch
 from pgolf.common.threads import on_threads, workers
 from pgolf.packer.coder.layout import LOW, ON_TRELLIS, TABLE, CodedLanes, contexts_by_strip
 from pgolf.packer.coder.tables import PRECISION
@@ -34,9 +33,7 @@ def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> tup
     freq = freqs.astype(np.uint32)
     cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     states, counts = np.empty(lanes, np.uint32), np.empty(lanes, np.int64)
-    buffer = scratch.empty(
-        (len(symbols),), np.uint16
-    )  # a symbol emits one word at most; a lane fills its part from the end
+    buffer = np.empty(len(symbols), np.uint16)  # a symbol emits one word at most; a lane fills its part from the end
 
     def run(first: int, last: int) -> None:
         _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, buffer)

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.common import scratch
 from pgolf.common.threads import on_threads
 from pgolf.errors import ArtifactError
 from pgolf.packer.coder import aside, classes, families, rans, tables
@@ -123,7 +122,7 @@ def encode(
     if len({layout.trellis for layout in layouts} - {0}) > 1:
         raise ValueError("planes of one artifact have different trellises")
     ends = np.cumsum([matrix.size for matrix in codes], dtype=np.int64)
-    slots, symbols = scratch.empty((2, int(ends[-1]) if codes else 0), np.uint8)
+    slots, symbols = np.empty((2, ends[-1] if codes else 0), np.uint8)
     prepared = on_threads(
         partial(_prepare, loops=loops), codes, layouts, np.split(slots, ends)[:-1], np.split(symbols, ends)[:-1]
     )

@@ -150,7 +150,9 @@ class Collector:
         self._exact_head(logits)
         slope = softmax.drawn_gradient(logits.detach().flatten(0, -2), generator).view(logits.shape)
         named = {name: p for name, p in self._named.items() if p.requires_grad}
-        gradients: list[Tensor | None] = list(torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True))
+        gradients: list[Tensor | None] = list(
+            torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
+        )
         for i, name in enumerate(named):
             gradient, gradients[i] = gradients[i], None  # together they are as large as the model
             if gradient is None or gradient.numel() == 0:

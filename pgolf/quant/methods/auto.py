@@ -31,7 +31,7 @@ from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import damped, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods.side import class_bits, drift, fitting_classes, fitting_scale, gaussian_bits, index_bits
-from pgolf.quant.rounding.feedback import RoundingRule, round_matrix
+from pgolf.quant.rounding.feedback import RoundingRule, rounded_rows
 from pgolf.quant.settings import LOG_SCALE, Settings
 
 UNIT = 2.0**-12  # c at Settings.step = 1, in √(nats per token): about 3 bits a weight on a small language model
@@ -77,7 +77,7 @@ def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settin
 def prepare(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Prepared:
     """Factor the curvature of weight [R, C] once for many steps."""
     if curvature is None or not informative(curvature):
-        rms = float(weight.double().square().mean().sqrt()) or 1.0
+        rms = math.sqrt(_energy(weight) / weight.numel()) or 1.0
         return Prepared(identity_frame(*weight.shape), RELATIVE_UNIT * rms)
     return Prepared(curvature_frame(curvature, weight.shape[0], settings), UNIT)
 
@@ -101,6 +101,11 @@ def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> flo
     return float((counts * gaussian_bits(sigma)).sum()) + side
 
 
+def _energy(weight: Tensor) -> float:
+    """The sum of all squares of weight [R, C]."""
+    return sum(float(weight[rows].double().square().sum()) for rows in scratch.pieces(*weight.shape))
+
+
 def class_counts(spread: Spread) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(the classes of a matrix's entries, ascending; how many entries each has), from how often rows and columns have theirs."""
     (rows, tall), (cols, wide) = (np.unique(index, return_counts=True) for index in (spread.rows, spread.cols))
@@ -114,7 +119,7 @@ def class_counts(spread: Spread) -> tuple[NDArray[np.int64], NDArray[np.float64]
 def turned(weight: Tensor, order: Tensor) -> Tensor:
     """float32 [C, R] on the CPU: the columns of weight [R, C], in this order, as rows."""
     rows, cols = weight.shape
-    out = torch.from_numpy(scratch.empty((cols, rows), np.float32))
+    out = torch.empty(cols, rows)
     for some in scratch.pieces(rows, cols):
         out[:, some] = weight[some].cpu()[:, order].float().T
     return out
@@ -140,9 +145,7 @@ def identity_frame(rows: int, cols: int) -> Frame:
 @lru_cache(4)
 def _eye(size: int) -> Tensor:
     """The same for all matrices of a width: a model has as many as layers."""
-    eye = torch.from_numpy(scratch.zeros((size, size), np.float32))
-    eye.fill_diagonal_(1)
-    return eye
+    return torch.eye(size)
 
 
 def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -> Frame:
@@ -155,14 +158,9 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
         V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
-        return Frame(order.cpu(), _kept(U), V.diagonal().pow(-2).cpu().numpy(), _kept(V.float().cpu()))
+        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu())
     g = G.diagonal() if G.dim() == 2 else G
-    return Frame(order.cpu(), _kept(U), (g + damp * g.mean()).cpu().numpy())
-
-
-def _kept(factor: Tensor) -> Tensor:
-    """Where it may stay from one trial to the next."""
-    return torch.from_numpy(scratch.kept(factor.numpy()))
+    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy())
 
 
 def distortion(states: int) -> float:
@@ -186,13 +184,11 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         states=settings.trellis,
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
     )
-    codes = round_matrix(W, frame.U, frame.V, rule)
-    back = frame.order.argsort().numpy()
-    upright = scratch.empty(weight.shape, np.int32)
-    for some in scratch.pieces(*upright.shape):
-        upright[some] = codes[back, some].T
+    back, codes = frame.order.argsort().numpy(), np.empty(tuple(weight.shape), np.int32)
+    for rows, rounded in rounded_rows(W, frame.U, frame.V, rule):
+        codes[rows] = rounded[back].T
     return Plane(
-        upright,
+        codes,
         row_scale=row_scale,
         col_scale=Scale(col_scale.index[back], col_scale.per_octave),
         trellis=settings.trellis,
@@ -268,8 +264,7 @@ def spreads(W: Tensor, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> 
 
     The variance that feedback adds to the targets is left out: counting it changed nothing at 2 and 3 bits.
     """
-    V = scratch.empty(tuple(W.shape), np.float32)
-    np.divide(W.numpy(), cols[:, None].astype(np.float32), out=V)
+    V = W.numpy() / cols[:, None].astype(np.float32)
     np.divide(V, rows.astype(np.float32), out=V)
     np.square(V, out=V)
     tiny = np.float32(2.0**-16)  # a variance below this is zero for every purpose, and keeps rows of zeros finite
