@@ -32,7 +32,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, heads of keys, vocabulary
     "150M": (512, 2816, 15, 8, 2, 151936),
     "500M": (896, 4864, 24, 14, 2, 151936),
 }
-TOKENS = 4096
+TOKENS, SEQUENCE = 4096, 256  # of calibration; logits of a sequence over 151,936 pieces take 32 bytes each
 BLINK = 0.01  # seconds between two looks at a process
 MODEL = """
 import sys, torch, transformers
@@ -93,6 +93,7 @@ def point(size: str, calib: str, tree: Path, place: Path, options: argparse.Name
     folder, weights = folder_of(size, place)
     budget = str(round(weights * options.bits / 8))
     words = ["-m", "pgolf", "pack", str(folder), "--budget", budget, "--calib", calib, "--tokens", str(options.tokens)]
+    words += ["--seq-len", str(SEQUENCE)] if calib != "none" else []
     more = ["-o", str(place / "made.pgolf"), "--force", "--json", *options.more.split()]
     found = watched([*words, *more], tree)
     return {

@@ -6,6 +6,7 @@ Labels are drawn from the model's own softmax: no targets are needed, and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -118,6 +119,7 @@ class Collector:
         self._plain = plain
         self._has_full: dict[str, bool] = {}  # by parameter, settled at its first product
         self._named = dict(model.named_parameters())
+        self._large = sum(p.numel() for p in self._named.values()) >= scratch.MANY
         every = dict(model.named_parameters(remove_duplicate=False))
         first = {id(p): name for name, p in self._named.items()}
         self.curvature = Curvature(
@@ -150,19 +152,23 @@ class Collector:
         self._exact_head(logits)
         slope = softmax.drawn_gradient(logits.detach().flatten(0, -2), generator).view(logits.shape)
         named = {name: p for name, p in self._named.items() if p.requires_grad}
-        gradients: list[Tensor | None] = list(
+        hooks = [p.register_hook(partial(self._gradient, name)) for name, p in named.items()]  # type: ignore[no-untyped-call]
+        try:
             torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
-        )
-        for i, name in enumerate(named):
-            gradient, gradients[i] = gradients[i], None  # together they are as large as the model
-            if gradient is None or gradient.numel() == 0:
-                continue
-            if gradient.dim() > 1:
-                squares = _squares(gradient)
-                self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
-            if self.curvature.covered(name) != "traced":
-                self._sketch(name, gradient.float().reshape(sides(tuple(gradient.shape))))
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.curvature.batches += 1
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor:
+        """Add up what is wanted of a parameter's gradient, and let go of it: together they are as large as the model."""
+        gradient = gradient.detach()
+        if gradient.numel() and gradient.dim() > 1:
+            squares = _squares(gradient)
+            self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
+        if gradient.numel() and self.curvature.covered(name) != "traced":
+            self._sketch(name, gradient.float().reshape(sides(tuple(gradient.shape))))
+        return gradient.new_zeros(()).expand(gradient.shape)
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
         """Add ∇∇ᵀ and ∇ᵀ∇ of every slice [n, R, C] of a parameter whose use is not followed: see store.py."""
@@ -356,8 +362,10 @@ class Collector:
         size = _key(rectangle).length(self.curvature.shapes[rectangle.name], side)
         if have is None:
             shape = (size,) * part.dim()
-            on_cpu = part.device.type == "cpu"
-            have = torch.from_numpy(scratch.zeros(shape, np.float32)) if on_cpu else part.new_zeros(shape).float()
+            filed = self._large and part.device.type == "cpu"
+            have = (
+                torch.from_numpy(scratch.zeros(shape, np.float32)) if filed else torch.zeros(shape, device=part.device)
+            )
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
 
