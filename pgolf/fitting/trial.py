@@ -18,11 +18,13 @@ from torch import Tensor
 from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
+from pgolf.common.sizes import show_size
 from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.fitting.stacks import Stacks
+from pgolf.fitting.work import Work
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
@@ -81,6 +83,7 @@ class Job:
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     stacks: first name -> all names whose matrices are rounded and stored as one, see stacks.py.
     notes: what the report says of the curvature.
+    work: where what is done is kept from one process to the next, None nowhere.
     """
 
     source: Checkpoint
@@ -98,6 +101,7 @@ class Job:
     compressed: artifact.Memory = field(default_factory=dict)
     stacks: Stacks = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    work: Work | None = None
 
     @property
     def quantized(self) -> list[str]:
@@ -144,23 +148,35 @@ class Job:
         return sum(self.source.tensors[name].numel() for name in names)
 
     def only(self, names: Iterable[str]) -> Job:
-        """The same job for some of its tensors."""
-        return replace(self, plans={name: self.plans[name] for name in names})
+        """The same job for some of its tensors, of which no work is kept."""
+        return replace(self, plans={name: self.plans[name] for name in names}, work=None)
 
     def run(self, step: float) -> Trial:
         """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost.
 
         Every matrix is quantized on one thread, several at a time: the bytes depend on no number of threads.
         """
-        alone = self.plans.keys() - self._followers()
+        if self.work and (found := self.work.coded(step)):
+            return Trial(step, *found)
+        alone, done, size = self.plans.keys() - self._followers(), 0, 0.0
         names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
-        entries: dict[str, Entry] = {}
+        entries, total = dict[str, Entry](), self.weights(self.plans)
         with one_thread_each() as pool:
             futures = {name: pool.submit(self._entries, name, step) for name in names}
-            for done, name in enumerate(names):
+            for count, name in enumerate(names, 1):
                 entries |= futures[name].result()
-                self.progress("quantize", done + 1, len(names))
-        return self.coded(entries, step)
+                done += self.weights(self.together(name))
+                size += self._foreseen_bytes(name)
+                so_far = f", {show_size(size)}" if size else ""
+                self.progress(f"quantize, {count} of {len(names)} tensors{so_far}", done, total)
+        trial = self.coded(entries, step)
+        if self.work:
+            self.work.keep_coded(step, trial.encoded)
+        return trial
+
+    def _foreseen_bytes(self, name: str) -> float:
+        """About what the codes of a tensor take, where its method foresaw them."""
+        return self.foreseen[name][1] / 8 if name in self.foreseen else 0.0
 
     def coded(self, entries: Mapping[str, Entry], step: float) -> Trial:
         """The artifact of entries for every tensor of the plans; what would take more bytes coded than as it is, is kept."""
@@ -242,6 +258,8 @@ class Job:
 
     def round(self, name: str, index: int, step: float) -> Plane:
         """One slice of them."""
+        if self.work and (kept := self.work.plane(name, index, step)):
+            return replace(kept, codes=self._kept(kept.codes))
         settings = self.plans[name].at(step)
         method, (weight, known) = METHODS[settings.method], self._slice(name, index)
         if method.staged is None:
@@ -249,7 +267,10 @@ class Job:
                 plane = method.quantize(weight, known, settings)
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
-        return replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
+        plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
+        if self.work:
+            self.work.keep_plane(name, index, step, plane)
+        return plane
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
@@ -284,11 +305,10 @@ class Job:
         if staged is None:
             return []
         if name not in self.prepared:
+            known = name in self.curvatures  # else there are no factors to keep
             with self._damping_of(name):
-                self.prepared[name] = [
-                    self._shelved(staged.prepare(*self._slice(name, index), settings))
-                    for index in range(self._stack(name)[0])
-                ]
+                made = (staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0]))
+                self.prepared[name] = [self._shelved(each) if known else each for each in made]
         return self.prepared[name]
 
     def _stack(self, name: str) -> tuple[int, int, int]:
