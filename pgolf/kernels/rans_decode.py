@@ -25,7 +25,6 @@ from pgolf.kernels.launch import launch
 from pgolf.packer.coder import rans
 from pgolf.packer.coder.layout import TABLE, CodedLanes, contexts_by_strip
 from pgolf.packer.coder.loops import Loops
-from pgolf.packer.coder.strips import lane_bounds
 
 Array = NDArray[Any]
 
@@ -109,7 +108,7 @@ class LanesOnDevice:
         def moved(array: Array) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        bounds = lane_bounds(coded.starts, len(coded.states))
+        bounds = coded.bounds
         base, first_row, rows, lookup = contexts_by_strip(coded)
         following, trellis = coded.transitions, len(coded.transitions) > rans.ONE_STATE
         return LanesOnDevice(
