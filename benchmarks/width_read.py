@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,7 +61,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def bytes_at(lines: Sequence[Row], bpb: float) -> float | None:
     """Where the best of `auto` reaches a BPB, linear in log bytes between two byte counts; None beyond them."""
     ends = [(math.log(line["bytes"]), line["auto"]["bpb"]) for line in lines]
-    for (a, high), (b, low) in zip(ends, ends[1:], strict=False):
+    for (a, high), (b, low) in pairwise(ends):
         if low <= bpb <= high and low < high:
             return math.exp(a + (b - a) * (high - bpb) / (high - low))
     return None
@@ -82,7 +83,9 @@ def show(path: Path) -> None:
                 for packer in PACKERS
             ]
             same = line["auto_bytes_at_equal_bpb"]
-            saved = "" if same is None else f"; auto has the contest's BPB in {same:,.0f} B ({same / line['bytes']:.2f}x)"
+            saved = (
+                "" if same is None else f"; auto has the contest's BPB in {same:,.0f} B ({same / line['bytes']:.2f}x)"
+            )
             print(f"  {line['bytes']:>9,} B: {'; '.join(told)}{saved}")
     draw(rows, path.with_suffix(".png"))
 
@@ -99,7 +102,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for index, row in enumerate(sorted(shown, key=lambda row: row["weights"])):
         for packer, style in (("contest", "--"), ("auto", "-")):
             points = sorted((p["bytes"], p["bpb"]) for p in row["points"] if p["packer"] == packer)
-            axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{index}", label=f"{row['size']}, {packer}")
+            axes.plot(
+                *zip(*points, strict=True), style, marker="o", color=f"C{index}", label=f"{row['size']}, {packer}"
+            )
     axes.set_xscale("log")
     axes.set_xticks(ticks := sorted({p["target"] for row in shown for p in row["points"]}))
     axes.set_xticklabels([f"{tick / 1e6:.1f} MB" for tick in ticks])
