@@ -6,7 +6,7 @@
 
 Variants are compared by their KL divergence from the unquantized model on held-out text (heldout.py), each packed into the bytes
 that the default takes at the step given. The default is packed at a finer step too; the slope of its log KL over its bytes then
-tells what a variant's KL is worth in bytes. Whole artifacts are counted. The result is written after every pack, and packs that it
+tells what a variant's KL is worth in bytes. Whole artifacts are counted. The result is written after every pack; packs that it
 holds are not made again.
 """
 

@@ -16,8 +16,8 @@ import json
 import lzma
 import math
 import sys
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
-from benchmarks.rival_quantizers import Coded, by_nncodec, more_rivals, quantized, versions
+from benchmarks.rival_quantizers import Coded, Quantizer, by_nncodec, more_rivals, quantized, versions
 from pgolf import report
 from pgolf.fitting import packing
 from pgolf.fitting.baselines import CONTEST_K, contest
@@ -47,7 +47,19 @@ CODERS = {
     "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
 }
 OURS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.5, 6.0, 8.0)  # bits a weight, everything counted
-QPS = (-22, -26, -30, -36)  # of nncodec: a step doubles every four
+QPS = (-18, -22, -26, -30)  # of nncodec: a step doubles every four
+FIRST = (
+    *(
+        "pgolf 3.0 bits",
+        "nncodec qp -30",
+        "hqq int4 g64",
+        "gguf Q4_0",
+        "torchao int4 g32",
+        "quanto qint4",
+        "pgolf 2.0 bits",
+    ),
+    *("pgolf 4.5 bits", "contest k=12.85", "nncodec qp -26", "hqq int3 g64", "torchao int3 g32", "pgolf 1.5 bits"),
+)
 PACKAGES = ("gguf", "hqq", "torchao", "optimum-quanto", "nncodec", "zstandard", "brotli")
 
 
@@ -105,26 +117,40 @@ class Rivals:
         report.write_json(self.args.out, machine() | facts | {"rows": self.rows})
 
     def pack(self, name: str, **how: Any) -> None:
-        if self.has(name):
-            return
         made = packing.pack(self.bench.source, None, curvature=self.curvature, **how)
         self.add(name, dense.tensors_of(artifact.decode(made.data)[0]), bytes=made.artifact_bytes)
 
-    def all(self) -> None:
-        for name, quantize, vectors in more_rivals():
-            if not self.has(name):
-                parts, rest, state = quantized(self.state, quantize, vectors)
-                size, by = compressed(parts, rest)
-                plain = sum(len(part.packed) for part in parts) + len(rest)
-                self.add(name, state, plain_bytes=plain, bytes=size, coder=by)
-        for qp in QPS if find_spec("nncodec") else ():
-            if not self.has(name := f"nncodec qp {qp}"):
-                stream, state = by_nncodec(self.state, qp)
-                self.add(name, state, plain_bytes=len(stream), bytes=len(stream), coder="its own")
+    def quantize(self, name: str, quantize: Quantizer, vectors: torch.dtype) -> None:
+        parts, rest, state = quantized(self.state, quantize, vectors)
+        size, by = compressed(parts, rest)
+        plain = sum(len(part.packed) for part in parts) + len(rest)
+        self.add(name, state, plain_bytes=plain, bytes=size, coder=by)
+
+    def nncodec(self, name: str, qp: int) -> None:
+        stream, state = by_nncodec(self.state, qp)
+        self.add(name, state, plain_bytes=len(stream), bytes=len(stream), coder="its own")
+
+    def points(self) -> dict[str, Callable[[], None]]:
+        """What makes each point, by name; the most telling first, so that a run that is broken off says most."""
+        found: dict[str, Callable[[], None]] = {}
         for bits in OURS:
-            self.pack(f"pgolf {bits} bits", budget=int(bits * self.bench.weights / 8))
+            name = f"pgolf {bits} bits"
+            found[name] = partial(self.pack, name, budget=int(bits * self.bench.weights / 8))
+        for qp in QPS if find_spec("nncodec") else ():
+            name = f"nncodec qp {qp}"
+            found[name] = partial(self.nncodec, name, qp)
+        for name, quantize, vectors in more_rivals():
+            found[name] = partial(self.quantize, name, quantize, vectors)
         for k in CONTEST_K[:3]:
-            self.pack(f"contest k={k}", **contest(k))
+            name = f"contest k={k}"
+            found[name] = partial(self.pack, name, **contest(k))
+        telling = [name for name in FIRST if name in found]
+        return {name: found[name] for name in dict.fromkeys([*telling, *found])}
+
+    def all(self) -> None:
+        for name, make in self.points().items():
+            if not self.has(name):
+                make()
 
 
 def main() -> None:
