@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import ArtifactError, UsageError
-from pgolf.models import checkpoint
+from pgolf.loading.kept import kept
 from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
@@ -103,7 +103,7 @@ def matching(file: Partly, patterns: str | Sequence[str]) -> dict[str, Tensor]:
 
 def tensor_of(file: Partly, name: str) -> Tensor:
     """One tensor. KeyError where there is none of this name."""
-    return _tensor(file.entry(file.home(name)), None)
+    return _tensor(file.entry(file.home(name)))
 
 
 def dropped_of(meta: Mapping[str, Any]) -> list[str]:
@@ -116,16 +116,17 @@ def dropped_of(meta: Mapping[str, Any]) -> list[str]:
 
 def tensors_of(entries: Mapping[str, Entry], decoder: OnDevice | None = None) -> dict[str, Tensor]:
     """Entries -> tensors, where their decoder keeps them."""
-    tensors = {name: _tensor(entry, decoder) for name, entry in entries.items() if entry.alias is None}
+    own = {name: entry for name, entry in entries.items() if entry.alias is None}
+    found = map(_tensor, own.values()) if decoder is None else decoder.tensors(list(own.values()))
+    tensors = dict(zip(own, found, strict=True))
     return {name: tensors[entry.alias or name] for name, entry in entries.items()}
 
 
-def _tensor(entry: Entry, decoder: OnDevice | None) -> Tensor:
+def _tensor(entry: Entry) -> Tensor:
     if entry.planes is None:
-        return kept(entry) if decoder is None else kept(entry).to(decoder.device)
+        return kept(entry)
     dtype = getattr(torch, entry.dtype)
-    stack = _dense(entry.planes, dtype) if decoder is None else decoder.dense(entry.planes, dtype)
-    return stack.reshape(entry.shape).to(dtype)
+    return _dense(entry.planes, dtype).reshape(entry.shape).to(dtype)
 
 
 def _dense(planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
@@ -133,12 +134,6 @@ def _dense(planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
     arrays = [p.reconstruct() if dtype.is_floating_point else np.require(p.codes, requirements="W") for p in planes]
     matrices = [torch.from_numpy(array) for array in arrays]  # torch wants no view of the file
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
-
-
-def kept(entry: Entry) -> Tensor:
-    """The tensor of an entry that was not quantized."""
-    assert entry.raw is not None
-    return checkpoint.from_bytes(entry.raw, entry.stored or entry.dtype, entry.shape).to(getattr(torch, entry.dtype))
 
 
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:

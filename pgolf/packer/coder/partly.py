@@ -52,7 +52,8 @@ class Matrices:
         held = np.frombuffer(self._sections.get(f"{self._name}.escapes", b""), "<i4")[first : first + escapes]
         middles = _bits_of(self._sections.get(f"{self._name}.aside", b""), bit, bit + bits)
         own = [self._coded.sums[number]], [self._layouts[number]]
-        return stream.restored(part, *own, middles, held, self._device)[0]
+        restored = self._device.restored if self._device else stream.restored
+        return restored(part, *own, middles, held)[0]
 
     def _symbols(self, number: int) -> Any:
         """What the coder's lanes say of one matrix: int16 [R · C] in strip order."""
@@ -88,15 +89,12 @@ class Matrices:
         """The same from its symbols; None: nothing in the stream is an escape."""
         sums, layout = self._coded.sums[number], self._layouts[number]
         _, widths = classes.classes_of(sums.values, layout.trellis)
-        where = np.zeros(0, np.int64) if part is None else self._escaped(part)
+        where = np.zeros(0, np.int64) if part is None else np.flatnonzero(np.asarray(part) == tables.ESCAPED)
         bits = _all_bits(sums, widths)
         if bits and where.size:
             bits -= int(widths[sums.where()[where]].sum(dtype=np.int64))
         self._took[number] = bits, where.size
         return self._took[number]
-
-    def _escaped(self, part: Any) -> Array:
-        return self._device.escaped(part) if self._device else np.flatnonzero(part == tables.ESCAPED)
 
 
 def _bits_of(data: bytes, start: int, stop: int) -> bytes:

@@ -192,13 +192,10 @@ class Device(Protocol):
     def decode(self, coded: CodedLanes, loops: Loops | None) -> Any:
         """As `rans.decode`; the loops are of no use but to a processor."""
 
-    def escaped(self, part: Any) -> Array:
-        """int64, ascending: which codes of a matrix are ESCAPED."""
-
-    def patched(
-        self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-    ) -> Any:
-        """As `patched`, with the same arrays from the host."""
+    def restored(
+        self, codes: Any, sums: Sequence[ClassSums], layouts: Sequence[Layout], middles: bytes, escapes: Array
+    ) -> list[Any]:
+        """As `restored`, of what `decode` gave."""
 
     def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
         """As `strips.from_strips`."""
@@ -221,7 +218,8 @@ def decode(
     coded = coded_lanes(sections, name, layouts)
     codes = (device.decode if device else rans.decode)(coded, loops)
     escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
-    return restored(codes, coded.sums, layouts, sections.get(f"{name}.aside", b""), escapes, device)
+    middles = sections.get(f"{name}.aside", b"")
+    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, escapes)
 
 
 def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
@@ -295,24 +293,26 @@ def restored(
     middles: bytes,
     escapes: Array,
     device: Device | None = None,
-) -> list[Any]:
-    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list. Raises ArtifactError.
+
+    device: lays out the strips; None: numpy.
+    """
     parts = []
     bit = 0
     for s, layout in zip(sums, layouts, strict=True):
         rows, cols = layout.spread.shape
         part, codes = codes[: rows * cols], codes[rows * cols :]
         _, put_aside = classes.classes_of(s.values, layout.trellis)
-        escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
+        escaped = np.flatnonzero(part == tables.ESCAPED)
         if put_aside.any() or escaped.size:
             widths = put_aside[s.where()]
             widths[escaped] = 0
             wide = np.flatnonzero(widths)
             widths = widths[wide].astype(np.int32)
-            part = (device.patched if device else patched)(
-                part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
-                escaped, escapes[: escaped.size],
-            )  # fmt: skip
+            part = part.astype(np.int32)
+            part[wide] = aside.lengthen(part[wide], aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0))
+            part[escaped] = escapes[: escaped.size]
             bit += widths.sum()
             escapes = escapes[escaped.size :]
         parts.append((device.from_strips if device else from_strips)(part, layout.spread.shape))
@@ -320,15 +320,3 @@ def restored(
         raise ArtifactError("escapes are left over: the artifact is damaged")
     aside.check_all_read(middles, bit)
     return parts
-
-
-def patched(part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array) -> Array:
-    """int32: codes of one matrix in strip order from what the coder gave.
-
-    wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are
-    `escapes` instead.
-    """
-    part = part.astype(np.int32)
-    part[wide] = aside.lengthen(part[wide], middles, widths, low)
-    part[escaped] = escapes
-    return part
