@@ -1,7 +1,7 @@
 """Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
 
 Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
-give the same bytes. Whole folders are left out wherever an error is reported.
+give the same bytes. Whole folders are left out wherever an error is reported; "nested" also chooses among CHOICES without them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 import csv
 import gzip
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ import numpy as np
 
 from pgolf.common.files import write_text
 from pgolf.oracle import curve
-from pgolf.oracle.features import NAMES, SHARES, STEPS, expected_steps, features
+from pgolf.oracle.features import NAMES, PRODUCTS, SHARES, STEPS, USUAL_CAP, expected_steps, features
 from pgolf.oracle.logs import SETTINGS
-from pgolf.oracle.model import TARGETS, doubt, row_of
+from pgolf.oracle.model import ANCHOR, TARGETS, doubt, row_of
 from pgolf.oracle.run import Run
 
 FIGURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracle"
 PACKAGE = Path(__file__).resolve().parents[1] / "pgolf" / "oracle" / "coefficients.json"
 RESULTS = Path(__file__).resolve().parent / "results" / "oracle.json"
 RIDGE, FOLDS = 20.0, 8
-HUBER = {True: 0.02, False: 0.005}  # by whether validation is used: there are fewer such runs, and odder ones
+PRODUCT_RIDGE = 900.0  # products are many, and each says little
+OLD_PRODUCTS = {("level", "total"), ("total", "total"), ("level", "level"), ("validated", "level"), ("validated", "total")}
+USED = 0.9  # of its time, where a run is not 0.8 through its steps, or it was stopped by hand: what it would have come to is unknown
 MARGINS = [0.09, 0.91]  # for 80%: later runs are not quite like earlier ones
 PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
@@ -41,9 +43,31 @@ class Row:
     """A run at a knot."""
 
     folder: str
+    author: str
     pr: float
     found: dict[str, float]
     score: dict[str, float]  # log BPB by target, NaN where unknown
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of the fit by its errors: the robust loss's width, the share of the level that the score follows, all
+    products or five, the first losses or none of them."""
+
+    huber: float = 0.01
+    anchor: float = ANCHOR
+    products: bool = True
+    opening: bool = True
+
+    def columns(self) -> np.ndarray:
+        """Which regressors of `row_of` it has."""
+        names = [("",), *((name,) for name in NAMES), *PRODUCTS, *((name,) for name in NAMES)]
+        few = [self.products or len(name) == 1 or name in OLD_PRODUCTS for name in names]
+        return np.array(few) & [self.opening or not {"after_10", "after_200"} & set(name) for name in names]
+
+
+SHIPPED = Choice()
+CHOICES = [Choice(*each) for each in product((0.005, 0.01, 0.02), (0.0, ANCHOR), (False, True), (False, True))]
 
 
 def figures() -> Iterator[tuple[dict[str, str], Run]]:
@@ -72,22 +96,41 @@ def scores(facts: dict[str, str]) -> dict[str, float]:
 
 
 def rows_at(runs: list[tuple[dict[str, str], Run]], knot: str, validated: bool) -> list[Row]:
-    """Every run that was to last as long as the fitted ones, reached the knot and did most of what it planned."""
+    """Every run that was to last as long as the fitted ones, reached the knot and was not stopped by hand. Which runs these
+    are does not depend on how far off the expected steps were: a run that slows down on its way is among them."""
     rows = []
-    kind, place = knot.split()
     for facts, run in runs:
-        total, done = expected_steps(run), number(facts["steps_total"])
-        step = float(place) if kind == "step" else float(place) * total
-        if not step > 0:
+        step, done = step_of(run, knot), number(facts["steps_total"])
+        if not 0 < 1.02 * step <= done:
             continue
         seen = run.until(int(step))
         total = expected_steps(seen)
-        if not (PLANNED[0] <= total <= PLANNED[1] and max(0.8 * total, 1.02 * step) <= done <= 1.3 * total):
+        if not PLANNED[0] <= total <= PLANNED[1] or not (done >= 0.8 * total or used(facts) >= USED):
             continue
         found = features(seen, step, validated=validated)
         if found is not None:
-            rows.append(Row(facts["folder_id"], number(facts["pr"]), found, scores(facts)))
+            author = facts["author"] or "folder " + facts["folder_id"]
+            rows.append(Row(facts["folder_id"], author, number(facts["pr"]), found, scores(facts)))
     return rows
+
+
+def step_of(run: Run, knot: str) -> float:
+    """Where the knot lies; a share is one of the steps that are expected there."""
+    kind, place = knot.split()
+    if kind == "step":
+        return float(place)
+    step = 1000.0
+    for _ in range(4):
+        step = float(place) * expected_steps(run.until(int(step)))
+        if not step > 0:
+            return math.nan
+    return step
+
+
+def used(facts: dict[str, str]) -> float:
+    """Share of its time that a run took; the contest's time where it states none."""
+    cap = number(facts["max_wallclock_s"])
+    return number(facts["wallclock_s"]) / (USUAL_CAP if math.isnan(cap) else cap or math.inf)
 
 
 def ranges(rows: list[Row]) -> dict[str, list[float]]:
@@ -114,22 +157,23 @@ def scale_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     return middle, spread
 
 
-def weights_of(design: np.ndarray, y: np.ndarray, folders: np.ndarray, huber: float) -> np.ndarray:
-    """Huber's loss with a ridge, by reweighting; a folder counts as the root of its runs."""
-    count = Counter(folders.tolist())
-    base = np.array([count[f] ** -0.5 for f in folders])
-    ridge = RIDGE * np.eye(design.shape[1])
-    ridge[0, 0] = 1e-6
-    w = base
-    for _ in range(20):
-        found = np.linalg.solve(design.T @ (design * w[:, None]) + ridge, design.T @ (w * y))
-        w = base * np.minimum(1, huber / np.maximum(np.abs(y - design @ found), 1e-9))
-    return found
+def weights_of(design: np.ndarray, y: np.ndarray, folders: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+    """Huber's loss with a ridge, by reweighting; a folder counts as the root of its runs. 0 for what the choice leaves out."""
+    chosen, (_, counted) = choice.columns(), np.unique(folders, return_inverse=True)
+    base = np.bincount(counted)[counted] ** -0.5
+    ridge = np.full(design.shape[1], RIDGE)
+    ridge[0], ridge[1 + len(NAMES) :][: len(PRODUCTS)] = 1e-6, PRODUCT_RIDGE if choice.products else RIDGE
+    x, w, weights = design[:, chosen], base, np.zeros(design.shape[1])
+    for _ in range(12):
+        found = np.linalg.solve(x.T @ (x * w[:, None]) + np.diag(ridge[chosen]), x.T @ (w * y))
+        w = base * np.minimum(1, choice.huber / np.maximum(np.abs(y - x @ found), 1e-9))
+    weights[chosen] = found
+    return weights
 
 
-def fold_of(folders: np.ndarray) -> np.ndarray:
-    names = np.unique(folders)
-    return np.random.default_rng(28).permutation(len(names))[np.searchsorted(names, folders)] % FOLDS
+def fold_of(groups: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    names = np.unique(groups)
+    return np.random.default_rng(28).permutation(len(names))[np.searchsorted(names, groups)] % folds
 
 
 class Fit:
@@ -139,23 +183,39 @@ class Fit:
         self.rows = [row for row in rows if math.isfinite(row.score[target])]
         self.design = np.array([row_of(row.found, middle, spread) for row in self.rows])
         self.y = np.array([row.score[target] for row in self.rows])
+        self.level = np.array([row.found["level"] for row in self.rows])
         self.folders = np.array([row.folder for row in self.rows])
+        self.authors = np.array([row.author for row in self.rows])
         validated = np.array([row.found["validated"] > 0 for row in self.rows])
-        self.huber = HUBER[bool(validated.any())]
         self.speaks = validated if validated.any() else ~validated  # runs that this fit is for; others only help
         self.order = np.array([0.0 if math.isnan(row.pr) else row.pr for row in self.rows])
 
-    def weights(self, use: np.ndarray) -> np.ndarray:
-        return weights_of(self.design[use], self.y[use], self.folders[use], self.huber)
+    def weights(self, use: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+        return weights_of(self.design[use], (self.y - choice.anchor * self.level)[use], self.folders[use], choice)
 
-    def left_out(self, use: np.ndarray) -> np.ndarray:
-        """Foreseen log BPB of the rows `use`, by fits without their folders; NaN elsewhere."""
-        folds, found = fold_of(self.folders), np.full(len(self.y), np.nan)
-        for fold in range(FOLDS):
-            test = use & (folds == fold)
+    def foreseen(self, test: np.ndarray, use: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+        """log BPB of the rows `test` by a fit on the rows `use`."""
+        return choice.anchor * self.level[test] + self.design[test] @ self.weights(use, choice)
+
+    def left_out(self, use: np.ndarray, groups: np.ndarray | None = None, choice: Choice = SHIPPED, folds: int = FOLDS) -> np.ndarray:
+        """Foreseen log BPB of the rows `use`, by fits without their folders (or groups); NaN elsewhere."""
+        fold, found = fold_of(self.folders if groups is None else groups, folds), np.full(len(self.y), np.nan)
+        for test in (use & (fold == number) for number in range(folds)):
             if test.any():
-                found[test] = self.design[test] @ self.weights(use & (folds != fold))
+                found[test] = self.foreseen(test, use & (fold != fold[test][0]), choice)
         return found
+
+    def nested(self) -> np.ndarray:
+        """Like left_out, each fold by the choice whose error is least inside the others."""
+        fold, found = fold_of(self.folders, 5), np.full(len(self.y), np.nan)
+        for number in range(5):
+            rest = fold != number
+            errors = [self._error(rest, self.left_out(rest, choice=choice, folds=3)) for choice in CHOICES]
+            found[~rest] = self.foreseen(~rest, rest, CHOICES[int(np.argmin(errors))])
+        return found
+
+    def _error(self, use: np.ndarray, foreseen: np.ndarray) -> float:
+        return float(np.abs(np.exp(self.y) - np.exp(foreseen))[use & self.speaks].mean())
 
     def forward(self, use: np.ndarray) -> np.ndarray:
         """Foreseen log BPB of later rows by fits on earlier ones, five steps in time; NaN for the first ones."""
@@ -164,7 +224,7 @@ class Fit:
         for begin, end in pairwise(cuts):
             test = use & (self.order > begin) & (self.order <= end)
             if test.any():
-                found[test] = self.design[test] @ self.weights(use & (self.order <= begin))
+                found[test] = self.foreseen(test, use & (self.order <= begin))
         return found
 
     def bands(self, use: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
@@ -202,7 +262,7 @@ def r4(value: float) -> float:
 
 def naive(fit: Fit, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the mean of all other folders, level less their median drop), log BPB."""
-    folds, level = fold_of(fit.folders), np.array([row.found["level"] for row in fit.rows])
+    folds, level = fold_of(fit.folders), fit.level
     mean, drop = np.full(len(fit.y), np.nan), np.full(len(fit.y), np.nan)
     for fold in range(FOLDS):
         test, rest = use & (folds == fold), use & (folds != fold)
@@ -225,7 +285,7 @@ def later(fit: Fit, kind: np.ndarray, share: float) -> dict[str, Any]:
     if late.sum() < 10 or (early & kind).sum() < 10:
         return {}
     about, bands, _ = fit.bands(early)
-    foreseen = fit.design @ fit.weights(early)
+    foreseen = fit.foreseen(np.ones(len(fit.y), bool), early)
     return error_of(fit.y[late], foreseen[late], fit.folders[late]) | {
         "covered": coverage(fit, late, foreseen, about, bands)
     }
@@ -247,10 +307,9 @@ def leads(
     slope = min(
         np.arange(0.2, 8, 0.05), key=lambda k: float(np.mean(np.logaddexp(0, -k * unit * np.sign(right - 0.5))))
     )
-    raw = np.array([row.found["level"] for row in fit.rows])
     table: dict[str, Any] = {}
     for low, high in ((0, 0.002), (0.002, 0.005), (0.005, 0.01), (0.01, 0.02), (0.02, 0.05)):
-        for name, x in (("foreseen", foreseen), ("raw", raw), ("final", fit.y)):
+        for name, x in (("foreseen", foreseen), ("raw", fit.level), ("final", fit.y)):
             size = np.abs(np.exp(x[a]) - np.exp(x[b]))
             at = (size >= low) & (size < high)
             judged = x if name != "final" else foreseen
@@ -283,7 +342,7 @@ def curve_errors(runs: list[tuple[dict[str, str], Run]]) -> tuple[dict[str, Any]
     return {"shares": shares, "errors": found}, said
 
 
-def fitted(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shipped, target -> (errors, leads)) of one knot and kind."""
     limits = ranges(rows)
     rows = [row for row in rows if inside(row, limits)]
@@ -300,6 +359,10 @@ def fitted(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         item = error_of(fit.y[use], foreseen[use], fit.folders[use])
         item["mean_of_all"] = error_of(fit.y[use], mean[use], fit.folders[use])["mean"]
         item["level_less_drop"] = error_of(fit.y[use], drop[use], fit.folders[use])["mean"]
+        alone = fit.left_out(every, fit.authors)
+        item["authors_left_out"] = error_of(fit.y[use], alone[use], fit.folders[use])["mean"]
+        if name.startswith("step 1000"):
+            item["nested"] = error_of(fit.y[use], fit.nested()[use], fit.folders[use])["mean"]
         item["covered"] = coverage(fit, use, foreseen, about, band)
         item["later"] = {f"{share:g}": later(fit, use, share) for share in (0.6, 0.7, 0.8)}
         said[target] = (item, leads(fit, foreseen, use, about, band))
@@ -316,7 +379,7 @@ def main() -> None:
     for knot in [*(f"step {s}" for s in STEPS), *(f"share {s:g}" for s in SHARES)]:
         for kind in ("validated", "trained"):
             name = f"{knot}, {kind}"
-            shipped["knots"][name], found = fitted(rows_at(runs, knot, kind == "validated"))
+            shipped["knots"][name], found = fitted(name, rows_at(runs, knot, kind == "validated"))
             said |= {f"{name}, {target}": item for target, (item, _) in found.items()}
             if name == "step 1000, validated":
                 for target, (_, leading) in found.items():

@@ -22,6 +22,7 @@ from pgolf.oracle.run import Run
 
 Vector = NDArray[np.float64]
 TARGETS = ("unpacked", "final")
+ANCHOR = 0.5  # share of the level that the score follows before any fit, so that an odd level is not held at MOST of it
 MOST = 4.0  # deviations at which a feature is held: beyond, a line says nothing
 
 
@@ -133,7 +134,7 @@ def _show(name: str, value: float) -> str:
 def _band(found: Mapping[str, float], knot: Mapping[str, Any], target: str) -> Band:
     fit = knot[target]
     row = row_of(found, np.array(knot["middle"]), np.array(knot["spread"]))
-    value = float(row @ np.array(fit["weights"]))
+    value = ANCHOR * found["level"] + float(row @ np.array(fit["weights"]))
     low, high = fit["band"]
     scale = doubt(row, fit["doubt"])
     return Band(math.exp(value), math.exp(value + scale * low), math.exp(value + scale * high))
