@@ -23,7 +23,7 @@ from pgolf.common.files import write_text
 from pgolf.oracle import curve
 from pgolf.oracle.features import NAMES, PRODUCTS, SHARES, STEPS, USUAL_CAP, expected_steps, features
 from pgolf.oracle.logs import SETTINGS
-from pgolf.oracle.model import ANCHOR, TARGETS, doubt, row_of
+from pgolf.oracle.model import ANCHOR, TARGETS, doubt, doubts_of, row_of
 from pgolf.oracle.run import Run
 
 FIGURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracle"
@@ -31,9 +31,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgolf" / "oracle" / "coefficien
 RESULTS = Path(__file__).resolve().parent / "results" / "oracle.json"
 RIDGE, FOLDS = 20.0, 8
 PRODUCT_RIDGE = 900.0  # products are many, and each says little
-OLD_PRODUCTS = {("level", "total"), ("total", "total"), ("level", "level"), ("validated", "level"), ("validated", "total")}
-USED = 0.9  # of its time, where a run is not 0.8 through its steps, or it was stopped by hand: what it would have come to is unknown
-MARGINS = [0.09, 0.91]  # for 80%: later runs are not quite like earlier ones
+OLD_PRODUCTS = {
+    ("level", "total"),
+    ("total", "total"),
+    ("level", "level"),
+    ("validated", "level"),
+    ("validated", "total"),
+}
+USED = 0.9  # of its time, where a run is not 0.8 through its steps: less, and it was stopped by hand, short of what it would have been
+MARGINS = {True: [0.09, 0.91], False: [0.1, 0.9]}  # for 80%, by whether validation is used
 PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
 
@@ -187,7 +193,8 @@ class Fit:
         self.folders = np.array([row.folder for row in self.rows])
         self.authors = np.array([row.author for row in self.rows])
         validated = np.array([row.found["validated"] > 0 for row in self.rows])
-        self.speaks = validated if validated.any() else ~validated  # runs that this fit is for; others only help
+        self.validated = bool(validated.any())
+        self.speaks = validated if self.validated else ~validated  # runs that this fit is for; others only help
         self.order = np.array([0.0 if math.isnan(row.pr) else row.pr for row in self.rows])
 
     def weights(self, use: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
@@ -197,7 +204,9 @@ class Fit:
         """log BPB of the rows `test` by a fit on the rows `use`."""
         return choice.anchor * self.level[test] + self.design[test] @ self.weights(use, choice)
 
-    def left_out(self, use: np.ndarray, groups: np.ndarray | None = None, choice: Choice = SHIPPED, folds: int = FOLDS) -> np.ndarray:
+    def left_out(
+        self, use: np.ndarray, groups: np.ndarray | None = None, choice: Choice = SHIPPED, folds: int = FOLDS
+    ) -> np.ndarray:
         """Foreseen log BPB of the rows `use`, by fits without their folders (or groups); NaN elsewhere."""
         fold, found = fold_of(self.folders if groups is None else groups, folds), np.full(len(self.y), np.nan)
         for test in (use & (fold == number) for number in range(folds)):
@@ -228,25 +237,25 @@ class Fit:
         return found
 
     def bands(self, use: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
-        """(weights of doubt, band in units of it, foreseen values left out) from the rows `use`. The bands hold 80% both
-        of folders left out and of later pull requests foreseen from earlier ones."""
-        by_folder, by_time = self.left_out(use), self.forward(use)
-        error = self.y - by_folder
-        z = np.concatenate([np.ones((len(self.y), 1)), np.abs(self.design[:, 1 : 1 + len(NAMES)])], 1)
-        x, size = z[use], np.log(np.abs(error[use]) + 1e-3)
-        ridge = 20 * np.eye(z.shape[1])
+        """(weights of doubt, band in units of it, foreseen values left out) from the rows `use`. The bands hold 80% of folders
+        left out. Runs with validation are few and later ones odder: there they also hold later pull requests foreseen from
+        earlier ones."""
+        by_folder = self.left_out(use)
+        z = np.array([doubts_of(row) for row in self.design])
+        x, size = z[use], np.log(np.abs(self.y - by_folder)[use] + 1e-3)
+        ridge = 60 * np.eye(z.shape[1])
         ridge[0, 0] = 1e-6
         about = np.linalg.solve(x.T @ x + ridge, x.T @ size)
         about[0] -= float(np.mean(x @ about))
         about = np.round(about, 4)
         scale = np.array([doubt(row, about.tolist()) for row in self.design])
-        errors = (error / scale, (self.y - by_time) / scale)
-        samples = [e[use & self.speaks & np.isfinite(e)] for e in errors]
-        ends = [np.quantile(sample, MARGINS) for sample in samples if len(sample) >= 10]
-        ends = ends or [np.quantile(error[use] / scale[use], MARGINS)]
+        held = [by_folder, self.forward(use)] if self.validated else [by_folder]
+        samples = [((self.y - foreseen) / scale)[use & self.speaks] for foreseen in held]
+        samples = [some[np.isfinite(some)] for some in samples if np.isfinite(some).sum() >= 10]
+        samples = samples or [((self.y - by_folder) / scale)[use]]
+        ends = [np.quantile(sample, MARGINS[self.validated]) for sample in samples]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-        found = [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)]
-        return about.tolist(), found, by_folder
+        return about.tolist(), [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)], by_folder
 
 
 def error_of(y: np.ndarray, p: np.ndarray, folders: np.ndarray) -> dict[str, Any]:

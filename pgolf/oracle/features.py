@@ -31,7 +31,17 @@ NAMES = (
     "after_10",
     "after_200",
 )
-BENT = ("level", "total", "parameters", "nats", "batch", "pace", "early", "after_10", "after_200")  # with their products
+BENT = (
+    "level",
+    "total",
+    "parameters",
+    "nats",
+    "batch",
+    "pace",
+    "early",
+    "after_10",
+    "after_200",
+)  # with their products
 PRODUCTS = (
     *combinations_with_replacement(BENT, 2),
     *(("validated", name) for name in ("level", "total", "after_10", "after_200")),

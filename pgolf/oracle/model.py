@@ -141,10 +141,14 @@ def _band(found: Mapping[str, float], knot: Mapping[str, Any], target: str) -> B
 
 
 def doubt(row: Vector, weights: list[float]) -> float:
-    """How much wider than usual a band is, by how far the features are from the middle; 1/3 to 3."""
-    return float(
-        np.exp(np.clip(np.concatenate([[1.0], np.abs(row[1 : 1 + len(NAMES)])]) @ np.array(weights), -1.1, 1.1))
-    )
+    """How much wider than usual a band is, by where the features lie and how far from the middle; 1/3 to 3."""
+    return float(np.exp(np.clip(doubts_of(row) @ np.array(weights), -1.1, 1.1)))
+
+
+def doubts_of(row: Vector) -> Vector:
+    """What the width of a band is told from: 1, the size and the sign of each feature. row: as of `row_of`."""
+    z = row[1 : 1 + len(NAMES)]
+    return np.concatenate([[1.0], np.abs(z), z])
 
 
 def ahead(one: Foresight, other: Foresight, target: str) -> float | None:
