@@ -38,7 +38,7 @@ OLD_PRODUCTS = {
     ("validated", "level"),
     ("validated", "total"),
 }
-USED = 0.9  # of its time, where a run is not 0.8 through its steps: less, and it was stopped by hand, short of what it would have been
+USED = 0.9  # of its time, where a run is not 0.8 through its steps: with less it was stopped by hand
 MARGINS = {True: [0.09, 0.91], False: [0.1, 0.9]}  # for 80%, by whether validation is used
 PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
