@@ -39,7 +39,7 @@ OLD_PRODUCTS = {
     ("validated", "total"),
 }
 USED = 0.9  # of its time, where a run is not 0.8 through its steps: with less it was stopped by hand
-MARGINS = {True: [0.08, 0.92], False: [0.1, 0.9]}  # for 80%, by whether validation is used
+MARGINS = (0.1, 0.9)  # of the errors between which a band of 80% lies
 PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
 
@@ -255,12 +255,19 @@ class Fit:
         about = np.round(about, 4)
         scale = np.array([doubt(row, about.tolist()) for row in self.design])
         held = [by_folder, self.forward(use)] if self.validated else [by_folder]
-        samples = [((self.y - foreseen) / scale)[use & self.speaks] for foreseen in held]
-        samples = [some[np.isfinite(some)] for some in samples if np.isfinite(some).sum() >= 10]
-        samples = samples or [((self.y - by_folder) / scale)[use]]
-        ends = [np.quantile(sample, MARGINS[self.validated]) for sample in samples]
+        samples = [(self.y - foreseen) / scale for foreseen in held]
+        kept = [use & self.speaks & np.isfinite(sample) for sample in samples]
+        ends = [margins(s[k], self.folders[k]) for s, k in zip(samples, kept, strict=True) if k.sum() >= 10]
+        ends = ends or [margins(samples[0][use], self.folders[use])]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         return about.tolist(), [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)], by_folder
+
+
+def margins(errors: np.ndarray, folders: np.ndarray) -> np.ndarray:
+    """The two MARGINS of errors, a folder counting once: those with many seeds are the usual ones."""
+    order, (_, counted) = np.argsort(errors), np.unique(folders, return_inverse=True)
+    weight = (1 / np.bincount(counted)[counted])[order]
+    return np.interp(MARGINS, (np.cumsum(weight) - weight / 2) / weight.sum(), errors[order])
 
 
 def error_of(y: np.ndarray, p: np.ndarray, folders: np.ndarray) -> dict[str, Any]:
