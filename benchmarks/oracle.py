@@ -1,4 +1,4 @@
-"""Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
+"""Fits the oracle on figures of contest runs and says how good it is: `python -m benchmarks.oracle [--write]`.
 
 Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
 give the same bytes. Whole folders are left out wherever an error is reported; "nested" also chooses among CHOICES without them.
@@ -7,11 +7,8 @@ give the same bytes. Whole folders are left out wherever an error is reported; "
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -19,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.oracle_runs import PLANNED, Row, figures, number, rows_at, scores
 from pgolf.common.files import write_text
 from pgolf.oracle import curve
-from pgolf.oracle.features import NAMES, PRODUCTS, SHARES, STEPS, USUAL_CAP, expected_steps, features
-from pgolf.oracle.logs import SETTINGS
+from pgolf.oracle.features import NAMES, PRODUCTS, SHARES, STEPS
 from pgolf.oracle.model import ANCHOR, TARGETS, doubt, doubts_of, row_of
 from pgolf.oracle.run import Run
 
-FIGURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracle"
 PACKAGE = Path(__file__).resolve().parents[1] / "pgolf" / "oracle" / "coefficients.json"
 RESULTS = Path(__file__).resolve().parent / "results" / "oracle.json"
 RIDGE, FOLDS = 20.0, 8
@@ -38,21 +34,8 @@ OLD_PRODUCTS = {
     ("validated", "level"),
     ("validated", "total"),
 }
-USED = 0.9  # of its time, where a run is not 0.8 through its steps: with less it was stopped by hand
 MARGINS = (0.1, 0.9)  # of the errors between which a band of 80% lies
-PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
-
-
-@dataclass
-class Row:
-    """A run at a knot."""
-
-    folder: str
-    author: str
-    pr: float
-    found: dict[str, float]
-    score: dict[str, float]  # log BPB by target, NaN where unknown
 
 
 @dataclass(frozen=True)
@@ -74,69 +57,6 @@ class Choice:
 
 SHIPPED = Choice()
 CHOICES = [Choice(*each) for each in product((0.005, 0.01, 0.02), (0.0, ANCHOR), (False, True), (False, True))]
-
-
-def figures() -> Iterator[tuple[dict[str, str], Run]]:
-    """(figures, run without its scores) of every run that no flag is on."""
-    points: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    with gzip.open(FIGURES / "curve.csv.gz", "rt") as file:
-        for line in csv.DictReader(file):
-            cells = (line[k] for k in ("step", "train_time_ms", "train_loss", "val_bpb"))
-            points[line["id"]].append(tuple(float(c) if c else math.nan for c in cells))  # type: ignore[arg-type]
-    with (FIGURES / "runs.csv").open() as file:
-        for facts in csv.DictReader(file):
-            if not facts["doubt"]:
-                settings = {key: float(facts[key]) for key in SETTINGS if facts[key]}
-                nats = number(facts["bpb_per_nat"])
-                yield facts, Run(facts["id"], points[facts["id"]], settings, nats=nats)
-
-
-def number(cell: str) -> float:
-    return float(cell) if cell else math.nan
-
-
-def scores(facts: dict[str, str]) -> dict[str, float]:
-    """log BPB by target."""
-    unpacked = number(facts["post_ema_bpb"] or facts["final_prequant_bpb"])
-    return {"unpacked": math.log(unpacked), "final": math.log(number(facts["final_bpb"]))}
-
-
-def rows_at(runs: list[tuple[dict[str, str], Run]], knot: str, validated: bool) -> list[Row]:
-    """Every run that was to last as long as the fitted ones, reached the knot and was not stopped by hand. Which runs these
-    are does not depend on how far off the expected steps were: a run that slows down on its way is among them."""
-    rows = []
-    for facts, run in runs:
-        step, done = step_of(run, knot), number(facts["steps_total"])
-        if not 0 < 1.02 * step <= done:
-            continue
-        seen = run.until(int(step))
-        total = expected_steps(seen)
-        if not PLANNED[0] <= total <= PLANNED[1] or not (done >= 0.8 * total or used(facts) >= USED):
-            continue
-        found = features(seen, step, validated=validated)
-        if found is not None:
-            author = facts["author"] or "folder " + facts["folder_id"]
-            rows.append(Row(facts["folder_id"], author, number(facts["pr"]), found, scores(facts)))
-    return rows
-
-
-def step_of(run: Run, knot: str) -> float:
-    """Where the knot lies; a share is one of the steps that are expected there."""
-    kind, place = knot.split()
-    if kind == "step":
-        return float(place)
-    step = 1000.0
-    for _ in range(4):
-        step = float(place) * expected_steps(run.until(int(step)))
-        if not step > 0:
-            return math.nan
-    return step
-
-
-def used(facts: dict[str, str]) -> float:
-    """Share of its time that a run took; the contest's time where it states none."""
-    cap = number(facts["max_wallclock_s"])
-    return number(facts["wallclock_s"]) / (USUAL_CAP if math.isnan(cap) else cap or math.inf)
 
 
 def ranges(rows: list[Row]) -> dict[str, list[float]]:
@@ -214,21 +134,23 @@ class Fit:
     ) -> np.ndarray:
         """Foreseen log BPB of the rows `use`, by fits without their folders (or groups); NaN elsewhere."""
         fold, found = fold_of(self.folders if groups is None else groups, folds), np.full(len(self.y), np.nan)
-        for test in (use & (fold == number) for number in range(folds)):
+        for out in range(folds):
+            test = use & (fold == out)
             if test.any():
-                found[test] = self.foreseen(test, use & (fold != fold[test][0]), choice)
+                found[test] = self.foreseen(test, use & (fold != out), choice)
         return found
 
     def nested(self) -> np.ndarray:
         """Like left_out, each fold by the choice whose error is least inside the others."""
         fold, found = fold_of(self.folders), np.full(len(self.y), np.nan)
-        for number in range(FOLDS):
-            rest = fold != number
-            errors = [self._error(rest, self.left_out(rest, choice=choice, folds=3)) for choice in CHOICES]
+        for out in range(FOLDS):
+            rest = fold != out
+            errors = [self.error(rest, self.left_out(rest, choice=choice, folds=3)) for choice in CHOICES]
             found[~rest] = self.foreseen(~rest, rest, CHOICES[int(np.argmin(errors))])
         return found
 
-    def _error(self, use: np.ndarray, foreseen: np.ndarray) -> float:
+    def error(self, use: np.ndarray, foreseen: np.ndarray) -> float:
+        """Mean absolute error in BPB of those of the rows `use` that this fit is for."""
         return float(np.abs(np.exp(self.y) - np.exp(foreseen))[use & self.speaks].mean())
 
     def forward(self, use: np.ndarray) -> np.ndarray:
@@ -279,6 +201,15 @@ def error_of(y: np.ndarray, p: np.ndarray, folders: np.ndarray) -> dict[str, Any
 
 def r4(value: float) -> float:
     return round(float(value), 4)
+
+
+def packing_alone(fit: Fit) -> float:
+    """Mean error of final scores foreseen by one who knows the score before packing: what no look at the training can mend."""
+    before = np.array([row.score["unpacked"] for row in fit.rows])
+    known = np.isfinite(before)
+    kept, fit.level = fit.level, np.where(known, before, 0.0)
+    foreseen, fit.level = fit.left_out(known, choice=Choice(anchor=1.0)), kept
+    return r4(fit.error(known, foreseen))
 
 
 def naive(fit: Fit, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -384,6 +315,8 @@ def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         item["authors_left_out"] = error_of(fit.y[use], alone[use], fit.folders[use])["mean"]
         if name.startswith("step 1000"):
             item["nested"] = error_of(fit.y[use], fit.nested()[use], fit.folders[use])["mean"]
+        if name.startswith("step 1000") and target == "final":
+            item["packing_alone"] = packing_alone(fit)
         item["covered"] = coverage(fit, use, foreseen, about, band)
         item["later"] = {f"{share:g}": later(fit, use, share) for share in (0.6, 0.7, 0.8)}
         said[target] = (item, leads(fit, foreseen, use, about, band))
@@ -402,6 +335,11 @@ def main() -> None:
             name = f"{knot}, {kind}"
             shipped["knots"][name], found = fitted(name, rows_at(runs, knot, kind == "validated"))
             said |= {f"{name}, {target}": item for target, (item, _) in found.items()}
+            if name.startswith("step 1000"):
+                _, stopped = fitted("", rows_at(runs, knot, kind == "validated", stopped=True))
+                said[f"{name}, with runs stopped by hand"] = {
+                    target: item["mean"] for target, (item, _) in stopped.items()
+                }
             if name == "step 1000, validated":
                 for target, (_, leading) in found.items():
                     shipped["lead"][target], said[f"leads, {target}"] = leading
