@@ -143,6 +143,7 @@ def _with_prices(job: Job, factors: Mapping[str, float]) -> Job:
         prepared={name: made for name, made in job.prepared.items() if name not in factors},
         stalls={name: stall for name, stall in job.stalls.items() if name not in factors},
         foreseen={name: seen for name, seen in job.foreseen.items() if name not in factors},
+        work=None,  # what is kept was rounded at the old prices
     )
 
 

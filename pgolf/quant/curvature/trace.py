@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf.errors import CurvatureError
+from pgolf.models.calls import is_transformed
 from pgolf.quant.curvature import attention
 from pgolf.quant.curvature.products import PRODUCTS, Call, Product, flattened, function_name
 from pgolf.quant.slices import sides
@@ -120,7 +121,10 @@ class Tracer(TorchFunctionMode):
         call = _true_gradients(call)
         result = func(*call.args, **call.kwargs)
         weights = [w for w in map(self._weight, flattened(*args, *call.kwargs.values())) if w is not None]
-        if weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
+        if weights and any(map(is_transformed, (*flattened(*args, *call.kwargs.values()), *flattened(result)))):
+            for piece in (piece for weight in weights for piece in weight.pieces):
+                self._sink.unknown(piece.name, f"{call.name} inside torch.func")
+        elif weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
             self._step(call._replace(result=result), weights)
         return result
 
