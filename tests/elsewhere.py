@@ -216,7 +216,7 @@ def gpu() -> Iterator[Gpu]:
     patches = [patch(f"pgolf.{name}.launch", launched) for name in KEPT_IN]
     patches += [
         patch("torch.Generator", Generator),
-        patch("pgolf.kernels.device._need_cuda", lambda _: None),
+        patch("pgolf.kernels.device._need_cuda", lambda *_: None),
         patch("torch.cuda.synchronize", lambda *_: None),
         patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
         patch("torch.cuda.Stream", lambda *_: None),

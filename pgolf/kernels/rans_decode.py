@@ -27,7 +27,6 @@ from pgolf.kernels.strips import Strips
 from pgolf.packer.coder import rans
 from pgolf.packer.coder.layout import TABLE, CodedLanes, contexts_by_strip
 from pgolf.packer.coder.loops import Loops
-from pgolf.packer.coder.strips import lane_bounds
 
 Array = NDArray[Any]
 
@@ -113,7 +112,7 @@ class LanesOnDevice:
     @staticmethod
     def of(coded: CodedLanes, device: torch.device) -> LanesOnDevice:
         """Of what the packer decodes, in one copy."""
-        bounds = lane_bounds(coded.starts, len(coded.states))
+        bounds = coded.bounds
         base, first_row, rows, lookup = contexts_by_strip(coded)
         arrays = (
             coded.states.astype(np.uint32).view(np.int32),

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pgolf.errors import CheckpointError
 from pgolf.models import blueprint, huggingface, names, nest, ties, torchfile
 from pgolf.models.blueprint import Blueprint
+from pgolf.models.inert import Record
 from pgolf.models.packed import unpacked
 from pgolf.packer.format.artifact import DTYPE_SIZES
 
@@ -349,8 +350,11 @@ def _everything(loaded: Any, path: Path) -> Checkpoint:
     def walk(value: Any, name: str, depth: int) -> None:
         if depth > nest.DEEPEST:
             raise CheckpointError(f"{path}: nested more than {nest.DEEPEST} deep: save model.state_dict() alone")
+        value = nest.as_mapping(value)
         members: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
-        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping, list, tuple)) for v in value):
+        if isinstance(value, (list, tuple)) and any(
+            isinstance(v, (Tensor, Mapping, Record, list, tuple)) for v in value
+        ):
             members = enumerate(value)
         if (depth and value is loaded) or len(tensors) + len(beside) > MOST_VALUES:
             raise CheckpointError(f"{path}: a dict in it holds itself, or the same ones without end")

@@ -28,7 +28,7 @@ def matrix(rows, cols, states, *, whole=True, seed=0):
     prepared = auto.prepare(W, MatrixCurvature(H, G if whole else G.diagonal().clone()), settings)
     seen = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(auto, "round_matrix", lambda *given: seen.append(given) or feedback.round_matrix(*given))
+        patched.setattr(auto, "rounded_rows", lambda *given: seen.append(given) or feedback.rounded_rows(*given))
         auto.quantize_in_frame(W, prepared.frame, prepared.unit * 300, settings)
     return seen[0], H[prepared.frame.order][:, prepared.frame.order], G
 
@@ -97,8 +97,11 @@ def test_everything_lies_where_the_curvature_is():
     assert (mine == feedback.round_matrix(W, U, V, rule)).all()
 
 
-def test_codes_of_curvature_on_a_device_are_rounded_there(monkeypatch):
+@pytest.mark.parametrize("kernel", [True, False])
+def test_codes_of_curvature_on_a_device_are_rounded_there(kernel, monkeypatch):
+    """Where there is a kernel for it."""
     asked = []
+    monkeypatch.setattr(diagonals, "HAS_KERNEL", kernel)
     monkeypatch.setattr(
         diagonals,
         "round_on_device",
@@ -109,6 +112,6 @@ def test_codes_of_curvature_on_a_device_are_rounded_there(monkeypatch):
     with gpu():
         curvature = MatrixCurvature(torch.eye(6).to(there), torch.eye(4).to(there))
         plane = auto.quantize(W, curvature, settings)
-    assert asked == [there]
+    assert asked == [there] * kernel
     wanted = auto.quantize(W, MatrixCurvature(torch.eye(6), torch.eye(4)), settings)
     assert (plane.codes == wanted.codes).all()

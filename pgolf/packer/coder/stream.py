@@ -7,7 +7,7 @@ rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -35,7 +35,6 @@ from pgolf.packer.plane import Plane, Spread
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
-PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 _PIECE = 1 << 18  # codes at a time, where temporaries would be large
@@ -206,7 +205,7 @@ class Device(Protocol):
 
 
 def decode(
-    sections: dict[str, bytes],
+    sections: Mapping[str, bytes],
     name: str,
     layouts: Sequence[Layout],
     loops: Loops | None = None,
@@ -216,25 +215,33 @@ def decode(
 
     device: does the work and holds the matrices; None: numpy.
     """
+    coded = coded_lanes(sections, name, layouts)
+    codes = (device.decode if device else rans.decode)(coded, loops)
+    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
+    middles = sections.get(f"{name}.aside", b"")
+    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, escapes)
+
+
+def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
+    """What the coder is given of a stream. Raises ArtifactError."""
     check_layouts(layouts)
-    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in ("tables", "lanes", "words"))
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
-    sums = [class_sums(y.spread) for y in layouts]
+    sums, starts = [class_sums(y.spread) for y in layouts], strip_starts(y.spread.shape for y in layouts)
     states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
-    coded = CodedLanes(
+    return CodedLanes(
         states,
         counts,
         np.frombuffer(words, "<u2"),
         sums,
         [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
-        strip_starts(y.spread.shape for y in layouts),
+        starts,
         tables.parse_tables(table[bitmaps:], used.sum()),
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
+        lane_bounds(starts, len(counts)),
     )
-    codes = (device.decode if device else rans.decode)(coded, loops)
-    return (device.restored if device else restored)(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"))
 
 
 def section_limits(symbols: int, count: int) -> dict[str, int]:
@@ -248,7 +255,7 @@ def section_limits(symbols: int, count: int) -> dict[str, int]:
     }
 
 
-def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
+def check_plausible(sections: Mapping[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the lanes may have."""
     lanes = len(sections.get(f"{name}.lanes", b"")) // 8
     if symbols > MAX_LANE_SYMBOLS * lanes:
@@ -280,7 +287,7 @@ def check_tables(held: Array, sums: ClassSums) -> None:
 
 
 def restored(
-    codes: Array,
+    codes: Any,
     sums: Sequence[ClassSums],
     layouts: Sequence[Layout],
     middles: bytes,

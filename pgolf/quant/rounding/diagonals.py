@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.kernels.device import triton
 from pgolf.kernels.round_block import INFO, LINES, ROWS, Lanes, RoundingTables, launch_round
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.quant.rounding.feedback import RoundingRule, gaussian_rates, row_blocks, row_push
 
+HAS_KERNEL = triton is not None
 Block = tuple[int, int, int]  # first row, first row of the next block, end of the lookahead
 
 
