@@ -26,6 +26,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "unpack": "unpack.unpack",
     "export": "export.export",
     "audit": "audit.audit",
+    "triage": "triage.triage",
     "eval": "evaluate.evaluate",
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",

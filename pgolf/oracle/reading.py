@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from pgolf.common.files import not_a_file
 from pgolf.errors import DataError
@@ -24,7 +26,11 @@ COLUMNS = {  # of a CSV: our name, then others'
     "bpb": ("val_bpb", "bpb"),
 }
 MOST_BYTES = 1 << 28
-_GZIP = b"\x1f\x8b"
+_COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {  # how a file begins: what reads it
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
+}
 
 
 def read(path: str | Path) -> list[Run]:
@@ -33,12 +39,12 @@ def read(path: str | Path) -> list[Run]:
     if not_a_file(path.resolve()) not in {"", "a folder"}:
         raise DataError(f"{path} is no regular file: save the log as one")
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as file:
+            raw = _unpacked(file).read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > MOST_BYTES:
-        raise DataError(f"{path}: {len(raw):,} bytes are no log of a run")
+        raise DataError(f"{path}: more than {MOST_BYTES:,} bytes are no log of a run")
     text = text_of(raw)
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
     if first.startswith("{"):
@@ -52,6 +58,17 @@ def read(path: str | Path) -> list[Run]:
             f"{path}: has no line of a training step, such as 'step:100/20000 train_loss:3.1'; see docs/ORACLE.md"
         )
     return runs
+
+
+def _unpacked(file: BinaryIO) -> IO[bytes]:
+    """A file, or what is compressed in it by gzip, xz or bzip2, which is read no further than it is asked for."""
+    begin = file.read(6)
+    file.seek(0)
+    for magic, opened in _COMPRESSED.items():
+        if begin.startswith(magic):
+            unpacked: IO[bytes] = opened(file)
+            return unpacked
+    return file
 
 
 def _is_table(first: str) -> bool:
