@@ -99,36 +99,48 @@ def _jsonl(text: str, name: str) -> list[Run]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        step = _number(row.get("step")) if isinstance(row, dict) else math.nan
-        if not isinstance(row, dict) or not 0 <= step < 1e12:
-            lost += 1
-            continue
-        _add(run, row, 1000 * _number(row.get("seconds")), "loss", "val_bpb", step)
-        progress, tokens = _number(row.get("progress")), _number(row.get("tokens"))
-        if 0 < progress <= 1 and step > 0:
-            run.settings["iterations"] = float(round(step / progress))
-        if tokens > 0 and step > 0:
-            run.settings["train_batch_tokens"] = tokens / step
-        if progress >= 1:
-            run.total = int(step)
+        lost += not (isinstance(row, dict) and add_step(run, row))
     if lost:
         run.notes.append(f"{lost} lines are no steps and were passed over")
     _beside(run, Path(name))
     if run.points and math.isnan(run.nats) and all(math.isnan(bpb) for *_, bpb in run.points):
         raise DataError(
-            f"{name}: has losses in nats only, and the BPB of a nat stands in train.json, which the end of the run writes: "
-            "foresee from a log with val_bpb"
+            f"{name}: has losses in nats only, and the BPB of a nat stands neither in its first line, as there is no validation "
+            "shard, nor in train.json: foresee from a log with val_bpb"
         )
     return [run] if run.points else []
 
 
+def add_step(run: Run, row: Mapping[str, Any]) -> bool:
+    """Add a line of train.jsonl to its run: a step, and what the first line says of the whole run. False for what is no step."""
+    step = _number(row.get("step"))
+    if not 0 <= step < 1e12:
+        return False
+    run.settings |= {name: value for name in SETTINGS if (value := _number(row.get(name))) >= 0}
+    if 0 < (nats := _number(row.get("bpb_per_nat"))) < math.inf:
+        run.nats = nats
+    _add(run, row, 1000 * _number(row.get("seconds")), "loss", "val_bpb", step)
+    progress, tokens = _number(row.get("progress")), _number(row.get("tokens"))
+    if 0 < progress <= 1 and step > 0:
+        run.settings["iterations"] = float(round(step / progress))
+    if tokens > 0 and step > 0:
+        run.settings["train_batch_tokens"] = tokens / step
+    if progress >= 1:
+        run.total = int(step)
+    return True
+
+
 def _beside(run: Run, path: Path) -> None:
-    """What train.json beside a train.jsonl adds: the BPB of a nat, and parameters."""
+    """What train.json beside a train.jsonl adds: parameters, the BPB of a nat, and of a run that is over its scores."""
     try:
         facts = json.loads(path.with_name("train.json").read_text("utf-8"))
         run.settings["n_params"] = float(facts["parameters"])
         run.nats = float(facts["score"]["bpb"]) / float(facts["score"]["loss"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        if run.total is not None and facts["steps"] == run.step:
+            run.scores["post_ema"] = float(facts["score"]["bpb"])
+            run.size = int(facts["packed"]["bytes"])
+            run.scores["quantized"] = float(facts["packed"]["score"]["bpb"])
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
         return
 
 
