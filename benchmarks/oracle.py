@@ -1,4 +1,4 @@
-"""Fits the oracle on figures of contest runs and says how good it is: `python -m benchmarks.oracle [--write]`.
+"""Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
 
 Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
 give the same bytes. Whole folders are left out wherever an error is reported; "nested" also chooses among CHOICES without them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.oracle_runs import PLANNED, Row, figures, number, rows_at, scores
 from pgolf.common.files import write_text
