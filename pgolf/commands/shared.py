@@ -42,6 +42,11 @@ class ModelOptions:
     trust_remote_code: bool = False
 
     @property
+    def file(self) -> str | None:
+        """The file, or folder, that --model names."""
+        return None if self.model is None else self.model.rpartition(":")[0] or self.model
+
+    @property
     def maker(self) -> Maker:
         """What builds the model."""
         from pgolf.train.model.rebuild import Maker
@@ -169,23 +174,40 @@ def own_tokenizer(given: Path | None, *folders: Path | str | None) -> Path | Non
     return given or next((Path(f) for f in folders if f is not None and has_tokenizer(f)), None)
 
 
-def refuse_overwrite(path: Path, force: bool) -> None:
-    """UsageError before any work is done, where the result could not be written or would replace something."""
-    refuse_unwritable(path)
+def refuse_overwrite(path: Path, force: bool, *read: Path | str | None) -> None:
+    """UsageError before any work is done, where the result could not be written or would replace something.
+
+    read: what the command reads, or writes besides; --force speaks of none of them.
+    """
+    refuse_unwritable(path, *read)
     if path.exists() and not force:
         raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
 
 
-def refuse_unwritable(path: Path | None) -> None:
-    """UsageError before any work is done, where a file that may be replaced could not be written."""
+def refuse_unwritable(path: Path | None, *read: Path | str | None) -> None:
+    """UsageError before any work is done, where a file that may be replaced could not be written, or is one of `read`."""
     if path is None:
         return
+    if str(path) == "-":
+        raise UsageError(
+            "- would be standard output, where no file can be put whole or not at all: name the file to write"
+        )
+    if any(_is_one(path, Path(other)) for other in read if other is not None):
+        raise UsageError(f"{path} is a file that this command reads, or writes already: give another name")
     if what := not_a_file(path):
         raise UsageError(f"{path} is {what}: name the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UsageError(f"{path}: nothing can be written in the folder {path.parent}")
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    """Whether two names lead to one file, links included."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there
+        return path.resolve() == other.resolve()
 
 
 def print_table(table: Table) -> None:

@@ -63,7 +63,7 @@ def unpack(art: Path, out: Path, force: bool, as_json: bool, how: FormatOptions)
     from pgolf.report.terminal import left_out_lines
 
     kind = _format(out, how)
-    refuse_overwrite(_weights(out, kind), force)
+    refuse_overwrite(_weights(out, kind), force, art)
     entries, meta = dense.read(art)
     state = dense.tensors_of(entries)
     names = _written(art, out, kind, how, state, meta)

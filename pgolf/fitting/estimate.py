@@ -84,6 +84,7 @@ def estimate(
     settings: Settings | None = None,
     code: str | Path | Sequence[str | Path] = (),
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Estimate:
     """What `pgolf.pack` with the same arguments would give, in seconds and without data.
 
@@ -92,7 +93,9 @@ def estimate(
     """
     began = time.perf_counter()
     goal = goal_of(budget, code=code)
-    job = job_of(model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state)
+    job = job_of(
+        model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state, drop=drop
+    )
     made = _made(job, goal.room() if job.searched else None)
     rise, error = _damage(job, made.trial)
     weights = max(job.weights(job.quantized), 1)

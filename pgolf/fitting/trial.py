@@ -6,20 +6,25 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
+from pgolf.common.sizes import show_size
 from pgolf.errors import MemoryLimitError, is_out_of_memory
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
 from pgolf.fitting.stacks import Stacks
+from pgolf.fitting.work import Work
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
@@ -34,6 +39,7 @@ from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
+Kind = TypeVar("Kind", bound=np.generic)
 NEAR = 0.5  # of the largest number of a dtype: rounding moves no value further at any step worth having
 
 
@@ -77,6 +83,7 @@ class Job:
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
     stacks: first name -> all names whose matrices are rounded and stored as one, see stacks.py.
     notes: what the report says of the curvature.
+    work: where what is done is kept from one process to the next, None nowhere.
     """
 
     source: Checkpoint
@@ -94,6 +101,7 @@ class Job:
     compressed: artifact.Memory = field(default_factory=dict)
     stacks: Stacks = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    work: Work | None = None
 
     @property
     def quantized(self) -> list[str]:
@@ -140,23 +148,35 @@ class Job:
         return sum(self.source.tensors[name].numel() for name in names)
 
     def only(self, names: Iterable[str]) -> Job:
-        """The same job for some of its tensors."""
-        return replace(self, plans={name: self.plans[name] for name in names})
+        """The same job for some of its tensors, of which no work is kept."""
+        return replace(self, plans={name: self.plans[name] for name in names}, work=None)
 
     def run(self, step: float) -> Trial:
         """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost.
 
         Every matrix is quantized on one thread, several at a time: the bytes depend on no number of threads.
         """
-        alone = self.plans.keys() - self._followers()
+        if self.work and (found := self.work.coded(step)):
+            return Trial(step, *found)
+        alone, done, size = self.plans.keys() - self._followers(), 0, 0.0
         names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
-        entries: dict[str, Entry] = {}
+        entries, total = dict[str, Entry](), self.weights(self.plans)
         with one_thread_each() as pool:
             futures = {name: pool.submit(self._entries, name, step) for name in names}
-            for done, name in enumerate(names):
+            for count, name in enumerate(names, 1):
                 entries |= futures[name].result()
-                self.progress("quantize", done + 1, len(names))
-        return self.coded(entries, step)
+                done += self.weights(self.together(name))
+                size += self._foreseen_bytes(name)
+                so_far = f", {show_size(size)}" if size else ""
+                self.progress(f"quantize, {count} of {len(names)} tensors{so_far}", done, total)
+        trial = self.coded(entries, step)
+        if self.work:
+            self.work.keep_coded(step, trial.encoded)
+        return trial
+
+    def _foreseen_bytes(self, name: str) -> float:
+        """About what the codes of a tensor take, where its method foresaw them."""
+        return self.foreseen[name][1] / 8 if name in self.foreseen else 0.0
 
     def coded(self, entries: Mapping[str, Entry], step: float) -> Trial:
         """The artifact of entries for every tensor of the plans; what would take more bytes coded than as it is, is kept."""
@@ -234,18 +254,23 @@ class Job:
 
     def quantize(self, name: str, step: float) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of its plan."""
-        return [self.round(name, index, step) for index in range(len(self._slices(name)))]
+        return [self.round(name, index, step) for index in range(self._stack(name)[0])]
 
     def round(self, name: str, index: int, step: float) -> Plane:
         """One slice of them."""
+        if self.work and (kept := self.work.plane(name, index, step)):
+            return replace(kept, codes=self._kept(kept.codes))
         settings = self.plans[name].at(step)
-        method, (weight, known) = METHODS[settings.method], self._slices(name)[index]
+        method, (weight, known) = METHODS[settings.method], self._slice(name, index)
         if method.staged is None:
             with self._damping_of(name):
                 plane = method.quantize(weight, known, settings)
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
-        return replace(plane, codes=narrowed(plane.codes))  # several trials are held at once
+        plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
+        if self.work:
+            self.work.keep_plane(name, index, step, plane)
+        return plane
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
@@ -269,7 +294,7 @@ class Job:
 
     def _code_bits(self, name: str, step: float) -> float:
         """About what the codes of a tensor would take, where its method foresees them."""
-        bits = sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+        bits = sum(self.slice_bits(name, index, step) for index in range(self._stack(name)[0]))
         self.foreseen[name] = (step, bits)
         return bits
 
@@ -280,15 +305,43 @@ class Job:
         if staged is None:
             return []
         if name not in self.prepared:
+            known = name in self.curvatures  # else there are no factors to keep
             with self._damping_of(name):
-                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+                made = (staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0]))
+                self.prepared[name] = [self._shelved(each) if known else each for each in made]
         return self.prepared[name]
 
-    def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
-        tensor = self._tensor(name)
-        shape = matrix_shape(tuple(tensor.shape))
+    def _stack(self, name: str) -> tuple[int, int, int]:
+        """(slices, rows, columns) that are rounded under a name."""
+        _, *rest = self.source.tensors[name].shape
+        rows = sum(len(self.source.tensors[each]) for each in self.together(name))
+        shape = matrix_shape((rows, *rest))
         assert shape is not None
-        return list(zip(tensor.to(torch.float32).reshape(shape), self._known(name, shape[0]), strict=True))
+        return shape
+
+    def _slice(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
+        """([R, C] as its method takes it, its curvature) of one of them: no copy is made of the others."""
+        shape, settings = self._stack(name), self.plans[name].settings
+        weight = self._tensor(name).reshape(shape)[index]
+        as_it_is = settings is not None and METHODS[settings.method].any_dtype and weight.is_floating_point()
+        return weight if as_it_is else weight.to(torch.float32), self._known(name, shape[0])[index]
+
+    @cached_property
+    def _is_large(self) -> bool:
+        """Whether what is kept of each matrix lies in a file."""
+        return self.weights(self.plans) >= scratch.MANY
+
+    def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
+        return scratch.kept(array) if self._is_large else array
+
+    def _shelved(self, prepared: Any) -> Any:
+        """What a method prepared, its tensors kept."""
+        if isinstance(prepared, Tensor) and prepared.device.type == "cpu":
+            return torch.from_numpy(self._kept(prepared.numpy()))
+        if is_dataclass(prepared) and not isinstance(prepared, type):
+            parts = {field.name: getattr(prepared, field.name) for field in fields(prepared) if field.init}
+            return replace(prepared, **{name: self._shelved(part) for name, part in parts.items()})
+        return prepared
 
     def _tensor(self, name: str) -> Tensor:
         """A tensor, or the matrix of all that are rounded with it."""
@@ -343,7 +396,7 @@ class Job:
         settings = self.plans[name].at(step)
         staged = METHODS[settings.method].staged
         assert staged is not None
-        return staged.expected_bits(self._slices(name)[index][0], self.prepare(name)[index], settings)
+        return staged.expected_bits(self._slice(name, index)[0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.
@@ -354,20 +407,34 @@ class Job:
         shape = matrix_shape(entry.shape)
         if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
             return None, None
-        original = self.source.tensors[name].to(torch.float32).reshape(shape)
+        original = self.source.tensors[name].reshape(shape)
         known = self.curvatures.get(name)
         if entry.planes is None:
             assert known is not None
-            made = original.to(getattr(torch, str(entry.stored))).float()
-            return None, _rise_of(list(made - original), known)
-        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
-        norm = float(original.double().square().sum())
-        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
+            exact = original.to(torch.float32)
+            made = exact.to(getattr(torch, str(entry.stored))).float()
+            return None, _rise_of(list(made - exact), known)
+        errors = [error_of(plane, weight) for plane, weight in zip(entry.planes, original, strict=True)]
+        norm = _energy(original.reshape(-1, shape[-1]))
+        error = math.sqrt(sum(map(_energy, errors)) / norm) if norm else 0.0
         return error, None if known is None else _rise_of(errors, known)
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
+
+
+def error_of(plane: Plane, weight: Tensor) -> Tensor:
+    """float32 [R, C]: what a plane gives, less the weight."""
+    out = torch.empty(plane.codes.shape)
+    for rows in scratch.pieces(*plane.codes.shape):
+        torch.sub(torch.from_numpy(plane.part(rows).reconstruct()), weight[rows].to(torch.float32), out=out[rows])
+    return out
+
+
+def _energy(matrix: Tensor) -> float:
+    """The sum of all squares."""
+    return sum(float(matrix[rows].float().double().square().sum()) for rows in scratch.pieces(*matrix.shape))
 
 
 def _is_float(dtype: str) -> bool:
@@ -383,11 +450,16 @@ def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
     """Whether what the codes of a tensor give is not finite in its dtype: float16 ends at 65,504, float8 at 448."""
     if tensor.dtype in {torch.float32, torch.float64} or not tensor.numel():
         return False
-    if float(tensor.detach().float().abs().max()) < NEAR * torch.finfo(tensor.dtype).max:
+    if max(float(part.float().abs().max()) for part in _parts(tensor)) < NEAR * torch.finfo(tensor.dtype).max:
         return False
     with np.errstate(over="ignore"):
         made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
     return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    flat = tensor.detach().reshape(-1)
+    return [flat[part] for part in scratch.pieces(len(flat), 1)]
 
 
 def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from pgolf.errors import CurvatureError, ModelError, PgolfError, is_out_of_memory
 from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_of
+from pgolf.models.restored import restored_buffers
 
 MULTIPLES = tuple(1 << n for n in range(11))  # that a length may have to be of: of 16 in some kernels, of 128 in others
 MIXED = re.compile(r"same dtype|scalar type|should be the same")  # what torch says of operands of two dtypes
@@ -78,6 +79,11 @@ class Logits:
         return self._form.multiple if self._form else 1
 
     @property
+    def alone(self) -> bool:
+        """Whether the model takes one sequence at a time, as far as was seen."""
+        return self._form is not None and self._form.way.alone
+
+    @property
     def vocabulary(self) -> int:
         """The rows of the table that the model looks ids up in, 1 where no such table was seen."""
         return (self._form.rows if self._form else None) or 1
@@ -93,10 +99,17 @@ class Logits:
         except PgolfError:
             raise
         except Exception as error:
-            if is_out_of_memory(error) or self.learn(ids) == form:
+            if is_out_of_memory(error):
                 raise _explained(error, ids) from error
-            assert self._form is not None
-            found = _run(self._form, ids)
+            if self.learn(ids) == form:
+                if len(ids) == 1 or form.way.alone:
+                    raise _explained(error, ids) from error
+                form = replace(form, way=replace(form.way, alone=True))
+                found = self._one_by_one(form, ids, error)
+                self._form = form
+            else:
+                assert self._form is not None
+                found = _run(self._form, ids)
         if form.rows and found.shape[-1] <= int(ids.max()):
             raise CurvatureError(
                 f"the model returns logits for a vocabulary of {found.shape[-1]}, its table has {form.rows} rows: hidden states? "
@@ -104,6 +117,15 @@ class Logits:
             )
         refuse_beyond(int(ids.max()), found.shape[-1])
         return found
+
+    def _one_by_one(self, form: Form, ids: Tensor, error: Exception) -> Tensor:
+        """The logits of ids where each sequence is run by itself. Raises for `error` where that fails as well."""
+        try:
+            return _run(form, ids)
+        except PgolfError:
+            raise
+        except Exception:
+            raise _explained(error, ids) from error
 
     def unchecked(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """The same function for ids like these that were checked before: it asks no tensor for its values.
@@ -113,7 +135,7 @@ class Logits:
         """
         self._check(ids)
         form = self._form or self.learn(ids)
-        if form.way.targets or form.way.extra or form.way.thaws or form.multiple > 1:
+        if form.way.targets or form.way.extra or form.way.thaws or form.way.alone or form.multiple > 1:
             return self
 
         def run(ids: Tensor) -> Tensor:
@@ -154,6 +176,11 @@ class Logits:
                 failures.append(error)
             else:
                 return self._form
+        if self._form is None and not isinstance(failures[0], NoLogits):
+            for way in self._ways:
+                if (found := _form_or_none(way.flattened(), sample)) is not None:
+                    self._form = found
+                    return found
         raise _verdict(failures, ids)
 
     def _check(self, ids: Tensor) -> None:
@@ -179,6 +206,15 @@ def _learned(way: Way, ids: Tensor, known: Form | None) -> Form:
             if longer is not None:
                 return replace(longer, multiple=_multiple(longer, length, ids))
         raise
+
+
+def _form_or_none(way: Way, ids: Tensor) -> Form | None:
+    try:
+        return _learned(way, ids, None)
+    except CurvatureError:  # a token beyond the table
+        raise
+    except Exception:
+        return None
 
 
 def _multiple(form: Form, length: int, ids: Tensor) -> int:
@@ -251,6 +287,8 @@ def _observed(form: Form, ids: Tensor) -> Form:
 def _run(form: Form, ids: Tensor) -> Tensor:
     """The logits [B, T, V] of ids in a known form."""
     way, length = form.way, ids.shape[1]
+    if way.alone and len(ids) > 1:
+        return torch.cat([_run(form, row) for row in torch.split(ids, 1)])
     full = _filled(ids, _up(length, form.multiple) + way.extra)
     watch = Watch(full, stops=way.extra == 0) if way.targets or way.extra else None
     out = _outcome(way, full, watch)
@@ -309,6 +347,10 @@ def _explained(error: Exception, ids: Tensor) -> PgolfError:
     if isinstance(error, TypeError) and "missing" in reason and "argument" in reason:
         return ModelError(
             f"the model wants more than token ids: name a method that returns logits, logits=... ({reason})"
+        )
+    if "Inference tensors do not track version counter" in reason:
+        return CurvatureError(
+            f"the model runs under torch.inference_mode by itself: take that off its forward ({reason})"
         )
     if FROZEN in reason:
         return CurvatureError(
@@ -370,7 +412,7 @@ _one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch 
 
 @contextmanager
 def undisturbed(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Eval mode, no compiled code, gradients on or off; afterwards modes, flags, RNG states and .grad are as before.
+    """Eval mode, no compiled code, gradients on or off; afterwards modes, flags, buffers, RNG states and .grad are as before.
 
     What the model prints goes to stderr, for stdout is for data.
     One thread at a time: others wait. Raises CurvatureError for parameters that can have no gradient.
@@ -389,7 +431,14 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     cuda = list(range(torch.cuda.device_count())) if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(cuda), torch.inference_mode(False), torch.set_grad_enabled(gradients), _as_written():
+    with (
+        torch.random.fork_rng(cuda),
+        torch.inference_mode(False),
+        restored_buffers(model),
+        torch.set_grad_enabled(gradients),
+        _as_written(),
+        _unhooked(model),
+    ):
         try:
             model.eval()
             for parameter, _ in flags:
@@ -412,6 +461,21 @@ def _as_written() -> Iterator[None]:
             yield
         finally:
             del CheckpointFunction.apply
+
+
+@contextmanager
+def _unhooked(model: nn.Module) -> Iterator[None]:
+    """Gradients are the loss's own: what trainers hang into the backward pass (masks, scales, clipping) is not called."""
+    hooks = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    hooks += [found for m in model.modules() for found in (m._backward_hooks, m._backward_pre_hooks) if found]
+    saved = [(each, dict(each)) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, entries in saved:
+            each.update(entries)
 
 
 def first_bad_module(model: nn.Module, run: Callable[[Tensor], Tensor], ids: Tensor) -> str:

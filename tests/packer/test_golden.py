@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pgolf.loading.dense import load
 from pgolf.models.checkpoint import to_bytes
-from pgolf.packer.coder import families, stream
+from pgolf.packer.coder import families
 from pgolf.packer.format import artifact, container
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import HALF, Plane, Scale
-from tests.packer.test_stream import walked
+from tests.packer.test_stream import PARTS, walked
 
 Array = NDArray[Any]
 
@@ -94,7 +94,7 @@ def stacked() -> bytes:
 def test_everything_is_in_it():
     head, stored, content = container.parse((FOLDER / "1-everything.pgolf").read_bytes())
     sections = container.unpack(stored, content)
-    assert {f"codes.{part}" for part in stream.PARTS} <= sections.keys()
+    assert {f"codes.{part}" for part in PARTS} <= sections.keys()
     assert len(sections["codes.lanes"]) >= 3 * 8
     assert {record[4] for record in head["planes"]} >= {0, 1, 2}
     count = families.BITMAP_BYTES * (1 + max(record[4] for record in head["planes"]))

@@ -18,12 +18,13 @@ from pgolf.fitting.closed.loop import Loop, Made
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
-from pgolf.fitting.closed.work import Work, key_of, path_for
+from pgolf.fitting.closed.work import Work, path_for
 from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.trial import Job, Trial
+from pgolf.fitting.work import key_of
 from pgolf.quant.curvature.uses import in_order
 from pgolf.report.pack_report import Tuned
 from pgolf.scoring.divergence import Divergence

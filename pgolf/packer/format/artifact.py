@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
@@ -119,7 +120,17 @@ def encode(
 
 def _version(entries: Mapping[str, Entry]) -> int:
     """Of the format: the oldest whose readers know all that is used."""
-    return 2 if any(entry.part_of is not None for entry in entries.values()) else 1
+    return _version_for(any(entry.part_of is not None for entry in entries.values()))
+
+
+def _version_for(stacks: bool) -> int:
+    return 2 if stacks else 1
+
+
+def check_version(data: container.Data, stacks: bool) -> None:
+    """Raises ArtifactError where a file is not of the version that its tensors ask for. stacks: some share a matrix."""
+    if container.version(data) != _version_for(stacks):
+        raise ArtifactError("the artifact holds what its format version does not: it is damaged")
 
 
 def _matrices(entries: Mapping[str, Entry]) -> Iterator[tuple[dict[str, int], Plane]]:
@@ -190,7 +201,7 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     device: decodes the entropy-coded planes and holds their codes; None: the processor, compiled where numba is there.
     """
     head, stored, content = container.parse(data)
-    try:
+    with told_as_damage():
         entries = {}
         tensors = contents(head, stored, content, registry.loops(), device or registry.host())
         for (name, dtype, shape, kind, other, note), planes, raw in tensors:
@@ -198,9 +209,15 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
             rest = kept if kind else {"alias": other}
             check_scales(name, planes)
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
-        if container.version(data) != _version(entries):
-            raise ArtifactError("the artifact holds what its format version does not: it is damaged")
+        check_version(data, any(entry.part_of is not None for entry in entries.values()))
         return entries, head["meta"]
+
+
+@contextmanager
+def told_as_damage() -> Iterator[None]:
+    """What only a file that no encoder wrote makes go wrong, as an ArtifactError."""
+    try:
+        yield
     except PgolfError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:

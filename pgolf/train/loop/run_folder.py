@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,8 @@ class _Run:
         if not self.state.exists() and resume:
             raise UsageError(f"nothing to resume: there is no {self.state}")
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{self.out} is a file: -o names the folder of a run")
         self.out.mkdir(parents=True, exist_ok=True)
         taken = self.writes and not self._take()
         if self.ranks.agree(float(taken), self.device) > 0:
@@ -174,7 +176,10 @@ class _Run:
         return files.is_free(self._held)
 
     def release(self) -> None:
-        """Others may train there."""
+        """Others may train there; a folder in which nothing was written yet goes."""
+        if self.writes:
+            with suppress(OSError):  # it holds something, or was never made
+                self.out.rmdir()
         if self._held is not None:
             os.close(self._held)
             self._held = None
