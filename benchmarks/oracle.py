@@ -85,8 +85,8 @@ def inside(row: Row, limits: dict[str, list[float]]) -> bool:
 
 def scale_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     table = np.array([[row.found[name] for name in NAMES] for row in rows])
+    table[:, np.isnan(table).all(0)] = 0.0  # what no log of this kind says
     middle = np.nanmedian(table, 0)
-    middle, table = np.nan_to_num(middle), np.where(np.isnan(middle), 0.0, table)  # what no log of this kind says
     spread = np.maximum(1.4826 * np.nanmedian(np.abs(table - middle), 0), 0.5 * np.nanstd(table, 0)) + 1e-3
     return middle, spread
 
@@ -300,7 +300,7 @@ def curve_errors(runs: list[tuple[dict[str, str], Run]]) -> tuple[dict[str, Any]
 def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shipped, target -> (errors, leads)) of one knot and kind."""
     limits = ranges(rows)
-    rows = [row for row in rows if inside(row, limits)]
+    every_row, rows = rows, [row for row in rows if inside(row, limits)]
     middle, spread = (np.round(x, 4) for x in scale_of(rows))
     entry: dict[str, Any] = {"range": limits, "middle": middle.tolist(), "spread": spread.tolist()}
     said = {}
@@ -312,6 +312,7 @@ def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         mean, drop = naive(fit, fit.speaks)
         use = fit.speaks
         item = error_of(fit.y[use], foreseen[use], fit.folders[use])
+        item["outside"] = int(Fit(every_row, target, middle, spread).speaks.sum() - use.sum())
         item["mean_of_all"] = error_of(fit.y[use], mean[use], fit.folders[use])["mean"]
         item["level_less_drop"] = error_of(fit.y[use], drop[use], fit.folders[use])["mean"]
         alone = fit.left_out(every, fit.authors)
