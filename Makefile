@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-random test-lowest test-newest lint coverage mutants wheel audit fuzz clean
+.PHONY: demo test test-random test-lowest test-newest lint coverage mutants wheel audit fuzz figures clean
 
 demo: .venv/.installed
 	$(BIN)/pgolf demo -o demo-out
@@ -59,6 +59,10 @@ fuzz: .venv/.installed
 	$(if $(GUIDED),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]')
 	$(BIN)/python -m fuzz.run --inputs $(INPUTS) --minutes $(MINUTES) $(if $(GUIDED),--guided)
 	$(BIN)/python -m fuzz.kills
+
+# Which measured figures are older than the code that they measure.
+figures:
+	$(PYTHON) benchmarks/figures.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgolf needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -14,16 +14,11 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-import torch
 import zstandard
 from torch import Tensor
 
@@ -31,18 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pgolf
 from benchmarks.common import machine
+from benchmarks.rival_quantizers import quantized, rivals, versions
 from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.models import transformers_model
 from pgolf.models.logits import logits_of
 from pgolf.scoring import against, evaluation
 
-GGUF_KINDS = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
-HQQ_BITS, HQQ_GROUP = (8, 4, 3), 64
 TOKENS = 32768  # of calibration
 USER = ModelOptions(None, None)
-
-Matrix = tuple[bytes, Tensor]  # what a file would hold of it, and the weights that come out
+PACKAGES = ("gguf", "transformers", "zstandard", "hqq")
 
 
 @dataclass(frozen=True)
@@ -59,66 +52,6 @@ class Row:
     pgolf_kl: float
     pgolf_kl_error: float
     pgolf_same_top: float
-
-
-def of_gguf(kind: str) -> Callable[[Tensor], Matrix]:
-    """Blocks of 32 along a row, as the gguf package makes them."""
-    number = getattr(gguf.GGMLQuantizationType, kind)
-
-    def quantize(weight: Tensor) -> Matrix:
-        blocks = gguf.quants.quantize(weight.float().numpy(), number)
-        return blocks.tobytes(), torch.from_numpy(gguf.quants.dequantize(blocks, number))
-
-    return quantize
-
-
-def of_hqq(bits: int) -> Callable[[Tensor], Matrix]:
-    """Half-quadratic quantization, groups of HQQ_GROUP along a row, float16 scales and zeros; codes `bits` each."""
-    from hqq.core.quantize import Quantizer  # optional
-
-    def quantize(weight: Tensor) -> Matrix:
-        codes, meta = Quantizer.quantize(
-            weight.float(),
-            nbits=bits,
-            group_size=HQQ_GROUP,
-            axis=1,
-            device="cpu",
-            compute_dtype=torch.float32,
-            bitpack=False,
-        )
-        for name in ("scale", "zero"):
-            meta[name] = meta[name].half().float()
-        values = codes.numpy().astype(np.uint8).reshape(-1)
-        packed = np.packbits(np.unpackbits(values[:, None], axis=1)[:, 8 - bits :].reshape(-1))
-        side = [meta[name].half().numpy().tobytes() for name in ("scale", "zero")]
-        return b"".join([packed.tobytes(), *side]), Quantizer.dequantize(codes, meta).reshape(weight.shape)
-
-    return quantize
-
-
-def rivals() -> Iterator[tuple[str, Callable[[Tensor], Matrix], torch.dtype]]:
-    """(name, what it does to a matrix, dtype of vectors)."""
-    for kind in GGUF_KINDS:
-        yield f"gguf {kind}", of_gguf(kind), torch.float32
-    for bits in HQQ_BITS if find_spec("hqq") else ():
-        yield f"hqq int{bits} g{HQQ_GROUP}", of_hqq(bits), torch.float16
-
-
-def quantized(
-    state: dict[str, Tensor], quantize: Callable[[Tensor], Matrix], vectors: torch.dtype
-) -> tuple[bytes, dict[str, Tensor]]:
-    """(all that a file would hold, the weights); tied names are stored once."""
-    parts, made, seen = [], {}, dict[int, str]()
-    for name, tensor in state.items():
-        if (first := seen.setdefault(tensor.data_ptr(), name)) != name:
-            made[name] = made[first]
-        elif tensor.dim() == 2:
-            data, made[name] = quantize(tensor)
-            parts.append(data)
-        else:
-            made[name] = tensor.to(vectors).float()
-            parts.append(made[name].to(vectors).numpy().tobytes())
-    return b"".join(parts), made
 
 
 def main() -> int:
@@ -148,7 +81,8 @@ def main() -> int:
     print(f"calibrated in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     rows = []
     for name, quantize, vectors in rivals():
-        data, state = quantized(source.state_dict(), quantize, vectors)
+        parts, rest, state = quantized(source.state_dict(), quantize, vectors)
+        data = b"".join([*(part.packed for part in parts), rest])
         size = len(zstandard.ZstdCompressor(level=19).compress(data))
         theirs = kl_of(state)
         with tempfile.TemporaryDirectory() as folder:
@@ -161,11 +95,8 @@ def main() -> int:
             )
         )  # fmt: skip
         print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
-    versions = {
-        p: metadata.version(p) for p in ("gguf", "transformers", "zstandard", *(["hqq"] if find_spec("hqq") else []))
-    }
     facts = {
-        "machine": machine() | versions,
+        "machine": machine() | versions(PACKAGES),
         "model": {
             "architectures": (source.config or {}).get("architectures"),
             "weights": sum(t.numel() for t in source.tensors.values()),

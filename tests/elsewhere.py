@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 PLACE = torch.device("cuda", 0)
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero", "unique_consecutive", "_unique2", "masked_select"}
-KEPT_IN = [f"kernels.{name}" for name in ("dequant", "packed", "quant_linear", "rans_decode", "softcap_nll")]
+KEPT_IN = [f"kernels.{name}" for name in ("dequant", "packed", "quant_linear", "rans_decode", "softcap_nll", "strips")]
 current: list[Gpu] = []
 
 
@@ -185,7 +185,7 @@ def made_there(factory):
         if is_cuda(kwargs.get("device")):
             learns = kwargs.pop("requires_grad", False)
             return There(factory(*args, **{**kwargs, "device": "cpu"})).requires_grad_(learns)
-        return factory(*args, **kwargs)
+        return factory(*args, **{key: value for key, value in kwargs.items() if key != "pin_memory"})
 
     return make
 

@@ -20,6 +20,7 @@ from pgolf.errors import BudgetError
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
 @click.option("--model", metavar="FILE.py:NAME|DIR", help="Says which tensors are buffers; its code is run.")
 @click.option("--drop", metavar="NAME", multiple=True, help="As in pack; needs --model.")
+@click.option("--advise", is_flag=True, help="Also: would a larger or a smaller model serve better in these bytes?")
 @state_option
 @device_option
 @json_option
@@ -32,6 +33,7 @@ def estimate(
     code: tuple[str, ...],
     model: str | None,
     drop: tuple[str, ...],
+    advise: bool,
     state: str | None,
     device: str,
     as_json: bool,
@@ -41,6 +43,7 @@ def estimate(
     Example: pgolf estimate ckpt.pt --budget 16MB --code train.py
     """
     from pgolf import report
+    from pgolf.fitting import advice
     from pgolf.fitting import estimate as forecast
     from pgolf.kernels.device import need
     from pgolf.quant.curvature.store import Curvature
@@ -48,15 +51,10 @@ def estimate(
 
     need(device, kernels=False)
     curvature = Curvature.load(curvature_file, device) if curvature_file else None
-    found = forecast.estimate(
-        Maker(model, state).read(ckpt),
-        budget=budget,
-        curvature=curvature,
-        method=method,
-        rules=rules,
-        code=code,
-        drop=drop,
-    )
-    print_lines([json.dumps(found.to_json())] if as_json else report.estimate_lines(found.to_json()))
+    made = Maker(model, state).read(ckpt)
+    foresee = advice.advise if advise else forecast.estimate
+    told = foresee(made, budget=budget, curvature=curvature, method=method, rules=rules, code=code, drop=drop)
+    print_lines([json.dumps(told.to_json())] if as_json else report.estimate_lines(told.to_json()))
+    found = told.here if isinstance(told, advice.Advice) else told
     if found.fits is False:
         raise BudgetError(f"would not fit: about {found.total_bytes:,} B of at most {found.budget:,} B")

@@ -214,14 +214,16 @@ def pack(
 
 @contextmanager
 def _told_where_to_go_on(out: Path) -> Iterator[None]:
-    """Say on Ctrl-C what is kept of a closed loop."""
+    """Say on Ctrl-C what is kept of a long pack, or of a closed loop."""
     from pgolf.fitting.closed.work import path_for
+    from pgolf.fitting.work import folder_for
 
     try:
         yield
     except KeyboardInterrupt:
-        if (kept := path_for(out)).exists():
-            print_lines([f"pgolf: {kept} has what is tuned so far: the same line goes on from it"], err=True)
+        for kept, what in ((path_for(out), "tuned"), (folder_for(out), "rounded")):
+            if kept.exists():
+                print_lines([f"pgolf: {kept} has what is {what} so far: the same line goes on from it"], err=True)
         raise
 
 

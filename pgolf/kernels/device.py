@@ -25,6 +25,15 @@ def jit(function: Callable[..., None]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
+def jit_for_any(*names: str) -> Callable[[Callable[..., None]], Any]:
+    """`jit` of a kernel that is not compiled anew where these integers are 1 or divisible by 16: one for all shapes."""
+
+    def made(function: Callable[..., None]) -> Any:
+        return function if triton is None else triton.jit(function, do_not_specialize=list(names))
+
+    return made
+
+
 def need(device: torch.device | str, *, kernels: bool = True) -> torch.device:
     """`device`, if tensors can be there, and kernels too unless none is wanted. Raises DeviceError that says what is missing."""
     try:

@@ -20,6 +20,7 @@ from pgolf.errors import CheckpointError
 from pgolf.models import blueprint, huggingface, names, nest, ties, torchfile
 from pgolf.models.blueprint import Blueprint
 from pgolf.models.inert import Record
+from pgolf.models.packed import unpacked
 from pgolf.packer.format.artifact import DTYPE_SIZES
 
 MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
@@ -173,7 +174,7 @@ def _untied(
     given: Mapping[str, Tensor], tied: Mapping[str, str], like: Blueprint | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors that are not one another, name -> the name in them that it is one with)."""
-    checked = {name: _checked(name, tensor.detach()) for name, tensor in given.items()}
+    checked = {name: _checked(name, unpacked(tensor.detach())) for name, tensor in given.items()}
     if like is not None:
         like.check(checked)
         tied = like.ties

@@ -390,6 +390,7 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
         restored_buffers(model),
         torch.set_grad_enabled(gradients),
         _as_written(),
+        _unhooked(model),
     ):
         try:
             model.eval()
@@ -413,6 +414,21 @@ def _as_written() -> Iterator[None]:
             yield
         finally:
             del CheckpointFunction.apply
+
+
+@contextmanager
+def _unhooked(model: nn.Module) -> Iterator[None]:
+    """Gradients are the loss's own: what trainers hang into the backward pass (masks, scales, clipping) is not called."""
+    hooks = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    hooks += [found for m in model.modules() for found in (m._backward_hooks, m._backward_pre_hooks) if found]
+    saved = [(each, dict(each)) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, entries in saved:
+            each.update(entries)
 
 
 def first_bad_module(model: nn.Module, run: Callable[[Tensor], Tensor], ids: Tensor) -> str:

@@ -103,6 +103,26 @@ def estimate_lines(facts: Mapping[str, Any]) -> list[str]:
     if facts["loss_rise"] is not None:
         lines.append(f"predicted rise     {facts['loss_rise']:.5f} nats per token")
     lines.append(f"time               {facts['seconds']:.1f} s")
+    return lines + _advice_lines(facts)
+
+
+def _advice_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `--advise` adds: a larger and a smaller model in the same bytes."""
+    lines = []
+    for name in ("larger", "smaller") if "advice" in facts else ():
+        other = facts["advice"][name]
+        head = f"{name:19}{other['weights']:,} weights of {other['bits_per_weight']:.3f} bits"
+        if not other["fits"]:
+            lines.append(f"{head}: would not fit")
+        elif other["break_even"] is None:
+            lines.append(f"{head}; --curvature tells what that costs")
+        else:
+            lines.append(
+                f"{head}, predicted rise {other['loss_rise']:.5f}: better here if, before packing, its loss is"
+            )
+            margin = other["break_even"]
+            bound = f"lower by more than {margin:.5f}" if margin >= 0 else f"higher by less than {-margin:.5f}"
+            lines.append(f"{'':19}{bound} nats per token")
     return lines
 
 

@@ -9,6 +9,7 @@ import pgolf
 from pgolf.data.shards import WindowSampler
 from pgolf.errors import UsageError
 from pgolf.kernels import launch as door
+from pgolf.kernels.weight import PackedWeight
 from pgolf.loading.modules import load_module
 from pgolf.models.logits import logits_of
 from pgolf.packer.format import artifact
@@ -73,6 +74,28 @@ def test_loading(path):
         layer = nn.Linear(7, 6)
         load_module(path, layer, device="cuda")
         assert layer(torch.ones(1, 7, device="cuda")).is_cuda
+
+
+@needs_triton
+@pytest.mark.parametrize("packed", [False, True])
+def test_loading_waits_as_often_for_many_matrices_as_for_one(tmp_path, packed):
+    waits = []
+    for count in (1, 3):
+        rng = np.random.default_rng(count)
+        planes = [
+            Plane(rng.integers(-5, 6, (6, 7)).astype(np.int32), Scale(np.arange(6, dtype=np.int32), 8))
+            for _ in range(count)
+        ]
+        for plane in planes[:-1]:
+            plane.codes[1, 1] = 40_000  # an escape
+        entries = {f"{i}.weight": Entry("float32", (6, 7), (plane,)) for i, plane in enumerate(planes)}
+        artifact.write(tmp_path / "a.pgolf", artifact.encode(entries).data)
+        module = nn.Sequential(*(nn.Linear(7, 6, bias=False) for _ in range(count)))
+        with gpu() as there:
+            load_module(tmp_path / "a.pgolf", module, packed=packed, device="cuda")
+            waits.append(sum(there.waits.values()))
+        assert isinstance(module[-1].weight, PackedWeight) == packed
+    assert waits[0] == waits[1] <= 5
 
 
 def scores(device, how):

@@ -7,7 +7,7 @@ rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -35,7 +35,6 @@ from pgolf.packer.plane import Plane, Spread
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
-PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 _PIECE = 1 << 18  # codes at a time, where temporaries would be large
@@ -193,13 +192,10 @@ class Device(Protocol):
     def decode(self, coded: CodedLanes, loops: Loops | None) -> Any:
         """As `rans.decode`; the loops are of no use but to a processor."""
 
-    def escaped(self, part: Any) -> Array:
-        """int64, ascending: which codes of a matrix are ESCAPED."""
-
-    def patched(
-        self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-    ) -> Any:
-        """As `patched`, with the same arrays from the host."""
+    def restored(
+        self, codes: Any, sums: Sequence[ClassSums], layouts: Sequence[Layout], middles: bytes, escapes: Array
+    ) -> list[Any]:
+        """As `restored`, of what `decode` gave."""
 
     def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
         """As `strips.from_strips`."""
@@ -209,7 +205,7 @@ class Device(Protocol):
 
 
 def decode(
-    sections: dict[str, bytes],
+    sections: Mapping[str, bytes],
     name: str,
     layouts: Sequence[Layout],
     loops: Loops | None = None,
@@ -219,25 +215,33 @@ def decode(
 
     device: does the work and holds the matrices; None: numpy.
     """
+    coded = coded_lanes(sections, name, layouts)
+    codes = (device.decode if device else rans.decode)(coded, loops)
+    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
+    middles = sections.get(f"{name}.aside", b"")
+    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, escapes)
+
+
+def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
+    """What the coder is given of a stream. Raises ArtifactError."""
     check_layouts(layouts)
-    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in ("tables", "lanes", "words"))
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
-    sums = [class_sums(y.spread) for y in layouts]
+    sums, starts = [class_sums(y.spread) for y in layouts], strip_starts(y.spread.shape for y in layouts)
     states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
-    coded = CodedLanes(
+    return CodedLanes(
         states,
         counts,
         np.frombuffer(words, "<u2"),
         sums,
         [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
-        strip_starts(y.spread.shape for y in layouts),
+        starts,
         tables.parse_tables(table[bitmaps:], used.sum()),
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
+        lane_bounds(starts, len(counts)),
     )
-    codes = (device.decode if device else rans.decode)(coded, loops)
-    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
 
 
 def section_limits(symbols: int, count: int) -> dict[str, int]:
@@ -251,7 +255,7 @@ def section_limits(symbols: int, count: int) -> dict[str, int]:
     }
 
 
-def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
+def check_plausible(sections: Mapping[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the lanes may have."""
     lanes = len(sections.get(f"{name}.lanes", b"")) // 8
     if symbols > MAX_LANE_SYMBOLS * lanes:
@@ -282,31 +286,33 @@ def check_tables(held: Array, sums: ClassSums) -> None:
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _restored(
+def restored(
     codes: Any,
     sums: Sequence[ClassSums],
     layouts: Sequence[Layout],
     middles: bytes,
     escapes: Array,
     device: Device | None = None,
-) -> list[Any]:
-    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list. Raises ArtifactError.
+
+    device: lays out the strips; None: numpy.
+    """
     parts = []
     bit = 0
     for s, layout in zip(sums, layouts, strict=True):
         rows, cols = layout.spread.shape
         part, codes = codes[: rows * cols], codes[rows * cols :]
         _, put_aside = classes.classes_of(s.values, layout.trellis)
-        escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
+        escaped = np.flatnonzero(part == tables.ESCAPED)
         if put_aside.any() or escaped.size:
             widths = put_aside[s.where()]
             widths[escaped] = 0
             wide = np.flatnonzero(widths)
             widths = widths[wide].astype(np.int32)
-            part = (device.patched if device else patched)(
-                part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
-                escaped, escapes[: escaped.size],
-            )  # fmt: skip
+            part = part.astype(np.int32)
+            part[wide] = aside.lengthen(part[wide], aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0))
+            part[escaped] = escapes[: escaped.size]
             bit += widths.sum()
             escapes = escapes[escaped.size :]
         parts.append((device.from_strips if device else from_strips)(part, layout.spread.shape))
@@ -314,15 +320,3 @@ def _restored(
         raise ArtifactError("escapes are left over: the artifact is damaged")
     aside.check_all_read(middles, bit)
     return parts
-
-
-def patched(part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array) -> Array:
-    """int32: codes of one matrix in strip order from what the coder gave.
-
-    wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are
-    `escapes` instead.
-    """
-    part = part.astype(np.int32)
-    part[wide] = aside.lengthen(part[wide], middles, widths, low)
-    part[escaped] = escapes
-    return part

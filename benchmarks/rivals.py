@@ -1,0 +1,175 @@
+"""Bytes at equal KL on golf3m: every rival that a processor can run, beside pgolf on the same weights.
+
+    python benchmarks/rivals.py [--calib-tokens 20480] [--max-tokens 16384] [--out RESULT.json]
+
+Runs in an environment that has what it is to compare (rival_quantizers.py; gguf, hqq, torchao, optimum-quanto, nncodec). Each
+rival quantizes all matrices; its bytes are those of a file as it is, and with the best of zstd -22, brotli -11 and xz -9e on its
+codes and scales, together or apart, whichever zstd makes smaller. nncodec codes by itself. The contest's packer and pgolf see
+calibration text, the others none. What pgolf takes for a rival's KL is read off its own curve, log KL linear in bytes between
+packs, and is null beyond its ends. The result is written after every point, and points that it holds are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import brotli
+import torch
+import zstandard
+from torch import Tensor
+
+from benchmarks.common import RESULTS, machine
+from benchmarks.heldout import HeldOut, add_options
+from benchmarks.rival_quantizers import Coded, Quantizer, by_nncodec, more_rivals, quantized, versions
+from pgolf import report
+from pgolf.fitting import packing
+from pgolf.fitting.baselines import CONTEST_K, contest
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
+from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.store import Curvature
+
+CODERS = {
+    "zstd": zstandard.ZstdCompressor(level=22).compress,
+    "brotli": lambda data: brotli.compress(data, quality=11, lgwin=24),
+    "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+}
+OURS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.5, 6.0, 8.0)  # bits a weight, everything counted
+QPS = (-18, -22, -26, -30)  # of nncodec: a step doubles every four
+FIRST = (
+    *(
+        "pgolf 3.0 bits",
+        "nncodec qp -30",
+        "hqq int4 g64",
+        "gguf Q4_0",
+        "torchao int4 g32",
+        "quanto qint4",
+        "pgolf 2.0 bits",
+    ),
+    *("pgolf 4.5 bits", "contest k=12.85", "nncodec qp -26", "hqq int3 g64", "torchao int3 g32", "pgolf 1.5 bits"),
+)
+PACKAGES = ("gguf", "hqq", "torchao", "optimum-quanto", "nncodec", "zstandard", "brotli")
+
+
+def compressed(parts: Sequence[Coded], rest: bytes) -> tuple[int, str]:
+    """(bytes, coder and layout) of what makes a rival's file smallest."""
+    layouts = {
+        "packed": [b"".join([*(part.packed for part in parts), rest])],
+        "apart": [b"".join(part.codes for part in parts), b"".join([*(part.side for part in parts), rest])],
+    }
+    fast = zstandard.ZstdCompressor(level=9).compress
+    layout = min(layouts, key=lambda name: sum(len(fast(data)) for data in layouts[name]))
+    sizes = {name: sum(len(coder(data)) for data in layouts[layout]) for name, coder in CODERS.items()}
+    best = min(sizes, key=lambda name: sizes[name])
+    return sizes[best], f"{best}, {layout}"
+
+
+def bytes_at(curve: Sequence[tuple[int, float]], kl: float) -> float | None:
+    """Where a curve of (bytes, KL), smallest first, has a KL; None beyond its ends."""
+    for (small, far), (large, near) in pairwise(curve):
+        if near <= kl <= far:
+            return small + (large - small) * math.log(far / kl) / math.log(far / near)
+    return None
+
+
+class Rivals:
+    """The bench and its points, each made once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.bench = args, HeldOut(args)
+        self.state = self.bench.source.state_dict()
+        self.rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        self.bench.restore()
+        text = self.bench.training_text(self.args.calib_tokens, 0)
+        return calibrate(self.bench.model, text, seed=0)
+
+    def has(self, name: str) -> bool:
+        return any(row["name"] == name for row in self.rows)
+
+    def add(self, name: str, state: dict[str, Tensor], **facts: Any) -> None:
+        kl, rise = self.bench.score(state)
+        self.rows.append({"name": name, **facts, "kl": kl, "rise": rise})
+        print(self.rows[-1], flush=True)
+        self.write()
+
+    def write(self) -> None:
+        curve = sorted((row["bytes"], row["kl"]) for row in self.rows if row["name"].startswith("pgolf"))
+        for row in self.rows:
+            ours = bytes_at(curve, row["kl"])
+            row["pgolf_bytes_at_equal_kl"] = None if ours is None else round(ours)
+        facts = {"checkpoint": self.args.ckpt.name, "weights": self.bench.weights, "tokens": self.bench.ids.numel()}
+        facts |= {"calibration_tokens": self.args.calib_tokens, "versions": versions(PACKAGES)}
+        report.write_json(self.args.out, machine() | facts | {"rows": self.rows})
+
+    def pack(self, name: str, **how: Any) -> None:
+        made = packing.pack(self.bench.source, None, curvature=self.curvature, **how)
+        self.add(name, dense.tensors_of(artifact.decode(made.data)[0]), bytes=made.artifact_bytes)
+
+    def quantize(self, name: str, quantize: Quantizer, vectors: torch.dtype) -> None:
+        parts, rest, state = quantized(self.state, quantize, vectors)
+        size, by = compressed(parts, rest)
+        plain = sum(len(part.packed) for part in parts) + len(rest)
+        self.add(name, state, plain_bytes=plain, bytes=size, coder=by)
+
+    def nncodec(self, name: str, qp: int) -> None:
+        stream, state = by_nncodec(self.state, qp)
+        self.add(name, state, plain_bytes=len(stream), bytes=len(stream), coder="its own")
+
+    def points(self) -> dict[str, Callable[[], None]]:
+        """What makes each point, by name; the most telling first, so that a run that is broken off says most."""
+        found: dict[str, Callable[[], None]] = {}
+        for bits in OURS:
+            name = f"pgolf {bits} bits"
+            found[name] = partial(self.pack, name, budget=int(bits * self.bench.weights / 8))
+        for qp in QPS if find_spec("nncodec") else ():
+            name = f"nncodec qp {qp}"
+            found[name] = partial(self.nncodec, name, qp)
+        for name, quantize, vectors in more_rivals():
+            found[name] = partial(self.quantize, name, quantize, vectors)
+        for k in CONTEST_K[:3]:
+            name = f"contest k={k}"
+            found[name] = partial(self.pack, name, **contest(k))
+        telling = [name for name in FIRST if name in found]
+        return {name: found[name] for name in dict.fromkeys([*telling, *found])}
+
+    def all(self) -> None:
+        for name, make in self.points().items():
+            if not self.has(name):
+                make()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.set_defaults(seq_len=512, max_tokens=16384)
+    parser.add_argument("--calib-tokens", type=int, default=20480)
+    parser.add_argument("--out", type=Path, default=RESULTS / "rivals_golf3m.json")
+    found = Rivals(parser.parse_args())
+    found.all()
+    print("| packer | bytes | compressed | KL | pgolf, bytes | ratio |\n|---|---|---|---|---|---|")
+    for row in found.rows:
+        ours = row["pgolf_bytes_at_equal_kl"]
+        told = "| |" if ours is None else f"{ours:,} | {ours / row['bytes']:.2f} |"
+        print(
+            f"| {row['name']} | {row.get('plain_bytes', row['bytes']):,} | {row['bytes']:,} | {row['kl']:.5f} | {told}"
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
