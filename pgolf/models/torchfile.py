@@ -43,7 +43,7 @@ _WANTED = (  # what a pickle asks for: what it then is, and the mend
     ),
     ("torch.distributed.", "its tensors are sharded over ranks (DTensor): gather each with tensor.full_tensor()"),
     ("torchao.", "its tensors are quantized by torchao: save the state dict from before quantize_()"),
-    ("torch.nn.modules.", "it is a whole module in the old format, with its code: load it in your trainer"),
+    ("torch.nn.modules.", "it is a whole module, pickled with its code: load it in your trainer"),
 )
 
 
