@@ -19,7 +19,8 @@ from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_o
 from pgolf.models.restored import restored_buffers
 from pgolf.models.returned import NoLogits, are_probabilities, logits_in, refused
 
-MULTIPLES = tuple(1 << n for n in range(11))  # that a length may have to be of: of 16 in some kernels, of 128 in others
+# That a length may have to be of: of 16 in some kernels, of 128 in others; of 24, or 48 and nothing else, in some trainers.
+MULTIPLES = tuple(sorted(k << n for n in range(11) for k in (1, 3) if k << n <= 1024))
 MIXED = re.compile(r"same dtype|scalar type|should be the same")  # what torch says of operands of two dtypes
 FROZEN = "Inference tensors cannot be saved for backward"
 

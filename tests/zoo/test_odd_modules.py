@@ -75,6 +75,16 @@ def taught(self: Plain, input_ids: Tensor, labels: Tensor, attention_mask: Tenso
     return F.cross_entropy(scores.view(-1, VOCABULARY), labels.view(-1))
 
 
+def of_24(self: Plain, ids: Tensor) -> Tensor:
+    assert ids.shape[1] % 24 == 0
+    return self.scores(ids)
+
+
+def of_48_alone(self: Plain, ids: Tensor) -> Tensor:
+    assert ids.shape[1] == 48
+    return self.scores(ids)
+
+
 CALLED: dict[str, Callable[..., Any]] = {
     "one sequence at a time": alone,
     "without a batch": flat,
@@ -95,6 +105,16 @@ def test_the_same_logits_and_curvature_as_the_plain_one(kind):
         (a,), (b,) = mine_.matrices(name), theirs.matrices(name)
         assert torch.allclose(a.H, b.H, rtol=1e-4, atol=1e-7), name
         assert mine_.coverage[name] == "traced"
+
+
+@pytest.mark.parametrize("forward", [of_24, of_48_alone])
+def test_lengths_of_three(forward):
+    module = mine(forward=forward)
+    assert torch.allclose(logits_of(module)(IDS), Plain()(IDS), atol=1e-6)
+    ids = torch.randint(0, VOCABULARY, (4, 48), generator=generator())
+    (a,), (b,) = (pgolf.calibrate(m, [ids]).matrices("up.weight") for m in (module, Plain()))
+    assert torch.allclose(a.H, b.H, rtol=1e-4, atol=1e-7)
+    assert self_generate(module, sequences=2, length=20).shape == (2, 20)
 
 
 @pytest.mark.parametrize("kind", ["one sequence at a time", "without a batch"])
