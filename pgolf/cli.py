@@ -1,7 +1,7 @@
 """The command line: parse, call one function, turn errors into one line and an exit code.
 
 Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact), or an extra is missing; 4 does not fit, or fails
-the audit; 130 interrupted.
+the audit; 5 ended by --stop-if; 130 interrupted.
 Data go to stdout, messages and bars to stderr. torch is imported inside the commands, so that --help is quick.
 A new command is one file in `pgolf/commands/` and one line here.
 """
@@ -27,6 +27,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "unpack": "unpack.unpack",
     "export": "export.export",
     "audit": "audit.audit",
+    "triage": "triage.triage",
     "eval": "evaluate.evaluate",
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",
@@ -103,7 +104,8 @@ def _os_message(error: Exception) -> str:
 def main() -> None:
     """Make a trained language model small without making it worse.
 
-    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget or fails the audit, 130 interrupted.
+    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget or fails the audit, 5 ended by --stop-if,
+    130 interrupted.
     """
     # Waiting threads that spin for long slow a shared machine threefold; ones that sleep at once slow an idle one by a quarter.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
