@@ -23,6 +23,7 @@ from pgolf.fitting.inverse import smallest
 from pgolf.fitting.live import live_of
 from pgolf.fitting.measure import measured, noise_notes, put, tried
 from pgolf.fitting.report_of import report_of
+from pgolf.fitting.reprice import Patience, note_of, repriced
 from pgolf.fitting.resume import working
 from pgolf.packer.format import artifact
 from pgolf.report import Report
@@ -172,11 +173,11 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
     outcome = None
     try:
         student = Student(job.source, live.model, live.logits)
+        priced = repriced(job, trial, goal, student, live, Patience(limits.until, rounding))
+        job, trial, found, told = priced.job, priced.trial, priced.found, [*told, *note_of(priced)]
         if limits.tokens:
             made, found, outcome = tuned(replace(job, work=None), trial, goal, student, live, limits, rounding)
             job, trial = made.job, made.trial
-        else:
-            found = tried(job, trial, student, live)
         report = report_of(job, trial, goal, told)
         told_of = measured(job, found, student, live, {row.name: row.loss_rise for row in report.rows})
     except PgolfError as error:

@@ -9,13 +9,13 @@ attentions, 64 to 256 rows, took .03 to .09 bits a weight more as one.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
 from pgolf.fitting.plan import TensorPlan
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.report.names import skeleton
 
 ROWS = 32  # from which a matrix is left alone: two of them with 64 columns gained .04 bits a weight, on random weights
 MOST = 1024  # rows of a stack, as many as a trellis path is long
@@ -41,7 +41,7 @@ def found(
         tensor, plan, inputs = tensors[name], plans[name], _inputs(curvatures.get(name, []))
         small = tensor.dim() == 2 and 0 < len(tensor) < ROWS
         if small and inputs is not None and plan.settings is not None and plan.settings.method == METHOD:
-            key = re.sub(r"\d+", "#", name), tensor.shape, tensor.dtype, plan, inputs
+            key = skeleton(name, anywhere=True), tensor.shape, tensor.dtype, plan, inputs
             alike.setdefault(key, []).append(name)
     stacks = {}
     for names in alike.values():

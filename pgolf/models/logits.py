@@ -389,7 +389,13 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     cuda = list(range(torch.cuda.device_count())) if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(cuda), torch.inference_mode(False), torch.set_grad_enabled(gradients), _as_written():
+    with (
+        torch.random.fork_rng(cuda),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        _as_written(),
+        _unhooked(model),
+    ):
         try:
             model.eval()
             for parameter, _ in flags:
@@ -412,6 +418,21 @@ def _as_written() -> Iterator[None]:
             yield
         finally:
             del CheckpointFunction.apply
+
+
+@contextmanager
+def _unhooked(model: nn.Module) -> Iterator[None]:
+    """Gradients are the loss's own: what trainers hang into the backward pass (masks, scales, clipping) is not called."""
+    hooks = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    hooks += [found for m in model.modules() for found in (m._backward_hooks, m._backward_pre_hooks) if found]
+    saved = [(each, dict(each)) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, entries in saved:
+            each.update(entries)
 
 
 def first_bad_module(model: nn.Module, run: Callable[[Tensor], Tensor], ids: Tensor) -> str:
