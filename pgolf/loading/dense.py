@@ -91,7 +91,10 @@ def mapped(path: str | Path) -> Partly:
 
 
 def matching(file: Partly, patterns: str | Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
-    """The tensors, moved to a device, whose names match any of the globs, tied names sharing one. Raises UsageError for one that matches none."""
+    """The tensors whose names match any of the globs, on a device, tied names sharing one.
+
+    Raises UsageError for a glob that matches none.
+    """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in file.names):
