@@ -235,7 +235,7 @@ def _lines() -> Progress:
     def update(what: str, done: int, total: int) -> None:
         nonlocal said
         now, work = time.monotonic(), _work_of(what)
-        began.setdefault(work, now)
+        began[work] = began.get(work, now) if done else now  # a search does the same work again
         if now - said >= LINE_SECONDS:
             said = now
             left = f", about {_shown((now - began[work]) * (total - done) / done)} left" if 0 < done < total else ""
