@@ -53,3 +53,11 @@ def test_it_can_be_switched_off(monkeypatch, wanted, kind):
     monkeypatch.setenv("PGOLF_COMPILED", wanted)
     assert type(registry.host()) is kind
     assert registry.loops() is (rans_numba if wanted == "1" else None)
+
+
+def test_lanes_that_are_coded_a_few_at_a_time_are_the_same(monkeypatch):
+    codes, layouts = zip(*[scalar(300, 40, 2.0), walked(1100, 9, 8)], strict=True)
+    usual = stream.encode(codes, layouts, "x", 200, rans_numba)
+    for group in (1, 3000):
+        monkeypatch.setattr(rans_numba, "GROUP", group)
+        assert stream.encode(codes, layouts, "x", 200, rans_numba).sections == usual.sections

@@ -24,6 +24,7 @@ TOGETHER = 4
 # short walk: a table of all slots would not stay in the cache.
 COARSE = 6
 SLOT_MASK = np.uint32((1 << PRECISION) - 1)
+GROUP = 1 << 24  # symbols that are coded at a time: what their words are first written to is as large
 SHARES = 4  # a worker; more than one, so that none waits long for another
 
 
@@ -33,18 +34,18 @@ def encode(symbols: Array, tables_of: Array, bounds: Array, freqs: Array) -> tup
     freq = freqs.astype(np.uint32)
     cum = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     states, counts = np.empty(lanes, np.uint32), np.empty(lanes, np.int64)
-    buffer = np.empty(len(symbols), np.uint16)  # a symbol emits one word at most; a lane fills its part from the end
-
-    def run(first: int, last: int) -> None:
-        _encode(first, last, symbols, tables_of, bounds, freq, cum, states, counts, buffer)
-
-    on_threads(run, *_shares(lanes))
-    words = np.empty(counts.sum(), np.uint16)
-    end = 0
-    for stop, count in zip(bounds[1:].tolist(), counts.tolist(), strict=True):
-        words[end : end + count] = buffer[stop - count : stop]
-        end += count
-    return states, counts, words
+    words = [np.zeros(0, np.uint16)]
+    first = 0
+    while first < lanes:
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + GROUP, "right")) - 1)
+        some, own = slice(bounds[first], bounds[last]), bounds[first : last + 1] - bounds[first]
+        buffer = np.empty(own[-1], np.uint16)  # a symbol emits one word at most; a lane fills its part from the end
+        given = symbols[some], tables_of[some], own, freq, cum, states[first:last], counts[first:last], buffer
+        on_threads(lambda low, high, given=given: _encode(low, high, *given), *_shares(last - first))
+        ends = zip(own[1:].tolist(), counts[first:last].tolist(), strict=True)
+        words.append(np.concatenate([buffer[stop - count : stop] for stop, count in ends]))
+        first = last
+    return states, counts, np.concatenate(words)
 
 
 def _shares(lanes: int) -> tuple[list[int], list[int]]:
