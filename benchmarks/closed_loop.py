@@ -1,11 +1,12 @@
 """What `--tune` buys: KL and rise of the loss at equal bytes, against the open loop's artifact and the contest's packer.
 
     python benchmarks/closed_loop.py [--bytes 1073700,1378600,900000] [--tune 1.5M] [--seeds 1] [--calib shard|self]
-        [--contest] [--out RESULT.json]
+        [--contest] [--other FILE] [--out RESULT.json]
 
 On golf3m of ../shared/data, or on what --ckpt names. Rows are added to those that RESULT.json has; a row that is there is
 not made again. --contest: the contest's packer at its own bytes, as it is and with its weights tuned around its codes by the
-same steps, beside `auto` and `auto` tuned at those bytes.
+same steps, beside `auto` and `auto` tuned at those bytes. --other: text of another kind (source code, say), in tokens of
+--tokenizer, on which both are scored too.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import RESULTS, machine
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import GOLF3M, RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from pgolf import report
+from pgolf.data.encoding import encoded, encoder
+from pgolf.data.text import documents
 from pgolf.fitting import packing
 from pgolf.fitting.baselines import HOME_K, contest
 from pgolf.fitting.closed.tune import tokens_of
@@ -41,7 +48,13 @@ class Closed:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.bench = args, HeldOut(args)
+        self.other = self.bench.windows(self._foreign_text()) if args.other else None
         self._for: tuple[int, Curvature, Live] | None = None
+
+    def _foreign_text(self) -> Tensor:
+        """int64 [max_tokens + 1] of the text of another kind."""
+        found = encoded(documents(self.args.other), encoder(self.args.tokenizer), most=self.args.max_tokens + 1)
+        return torch.from_numpy(found.tokens.astype(np.int64))
 
     def known(self, seed: int) -> tuple[Curvature, Live]:
         """Curvature of 32,768 tokens, and text: held back, and to tune on."""
@@ -66,8 +79,11 @@ class Closed:
         began = time.perf_counter()
         made = packing.pack(self.bench.source, None, curvature=curvature, text=live, tune=tune, seed=seed, **how)
         seconds = time.perf_counter() - began
-        kl, rise = self.bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
+        state = dense.tensors_of(artifact.decode(made.data)[0])
+        kl, rise = self.bench.score(state)
         told = {"notes": made.tuned.notes, "tokens": made.tuned.tokens} if made.tuned else {}
+        if self.other:
+            told["other"] = self.bench.score(state, self.other)._asdict()
         return {"bytes": len(made.data), "kl": kl, "rise": rise, "seconds": seconds} | told
 
 
@@ -102,6 +118,8 @@ def main() -> None:
     parser.add_argument("--calib", choices=("shard", "self"), default="shard")
     parser.add_argument("--trellis", type=int, default=Settings().trellis)
     parser.add_argument("--contest", action="store_true")
+    parser.add_argument("--other", type=Path, action="append", help="text of another kind")
+    parser.add_argument("--tokenizer", type=Path, default=GOLF3M / "tokenizers" / "text_1024_bpe.model")
     parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop.json")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
@@ -109,6 +127,7 @@ def main() -> None:
     for seed in map(int, args.seeds.split(",")):
         for budget in [0] if args.contest else map(int, args.bytes.split(",")):
             key = {"budget": budget, "tune": args.tune, "seed": seed, "calib": args.calib, "trellis": args.trellis}
+            key |= {"other": [path.name for path in args.other]} if args.other else {}
             if any(row.items() >= key.items() for row in rows):
                 continue
             rows.append(key | (against_contest(closed, seed) if args.contest else at_budget(closed, budget, seed)))

@@ -105,6 +105,11 @@ class Stack(nn.Module):
         return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
 
 
+def stack() -> Stack:
+    """The model of 3.4M weights, for benchmarks that take a module's maker."""
+    return Stack(256)
+
+
 def trained(dim: int, batch: int, minutes: float, shard: Path, cache: Path) -> dict[str, Tensor]:
     """The weights after so many minutes of AdamW, from the cache where it has them."""
     if cache.is_file():

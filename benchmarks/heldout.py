@@ -30,11 +30,20 @@ class Loss(NamedTuple):
     rise: float
 
 
+class Windows(NamedTuple):
+    """Text in windows int64 [N, T], its next tokens, and the untouched model's log-probabilities, BATCH windows at a time in
+    half precision."""
+
+    ids: Tensor
+    targets: Tensor
+    before: list[Tensor]
+
+
 class HeldOut:
     """A checkpoint, its model, `seq_len`-token windows of training text to calibrate on and of held-out text to score."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """args: of `add_options`. The log-probabilities of all that is scored are kept, in half precision."""
+        """args: of `add_options`."""
         if not args.ckpt.is_file():
             raise SystemExit(f"{args.ckpt} is not there: name a checkpoint with --ckpt")
         golf3m = f"{GOLF3M / 'golf3m' / 'model.py'}:GPT" if args.ckpt == CHECKPOINT else None
@@ -44,9 +53,8 @@ class HeldOut:
         self.model.eval()
         self.seq_len, self.train = args.seq_len, shards.read_shard(args.train)
         text = torch.from_numpy(shards.read_shard(args.data)[: args.max_tokens + 1].astype("int64"))
-        count = (len(text) - 1) // args.seq_len * args.seq_len
-        self.ids, self.targets = (text[i : i + count].view(-1, args.seq_len) for i in (0, 1))
-        self.before = [self._log_p(i).half() for i in range(0, len(self.ids), BATCH)]
+        self.scored = self.windows(text)
+        self.ids = self.scored.ids
 
     @property
     def weights(self) -> int:
@@ -61,22 +69,28 @@ class HeldOut:
         """The checkpoint's weights, back in the model."""
         usermodel.load_state(self.model, self.source.state_dict())
 
-    @torch.no_grad()
-    def score(self, state: dict[str, Tensor]) -> Loss:
-        """Of other weights, which stay in the model."""
-        usermodel.load_state(self.model, state)
-        kl = rise = 0.0
-        for i, half in enumerate(self.before):
-            p, q = half.float(), self._log_p(BATCH * i)
-            wanted = self.targets[BATCH * i : BATCH * (i + 1), :, None]
-            kl += float((p.exp() * (p - q)).sum())
-            rise += float((p.gather(-1, wanted) - q.gather(-1, wanted)).sum())
-        return Loss(kl / self.ids.numel(), rise / self.ids.numel())
+    def windows(self, text: Tensor) -> Windows:
+        """Of text int64 [n], while the model has its own weights."""
+        count = (len(text) - 1) // self.seq_len * self.seq_len
+        ids, targets = (text[i : i + count].view(-1, self.seq_len) for i in (0, 1))
+        return Windows(ids, targets, [self._log_p(part).half() for part in ids.split(BATCH)])
 
     @torch.no_grad()
-    def _log_p(self, start: int) -> Tensor:
-        """Log-probabilities [BATCH, T, V] of the model as it is now, from window `start` on."""
-        return logits_of(self.model)(self.ids[start : start + BATCH]).float().log_softmax(-1)
+    def score(self, state: dict[str, Tensor], on: Windows | None = None) -> Loss:
+        """Of other weights, which stay in the model, on the held-out text or some other."""
+        usermodel.load_state(self.model, state)
+        ids, targets, before = on or self.scored
+        kl = rise = 0.0
+        for half, part, wanted in zip(before, ids.split(BATCH), targets[..., None].split(BATCH), strict=True):
+            p, q = half.float(), self._log_p(part)
+            kl += float((p.exp() * (p - q)).sum())
+            rise += float((p.gather(-1, wanted) - q.gather(-1, wanted)).sum())
+        return Loss(kl / ids.numel(), rise / ids.numel())
+
+    @torch.no_grad()
+    def _log_p(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [N, T, V] of the model as it is now."""
+        return logits_of(self.model)(ids).float().log_softmax(-1)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

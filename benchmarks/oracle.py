@@ -1,101 +1,78 @@
 """Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
 
 Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
-give the same bytes. Whole folders are left out wherever an error is reported.
+give the same bytes. Whole folders are left out wherever an error is reported; "nested" also chooses among CHOICES without them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import sys
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.oracle_runs import PLANNED, Row, figures, number, rows_at, scores
 from pgolf.common.files import write_text
 from pgolf.oracle import curve
-from pgolf.oracle.features import NAMES, SHARES, STEPS, expected_steps, features
-from pgolf.oracle.logs import SETTINGS
-from pgolf.oracle.model import TARGETS, doubt, row_of
+from pgolf.oracle.features import NAMES, PRODUCTS, SHARES, STEPS
+from pgolf.oracle.model import ANCHOR, TARGETS, doubt, doubts_of, row_of
 from pgolf.oracle.run import Run
 
-FIGURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracle"
 PACKAGE = Path(__file__).resolve().parents[1] / "pgolf" / "oracle" / "coefficients.json"
 RESULTS = Path(__file__).resolve().parent / "results" / "oracle.json"
 RIDGE, FOLDS = 20.0, 8
-HUBER = {True: 0.02, False: 0.005}  # by whether validation is used: there are fewer such runs, and odder ones
-MARGINS = [0.09, 0.91]  # for 80%: later runs are not quite like earlier ones
-PLANNED = (2500, 25000)  # expected steps of the runs that are fitted
+PRODUCT_RIDGE = 900.0  # products are many, and each says little
+OLD_PRODUCTS = {
+    ("level", "total"),
+    ("total", "total"),
+    ("level", "level"),
+    ("validated", "level"),
+    ("validated", "total"),
+}
+MARGINS = (0.1, 0.9)  # of the errors between which a band of 80% lies
 RANGED = ("level", "total", "parameters", "vocabulary", "nats", "batch", "length", "pace")
 
 
-@dataclass
-class Row:
-    """A run at a knot."""
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of the fit by its errors: the robust loss's width, the share of the level that the score follows, all
+    products or five, the first losses or none of them."""
 
-    folder: str
-    pr: float
-    found: dict[str, float]
-    score: dict[str, float]  # log BPB by target, NaN where unknown
+    huber: float = 0.01
+    anchor: float = ANCHOR
+    products: bool = True
+    opening: bool = True
 
-
-def figures() -> Iterator[tuple[dict[str, str], Run]]:
-    """(figures, run without its scores) of every run that no flag is on."""
-    points: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    with gzip.open(FIGURES / "curve.csv.gz", "rt") as file:
-        for line in csv.DictReader(file):
-            cells = (line[k] for k in ("step", "train_time_ms", "train_loss", "val_bpb"))
-            points[line["id"]].append(tuple(float(c) if c else math.nan for c in cells))  # type: ignore[arg-type]
-    with (FIGURES / "runs.csv").open() as file:
-        for facts in csv.DictReader(file):
-            if not facts["doubt"]:
-                settings = {key: float(facts[key]) for key in SETTINGS if facts[key]}
-                nats = number(facts["bpb_per_nat"])
-                yield facts, Run(facts["id"], points[facts["id"]], settings, nats=nats)
+    def columns(self) -> np.ndarray:
+        """Which regressors of `row_of` it has."""
+        names = [("",), *((name,) for name in NAMES), *PRODUCTS, *((name,) for name in NAMES)]
+        few = [self.products or len(name) == 1 or name in OLD_PRODUCTS for name in names]
+        return np.array(few) & [self.opening or not {"after_10", "after_200"} & set(name) for name in names]
 
 
-def number(cell: str) -> float:
-    return float(cell) if cell else math.nan
-
-
-def scores(facts: dict[str, str]) -> dict[str, float]:
-    """log BPB by target."""
-    unpacked = number(facts["post_ema_bpb"] or facts["final_prequant_bpb"])
-    return {"unpacked": math.log(unpacked), "final": math.log(number(facts["final_bpb"]))}
-
-
-def rows_at(runs: list[tuple[dict[str, str], Run]], knot: str, validated: bool) -> list[Row]:
-    """Every run that was to last as long as the fitted ones, reached the knot and did most of what it planned."""
-    rows = []
-    kind, place = knot.split()
-    for facts, run in runs:
-        total, done = expected_steps(run), number(facts["steps_total"])
-        step = float(place) if kind == "step" else float(place) * total
-        if not step > 0:
-            continue
-        seen = run.until(int(step))
-        total = expected_steps(seen)
-        if not (PLANNED[0] <= total <= PLANNED[1] and max(0.8 * total, 1.02 * step) <= done <= 1.3 * total):
-            continue
-        found = features(seen, step, validated=validated)
-        if found is not None:
-            rows.append(Row(facts["folder_id"], number(facts["pr"]), found, scores(facts)))
-    return rows
+SHIPPED = Choice()
+CHOICES = [Choice(*each) for each in product((0.005, 0.01, 0.02), (0.0, ANCHOR), (False, True), (False, True))]
 
 
 def ranges(rows: list[Row]) -> dict[str, list[float]]:
-    """Between which values of a feature the fit has runs."""
+    """Between which values of a feature the fit has folders: many seeds of one odd thing make it no less odd."""
     found = {}
     for name in RANGED:
-        values = np.array([row.found[name] for row in rows])
-        low, high = np.nanquantile(values, [0.004, 0.98 if name == "level" else 0.996])
+        by_folder = defaultdict(list)
+        for row in rows:
+            if not math.isnan(row.found[name]):
+                by_folder[row.folder].append(row.found[name])
+        low, high = np.quantile(
+            [np.median(values) for values in by_folder.values()], [0.004, 0.98 if name == "level" else 0.996]
+        )
         margin = 0.0 if name == "level" else 0.02 + 0.05 * (high - low)
         found[name] = [round(float(low - margin), 4), round(float(high + margin), 4)]
     found["total"] = [round(math.log(limit), 4) for limit in PLANNED]
@@ -108,28 +85,29 @@ def inside(row: Row, limits: dict[str, list[float]]) -> bool:
 
 def scale_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     table = np.array([[row.found[name] for name in NAMES] for row in rows])
+    table[:, np.isnan(table).all(0)] = 0.0  # what no log of this kind says
     middle = np.nanmedian(table, 0)
-    middle, table = np.nan_to_num(middle), np.where(np.isnan(middle), 0.0, table)  # what no log of this kind says
     spread = np.maximum(1.4826 * np.nanmedian(np.abs(table - middle), 0), 0.5 * np.nanstd(table, 0)) + 1e-3
     return middle, spread
 
 
-def weights_of(design: np.ndarray, y: np.ndarray, folders: np.ndarray, huber: float) -> np.ndarray:
-    """Huber's loss with a ridge, by reweighting; a folder counts as the root of its runs."""
-    count = Counter(folders.tolist())
-    base = np.array([count[f] ** -0.5 for f in folders])
-    ridge = RIDGE * np.eye(design.shape[1])
-    ridge[0, 0] = 1e-6
-    w = base
-    for _ in range(20):
-        found = np.linalg.solve(design.T @ (design * w[:, None]) + ridge, design.T @ (w * y))
-        w = base * np.minimum(1, huber / np.maximum(np.abs(y - design @ found), 1e-9))
-    return found
+def weights_of(design: np.ndarray, y: np.ndarray, folders: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+    """Huber's loss with a ridge, by reweighting; a folder counts as the root of its runs. 0 for what the choice leaves out."""
+    chosen, (_, counted) = choice.columns(), np.unique(folders, return_inverse=True)
+    base = np.bincount(counted)[counted] ** -0.5
+    ridge = np.full(design.shape[1], RIDGE)
+    ridge[0], ridge[1 + len(NAMES) :][: len(PRODUCTS)] = 1e-6, PRODUCT_RIDGE if choice.products else RIDGE
+    x, w, weights = design[:, chosen], base, np.zeros(design.shape[1])
+    for _ in range(12):
+        found = np.linalg.solve(x.T @ (x * w[:, None]) + np.diag(ridge[chosen]), x.T @ (w * y))
+        w = base * np.minimum(1, choice.huber / np.maximum(np.abs(y - x @ found), 1e-9))
+    weights[chosen] = found
+    return weights
 
 
-def fold_of(folders: np.ndarray) -> np.ndarray:
-    names = np.unique(folders)
-    return np.random.default_rng(28).permutation(len(names))[np.searchsorted(names, folders)] % FOLDS
+def fold_of(groups: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    names = np.unique(groups)
+    return np.random.default_rng(28).permutation(len(names))[np.searchsorted(names, groups)] % folds
 
 
 class Fit:
@@ -139,23 +117,44 @@ class Fit:
         self.rows = [row for row in rows if math.isfinite(row.score[target])]
         self.design = np.array([row_of(row.found, middle, spread) for row in self.rows])
         self.y = np.array([row.score[target] for row in self.rows])
+        self.level = np.array([row.found["level"] for row in self.rows])
         self.folders = np.array([row.folder for row in self.rows])
+        self.authors = np.array([row.author for row in self.rows])
         validated = np.array([row.found["validated"] > 0 for row in self.rows])
-        self.huber = HUBER[bool(validated.any())]
-        self.speaks = validated if validated.any() else ~validated  # runs that this fit is for; others only help
+        self.validated = bool(validated.any())
+        self.speaks = validated if self.validated else ~validated  # runs that this fit is for; others only help
         self.order = np.array([0.0 if math.isnan(row.pr) else row.pr for row in self.rows])
 
-    def weights(self, use: np.ndarray) -> np.ndarray:
-        return weights_of(self.design[use], self.y[use], self.folders[use], self.huber)
+    def weights(self, use: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+        return weights_of(self.design[use], (self.y - choice.anchor * self.level)[use], self.folders[use], choice)
 
-    def left_out(self, use: np.ndarray) -> np.ndarray:
-        """Foreseen log BPB of the rows `use`, by fits without their folders; NaN elsewhere."""
-        folds, found = fold_of(self.folders), np.full(len(self.y), np.nan)
-        for fold in range(FOLDS):
-            test = use & (folds == fold)
+    def foreseen(self, test: np.ndarray, use: np.ndarray, choice: Choice = SHIPPED) -> np.ndarray:
+        """log BPB of the rows `test` by a fit on the rows `use`."""
+        return choice.anchor * self.level[test] + self.design[test] @ self.weights(use, choice)
+
+    def left_out(
+        self, use: np.ndarray, groups: np.ndarray | None = None, choice: Choice = SHIPPED, folds: int = FOLDS
+    ) -> np.ndarray:
+        """Foreseen log BPB of the rows `use`, by fits without their folders (or groups); NaN elsewhere."""
+        fold, found = fold_of(self.folders if groups is None else groups, folds), np.full(len(self.y), np.nan)
+        for out in range(folds):
+            test = use & (fold == out)
             if test.any():
-                found[test] = self.design[test] @ self.weights(use & (folds != fold))
+                found[test] = self.foreseen(test, use & (fold != out), choice)
         return found
+
+    def nested(self) -> np.ndarray:
+        """Like left_out, each fold by the choice whose error is least inside the others."""
+        fold, found = fold_of(self.folders), np.full(len(self.y), np.nan)
+        for out in range(FOLDS):
+            rest = fold != out
+            errors = [self.error(rest, self.left_out(rest, choice=choice, folds=3)) for choice in CHOICES]
+            found[~rest] = self.foreseen(~rest, rest, CHOICES[int(np.argmin(errors))])
+        return found
+
+    def error(self, use: np.ndarray, foreseen: np.ndarray) -> float:
+        """Mean absolute error in BPB of those of the rows `use` that this fit is for."""
+        return float(np.abs(np.exp(self.y) - np.exp(foreseen))[use & self.speaks].mean())
 
     def forward(self, use: np.ndarray) -> np.ndarray:
         """Foreseen log BPB of later rows by fits on earlier ones, five steps in time; NaN for the first ones."""
@@ -164,29 +163,36 @@ class Fit:
         for begin, end in pairwise(cuts):
             test = use & (self.order > begin) & (self.order <= end)
             if test.any():
-                found[test] = self.design[test] @ self.weights(use & (self.order <= begin))
+                found[test] = self.foreseen(test, use & (self.order <= begin))
         return found
 
     def bands(self, use: np.ndarray) -> tuple[list[float], list[float], np.ndarray]:
-        """(weights of doubt, band in units of it, foreseen values left out) from the rows `use`. The bands hold 80% both
-        of folders left out and of later pull requests foreseen from earlier ones."""
-        by_folder, by_time = self.left_out(use), self.forward(use)
-        error = self.y - by_folder
-        z = np.concatenate([np.ones((len(self.y), 1)), np.abs(self.design[:, 1 : 1 + len(NAMES)])], 1)
-        x, size = z[use], np.log(np.abs(error[use]) + 1e-3)
-        ridge = 20 * np.eye(z.shape[1])
+        """(weights of doubt, band in units of it, foreseen values left out) from the rows `use`. The bands hold 80% of folders
+        left out. Runs with validation are few and later ones odder: there they also hold later pull requests foreseen from
+        earlier ones."""
+        by_folder = self.left_out(use)
+        z = np.array([doubts_of(row) for row in self.design])
+        x, size = z[use], np.log(np.abs(self.y - by_folder)[use] + 1e-3)
+        ridge = 60 * np.eye(z.shape[1])
         ridge[0, 0] = 1e-6
         about = np.linalg.solve(x.T @ x + ridge, x.T @ size)
         about[0] -= float(np.mean(x @ about))
         about = np.round(about, 4)
         scale = np.array([doubt(row, about.tolist()) for row in self.design])
-        errors = (error / scale, (self.y - by_time) / scale)
-        samples = [e[use & self.speaks & np.isfinite(e)] for e in errors]
-        ends = [np.quantile(sample, MARGINS) for sample in samples if len(sample) >= 10]
-        ends = ends or [np.quantile(error[use] / scale[use], MARGINS)]
+        held = [by_folder, self.forward(use)] if self.validated else [by_folder]
+        samples = [(self.y - foreseen) / scale for foreseen in held]
+        kept = [use & self.speaks & np.isfinite(sample) for sample in samples]
+        ends = [margins(s[k], self.folders[k]) for s, k in zip(samples, kept, strict=True) if k.sum() >= 10]
+        ends = ends or [margins(samples[0][use], self.folders[use])]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-        found = [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)]
-        return about.tolist(), found, by_folder
+        return about.tolist(), [round(float(min(low, -1e-4)), 5), round(float(max(high, 1e-4)), 5)], by_folder
+
+
+def margins(errors: np.ndarray, folders: np.ndarray) -> np.ndarray:
+    """The two MARGINS of errors, a folder counting once: those with many seeds are the usual ones."""
+    order, (_, counted) = np.argsort(errors), np.unique(folders, return_inverse=True)
+    weight = (1 / np.bincount(counted)[counted])[order]
+    return np.interp(MARGINS, (np.cumsum(weight) - weight / 2) / weight.sum(), errors[order])
 
 
 def error_of(y: np.ndarray, p: np.ndarray, folders: np.ndarray) -> dict[str, Any]:
@@ -200,9 +206,18 @@ def r4(value: float) -> float:
     return round(float(value), 4)
 
 
+def packing_alone(fit: Fit) -> float:
+    """Mean error of final scores foreseen by one who knows the score before packing: what no look at the training can mend."""
+    before = np.array([row.score["unpacked"] for row in fit.rows])
+    known = np.isfinite(before)
+    kept, fit.level = fit.level, np.where(known, before, 0.0)
+    foreseen, fit.level = fit.left_out(known, choice=Choice(anchor=1.0)), kept
+    return r4(fit.error(known, foreseen))
+
+
 def naive(fit: Fit, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the mean of all other folders, level less their median drop), log BPB."""
-    folds, level = fold_of(fit.folders), np.array([row.found["level"] for row in fit.rows])
+    folds, level = fold_of(fit.folders), fit.level
     mean, drop = np.full(len(fit.y), np.nan), np.full(len(fit.y), np.nan)
     for fold in range(FOLDS):
         test, rest = use & (folds == fold), use & (folds != fold)
@@ -225,7 +240,7 @@ def later(fit: Fit, kind: np.ndarray, share: float) -> dict[str, Any]:
     if late.sum() < 10 or (early & kind).sum() < 10:
         return {}
     about, bands, _ = fit.bands(early)
-    foreseen = fit.design @ fit.weights(early)
+    foreseen = fit.foreseen(np.ones(len(fit.y), bool), early)
     return error_of(fit.y[late], foreseen[late], fit.folders[late]) | {
         "covered": coverage(fit, late, foreseen, about, bands)
     }
@@ -247,10 +262,9 @@ def leads(
     slope = min(
         np.arange(0.2, 8, 0.05), key=lambda k: float(np.mean(np.logaddexp(0, -k * unit * np.sign(right - 0.5))))
     )
-    raw = np.array([row.found["level"] for row in fit.rows])
     table: dict[str, Any] = {}
     for low, high in ((0, 0.002), (0.002, 0.005), (0.005, 0.01), (0.01, 0.02), (0.02, 0.05)):
-        for name, x in (("foreseen", foreseen), ("raw", raw), ("final", fit.y)):
+        for name, x in (("foreseen", foreseen), ("raw", fit.level), ("final", fit.y)):
             size = np.abs(np.exp(x[a]) - np.exp(x[b]))
             at = (size >= low) & (size < high)
             judged = x if name != "final" else foreseen
@@ -283,10 +297,10 @@ def curve_errors(runs: list[tuple[dict[str, str], Run]]) -> tuple[dict[str, Any]
     return {"shares": shares, "errors": found}, said
 
 
-def fitted(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shipped, target -> (errors, leads)) of one knot and kind."""
     limits = ranges(rows)
-    rows = [row for row in rows if inside(row, limits)]
+    every_row, rows = rows, [row for row in rows if inside(row, limits)]
     middle, spread = (np.round(x, 4) for x in scale_of(rows))
     entry: dict[str, Any] = {"range": limits, "middle": middle.tolist(), "spread": spread.tolist()}
     said = {}
@@ -298,8 +312,15 @@ def fitted(rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         mean, drop = naive(fit, fit.speaks)
         use = fit.speaks
         item = error_of(fit.y[use], foreseen[use], fit.folders[use])
+        item["outside"] = int(Fit(every_row, target, middle, spread).speaks.sum() - use.sum())
         item["mean_of_all"] = error_of(fit.y[use], mean[use], fit.folders[use])["mean"]
         item["level_less_drop"] = error_of(fit.y[use], drop[use], fit.folders[use])["mean"]
+        alone = fit.left_out(every, fit.authors)
+        item["authors_left_out"] = error_of(fit.y[use], alone[use], fit.folders[use])["mean"]
+        if name.startswith("step 1000"):
+            item["nested"] = error_of(fit.y[use], fit.nested()[use], fit.folders[use])["mean"]
+        if name.startswith("step 1000") and target == "final":
+            item["packing_alone"] = packing_alone(fit)
         item["covered"] = coverage(fit, use, foreseen, about, band)
         item["later"] = {f"{share:g}": later(fit, use, share) for share in (0.6, 0.7, 0.8)}
         said[target] = (item, leads(fit, foreseen, use, about, band))
@@ -316,8 +337,13 @@ def main() -> None:
     for knot in [*(f"step {s}" for s in STEPS), *(f"share {s:g}" for s in SHARES)]:
         for kind in ("validated", "trained"):
             name = f"{knot}, {kind}"
-            shipped["knots"][name], found = fitted(rows_at(runs, knot, kind == "validated"))
+            shipped["knots"][name], found = fitted(name, rows_at(runs, knot, kind == "validated"))
             said |= {f"{name}, {target}": item for target, (item, _) in found.items()}
+            if name.startswith("step 1000"):
+                _, stopped = fitted("", rows_at(runs, knot, kind == "validated", stopped=True))
+                said[f"{name}, with runs stopped by hand"] = {
+                    target: item["mean"] for target, (item, _) in stopped.items()
+                }
             if name == "step 1000, validated":
                 for target, (_, leading) in found.items():
                     shipped["lead"][target], said[f"leads, {target}"] = leading

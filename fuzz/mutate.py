@@ -64,7 +64,7 @@ def header_and_body(artifact: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(general.decompress(body[:size], artifact[10], 1, raw_size)), body[size:]
 
 
-def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
+def rebuilt(head: dict[str, Any], body: bytes, version: int = 1) -> bytes:
     """An artifact of that header and body with every checksum right, as far as the sections still decompress."""
     raw = container.canonical(head)
     content, at = 0, 0
@@ -74,7 +74,7 @@ def rebuilt(head: dict[str, Any], body: bytes) -> bytes:
             content, at = zlib.crc32(part, content), at + stored
     except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError, OverflowError):
         pass
-    sizes = struct.pack("<HBBII", container.VERSION, 0, 0, len(raw), len(raw))
+    sizes = struct.pack("<HBBII", version, 0, 0, len(raw), len(raw))
     return repaired(
         container.MAGIC + sizes + struct.pack("<I", content ^ zlib.crc32(raw)) + raw + body + bytes(END_SIZE)
     )
@@ -84,7 +84,7 @@ def with_header(artifact: bytes, change: Callable[[dict[str, Any]], object]) -> 
     """The artifact with a changed header and every checksum right: what only an enemy writes."""
     head, body = header_and_body(artifact)
     change(head)
-    return rebuilt(head, body)
+    return rebuilt(head, body, container.version(artifact))
 
 
 def forged(artifact: bytes, rng: np.random.Generator) -> bytes:
@@ -93,7 +93,7 @@ def forged(artifact: bytes, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.5:
         for _ in range(rng.integers(1, 3)):
             lie(head, int(rng.integers(1 << 30)), ODD[rng.integers(len(ODD))])
-        return rebuilt(head, body)
+        return rebuilt(head, body, container.version(artifact))
     changed = bytearray(body)
     for _ in range(rng.integers(1, 4)):
         changed[rng.integers(len(changed))] = rng.integers(256)

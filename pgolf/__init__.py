@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgolf.loading.anatomy import diff, inspect
     from pgolf.loading.dense import load, load_into
     from pgolf.loading.modules import load_module
+    from pgolf.loading.opened import open
     from pgolf.quant.curvature.collect import calibrate
     from pgolf.quant.curvature.store import Curvature
     from pgolf.report import Report
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Curvature", "Estimate", "Report", "calibrate", "diff", "estimate", "inspect", "load", "load_into", "load_module",
-    "pack",
+    "open", "pack",
 ]  # fmt: skip
 
 _HOMES = {
     "pack": "fitting.packing", "load": "loading.dense", "load_into": "loading.dense", "load_module": "loading.modules",
+    "open": "loading.opened",
     "diff": "loading.anatomy", "inspect": "loading.anatomy",
     "calibrate": "quant.curvature.collect", "Curvature": "quant.curvature.store", "Report": "report",
     "estimate": "fitting.estimate", "Estimate": "fitting.estimate",

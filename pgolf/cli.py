@@ -1,7 +1,7 @@
 """The command line: parse, call one function, turn errors into one line and an exit code.
 
 Exit codes: 0 done; 2 usage; 3 bad input (checkpoint, model, data, artifact), or an extra is missing; 4 does not fit, or fails
-the audit; 130 interrupted.
+the audit; 5 ended by --stop-if; 130 interrupted.
 Data go to stdout, messages and bars to stderr. torch is imported inside the commands, so that --help is quick.
 A new command is one file in `pgolf/commands/` and one line here.
 """
@@ -9,13 +9,14 @@ A new command is one file in `pgolf/commands/` and one line here.
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 from pgolf import __version__
-from pgolf.errors import PgolfError, is_out_of_memory
+from pgolf.errors import PgolfError, is_out_of_memory, printable
 
 COMMANDS = {  # what the user types: module of pgolf.commands "." function, in the order of --help
     "pack": "pack.pack",
@@ -26,6 +27,7 @@ COMMANDS = {  # what the user types: module of pgolf.commands "." function, in t
     "unpack": "unpack.unpack",
     "export": "export.export",
     "audit": "audit.audit",
+    "triage": "triage.triage",
     "eval": "evaluate.evaluate",
     "calibrate": "calibrate.calibrate",
     "tokenize": "tokenize.tokenize",
@@ -49,9 +51,19 @@ class _Group(click.Group):
         command: click.Command = getattr(import_module(f"pgolf.commands.{module}"), function)
         return command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _with_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            click.echo(f"pgolf: {_usage_message(error)}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # whoever reads has seen enough, as of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there
+            ctx.exit(0)
         except PgolfError as error:
             click.echo(f"pgolf: {error}", err=True)
             ctx.exit(error.exit_code)
@@ -65,6 +77,22 @@ class _Group(click.Group):
             ctx.exit(3)
 
 
+def _with_streams() -> None:
+    """Somewhere to write to where a stream was closed, and no character that what is printed can fail on."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
+        elif (stream.encoding or "").lower().replace("-", "") != "utf8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage_message(error: click.UsageError) -> str:
+    """What click has to say in one line, with the command to ask for help."""
+    said = printable(error.format_message().strip()).rstrip(".")
+    path = "pgolf" if error.ctx is None or error.ctx.parent is None else f"pgolf {error.ctx.info_name}"
+    return f"{said}: see {path} --help"
+
+
 def _os_message(error: Exception) -> str:
     if not isinstance(error, OSError):
         return "out of memory"
@@ -76,7 +104,8 @@ def _os_message(error: Exception) -> str:
 def main() -> None:
     """Make a trained language model small without making it worse.
 
-    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget or fails the audit, 130 interrupted.
+    Exit codes: 0 done, 2 usage, 3 bad input, 4 does not fit the budget or fails the audit, 5 ended by --stop-if,
+    130 interrupted.
     """
     # Waiting threads that spin for long slow a shared machine threefold; ones that sleep at once slow an idle one by a quarter.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,7 +13,8 @@
     ├── PluginError           3   a part that another package offers cannot be loaded, or breaks its promise
     ├── MissingExtraError     3   a package that comes with an extra of pgolf is not installed
     ├── BudgetError           4   cannot be made to fit
-    └── AuditError            4   the audit found that a score is not honest
+    ├── AuditError            4   the audit found that a score is not honest
+    └── StoppedError          5   `pgolf train --stop-if` ended a run
 
 A message is one line, names the thing and the mend. Anything that is not a PgolfError is a bug in pgolf.
 """
@@ -93,6 +94,12 @@ class AuditError(PgolfError):
     """A score is not what it claims to be."""
 
     exit_code = 4
+
+
+class StoppedError(PgolfError):
+    """A run was ended before its time, because of what it was foreseen to come to; it is saved and can go on."""
+
+    exit_code = 5
 
 
 def is_out_of_memory(error: BaseException) -> bool:

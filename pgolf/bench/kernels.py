@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pgolf.bench import clock
 from pgolf.bench.clock import Work
@@ -35,13 +34,13 @@ def decoding(path: Path, device: torch.device) -> dict[str, Any]:
     kept: list[rans_decode.LanesOnDevice] = []
 
     class Kept(OnDevice):
-        def decode(self, coded: CodedLanes, loops: Loops | None) -> Tensor:
+        def decode(self, coded: CodedLanes, loops: Loops | None) -> rans_decode.Decoded:
             kept.append(rans_decode.LanesOnDevice.of(coded, self.device))
             return super().decode(coded, loops)
 
     dense.read(path, Kept(device))
     given = kept[0]
-    lanes, symbols = len(given.states), int(given.starts[-1])
+    lanes, symbols = len(given.states), given.strips.symbols
     chosen = rans_decode.lanes_of_a_program(lanes, device)
     seconds = {
         block: clock.timed(partial(rans_decode.launch_rans_decode, given, block), graph=False, cold=True)

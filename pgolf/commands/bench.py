@@ -47,7 +47,7 @@ def bench(
     from pgolf.bench.suite import MEASURES, measure_all
     from pgolf.kernels.device import need, triton
 
-    refuse_unwritable(out)
+    refuse_unwritable(out, artifact)
     names = [word.strip() for word in only.split(",")] if only else []
     if unknown := [name for name in names if name not in MEASURES]:
         raise UsageError(f"--only {unknown[0]}: known are {', '.join(MEASURES)}")

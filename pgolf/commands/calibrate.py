@@ -23,6 +23,7 @@ from pgolf.commands.shared import (
     state_option,
     tokenizer_option,
 )
+from pgolf.errors import UsageError
 
 
 @click.command()
@@ -55,8 +56,10 @@ def calibrate(
     """
     from pgolf.kernels.device import need
 
-    refuse_overwrite(out, force)
-    need(calibration.device)
+    if calibration.word == "none":
+        raise UsageError("--calib none leaves nothing to calibrate on: name a text, or take self or random")
+    refuse_overwrite(out, force, ckpt, calibration.tokenizer, *calibration.files, user.file)
+    need(calibration.device, kernels=False)
     with progress_bars() as progress:
         curvature = calibrate_model(read_checkpoint(ckpt, user), ckpt, user, calibration, progress)
     curvature.save(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import json_option, print_table
+from pgolf.commands.shared import json_option, print_table, terminal_width
 
 
 @click.command()
@@ -26,5 +26,5 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(terminal.diff_table(facts))
+    print_table(terminal.diff_table(facts, terminal_width()))
     click.echo(terminal.diff_summary(facts))

@@ -18,6 +18,8 @@ from pgolf.errors import BudgetError
 @click.option("--method", metavar="M", help="As in pack.")
 @click.option("--set", "rules", metavar="PATTERN=...", multiple=True, help="As in pack.")
 @click.option("--code", metavar="FILE", multiple=True, help="Script that counts against the budget (repeatable).")
+@click.option("--model", metavar="FILE.py:NAME|DIR", help="Says which tensors are buffers; its code is run.")
+@click.option("--drop", metavar="NAME", multiple=True, help="As in pack; needs --model.")
 @click.option("--advise", is_flag=True, help="Also: would a larger or a smaller model serve better in these bytes?")
 @state_option
 @device_option
@@ -29,6 +31,8 @@ def estimate(
     method: str | None,
     rules: tuple[str, ...],
     code: tuple[str, ...],
+    model: str | None,
+    drop: tuple[str, ...],
     advise: bool,
     state: str | None,
     device: str,
@@ -45,11 +49,11 @@ def estimate(
     from pgolf.quant.curvature.store import Curvature
     from pgolf.train.model.rebuild import Maker
 
-    need(device)
+    need(device, kernels=False)
     curvature = Curvature.load(curvature_file, device) if curvature_file else None
-    made = Maker(state=state).read(ckpt)
+    made = Maker(model, state).read(ckpt)
     foresee = advice.advise if advise else forecast.estimate
-    told = foresee(made, budget=budget, curvature=curvature, method=method, rules=rules, code=code)
+    told = foresee(made, budget=budget, curvature=curvature, method=method, rules=rules, code=code, drop=drop)
     print_lines([json.dumps(told.to_json())] if as_json else report.estimate_lines(told.to_json()))
     found = told.here if isinstance(told, advice.Advice) else told
     if found.fits is False:

@@ -151,7 +151,7 @@ def evaluate(
     options = replace(options, tokenizer=own_tokenizer(options.tokenizer, *sources, against, user.model))
     extras.need("scipy", *encoding.packages(options.tokenizer))
     need(options.device)
-    refuse_unwritable(out)
+    refuse_unwritable(out, *sources, *data, against, options.tokenizer, options.sidecar, user.file)
     if against is not None:
         _refuse_beside_kl(sources, learning, audit, scorer)
         with progress_bars() as progress:

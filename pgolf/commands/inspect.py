@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pgolf.commands.shared import force_option, json_option, print_lines, print_table, refuse_overwrite
+from pgolf.commands.shared import force_option, json_option, print_lines, print_table, refuse_overwrite, terminal_width
 
 
 @click.command()
@@ -31,14 +31,14 @@ def inspect(art: Path, curvature: Path | None, html: Path | None, force: bool, a
     from pgolf.report import anatomy_page, terminal, write_text
 
     if html is not None:
-        refuse_overwrite(html, force)
+        refuse_overwrite(html, force, art, curvature)
     facts = anatomy.inspect(art, Curvature.load(curvature) if curvature else None)
     if html is not None:
         write_text(html, anatomy_page.page_of(facts, art.name))
     if as_json:
         click.echo(json.dumps(facts))
         return
-    print_table(terminal.layers_table(facts))
+    print_table(terminal.layers_table(facts, terminal_width()))
     click.echo()
-    print_table(terminal.inspect_table(facts))
+    print_table(terminal.inspect_table(facts, terminal_width()))
     print_lines(terminal.inspect_summary(facts))

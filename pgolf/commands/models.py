@@ -88,9 +88,12 @@ def at_hand(
 ) -> AtHand:
     """The model of a checkpoint with the text that --calib names, its own where it names none. place: where the checkpoint
     lies; tune: tokens to tune on."""
-    context = calibration.seq_len or CONTEXT
+    from pgolf.models.lengths import told_length
+
     text = _read(calibration, user, place, tune) if calibration.files else None
     model = build(source, user, place).to(calibration.device)
+    told = told_length(model) or CONTEXT  # rotary positions go on beyond what was trained
+    context = calibration.seq_len or min(CONTEXT, told)
     if text is None:
         return _invented(model, user, calibration, calibration.word or "self", context, tune, progress)
     return _from_text(model, user, calibration, text, context, tune)
@@ -119,12 +122,13 @@ def calibrate_model(
     return calibrated_on(at_hand(source, place, user, calibration, progress), user, calibration, progress)
 
 
-def usable_context(model: nn.Module, logits: str | None, wanted: int = CONTEXT) -> int:
-    """The longest context up to `wanted` tokens that a model takes."""
-    from pgolf.models.lengths import usable_length
+def usable_context(model: nn.Module, logits: str | None, wanted: int | None = None) -> int:
+    """The longest context up to `wanted` tokens that a model takes; None: CONTEXT, or what its configuration says."""
+    from pgolf.models.lengths import told_length, usable_length
     from pgolf.models.logits import logits_of, original, undisturbed
 
     model = original(model)
+    wanted = min(CONTEXT, told_length(model) or CONTEXT) if wanted is None else wanted
     with undisturbed(model, gradients=False):
         return usable_length(logits_of(model, logits), wanted)
 

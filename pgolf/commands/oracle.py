@@ -57,7 +57,7 @@ def oracle(
 
     if plot is not None:
         extras.need("matplotlib")
-        refuse_unwritable(plot)
+        refuse_unwritable(plot, *logs)
     if follow and as_json:
         raise UsageError("--follow prints as the run goes on, --json once: take one of them")
     stated = {SETTING_OPTIONS[name]: float(value) for name, value in given.items() if value is not None}

@@ -170,15 +170,16 @@ def pack(
     from pgolf.report import write_json
 
     out = out or _default_name(ckpt)
-    refuse_overwrite(out, force)
-    refuse_unwritable(report_file)
-    need(calibration.device)
+    read = (ckpt, curvature_file, calibration.tokenizer, *calibration.files, *code, user.file)
+    refuse_overwrite(out, force, *read)
+    refuse_unwritable(report_file, out, *read)
+    need(calibration.device, kernels=False)
     chosen = METHODS.get((method or "auto").partition(":")[0])
     extras.need(*(chosen.packages if chosen else ()), *(["python_minifier"] if code else []))
     tokens = tokens_of(tune)
     if goal.measured and not measure:
         raise UsageError(f"{goal.measured} is measured: leave --no-measure out")
-    source = _noted(read_checkpoint(ckpt, user, everything=method == KEEP), ckpt, user, calibration)
+    source = _noted(read_checkpoint(ckpt, user, everything=method == KEEP and not drop), ckpt, user, calibration)
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
         known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
@@ -213,14 +214,16 @@ def pack(
 
 @contextmanager
 def _told_where_to_go_on(out: Path) -> Iterator[None]:
-    """Say on Ctrl-C what is kept of a closed loop."""
+    """Say on Ctrl-C what is kept of a long pack, or of a closed loop."""
     from pgolf.fitting.closed.work import path_for
+    from pgolf.fitting.work import folder_for
 
     try:
         yield
     except KeyboardInterrupt:
-        if (kept := path_for(out)).exists():
-            print_lines([f"pgolf: {kept} has what is tuned so far: the same line goes on from it"], err=True)
+        for kept, what in ((path_for(out), "tuned"), (folder_for(out), "rounded")):
+            if kept.exists():
+                print_lines([f"pgolf: {kept} has what is {what} so far: the same line goes on from it"], err=True)
         raise
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.common.files import not_a_file
+from pgolf.common.files import not_a_file, same_file
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
@@ -40,6 +40,11 @@ class ModelOptions:
     logits: str | None
     state: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def file(self) -> str | None:
+        """The file, or folder, that --model names."""
+        return None if self.model is None else self.model.rpartition(":")[0] or self.model
 
     @property
     def maker(self) -> Maker:
@@ -169,17 +174,26 @@ def own_tokenizer(given: Path | None, *folders: Path | str | None) -> Path | Non
     return given or next((Path(f) for f in folders if f is not None and has_tokenizer(f)), None)
 
 
-def refuse_overwrite(path: Path, force: bool) -> None:
-    """UsageError before any work is done, where the result could not be written or would replace something."""
-    refuse_unwritable(path)
+def refuse_overwrite(path: Path, force: bool, *read: Path | str | None) -> None:
+    """UsageError before any work is done, where the result could not be written or would replace something.
+
+    read: what the command reads, or writes besides; --force speaks of none of them.
+    """
+    refuse_unwritable(path, *read)
     if path.exists() and not force:
         raise UsageError(f"{path} exists: give another name with -o, or --force to overwrite it")
 
 
-def refuse_unwritable(path: Path | None) -> None:
-    """UsageError before any work is done, where a file that may be replaced could not be written."""
+def refuse_unwritable(path: Path | None, *read: Path | str | None) -> None:
+    """UsageError before any work is done, where a file that may be replaced could not be written, or is one of `read`."""
     if path is None:
         return
+    if str(path) == "-":
+        raise UsageError(
+            "- would be standard output, where no file can be put whole or not at all: name the file to write"
+        )
+    if any(same_file(path, Path(other)) for other in read if other is not None):
+        raise UsageError(f"{path} is a file that this command reads, or writes already: give another name")
     if what := not_a_file(path):
         raise UsageError(f"{path} is {what}: name the file to write")
     if not path.parent.is_dir():
@@ -221,7 +235,7 @@ def _lines() -> Progress:
     def update(what: str, done: int, total: int) -> None:
         nonlocal said
         now, work = time.monotonic(), _work_of(what)
-        began.setdefault(work, now)
+        began[work] = began.get(work, now) if done else now  # a search does the same work again
         if now - said >= LINE_SECONDS:
             said = now
             left = f", about {_shown((now - began[work]) * (total - done) / done)} left" if 0 < done < total else ""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pgolf.commands.shared import first_rank, json_option, progress_bars
 from pgolf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pgolf.train.loop.foresight import Foreseen
 
 
 @click.command()
@@ -29,6 +33,11 @@ from pgolf.errors import UsageError
 )
 @click.option("--qat-set", metavar="PATTERN=...", multiple=True, help="QAT per tensor, as --set of pgolf pack.")
 @click.option("--pack", metavar="SIZE", help="Pack the result to this budget: model.pgolf and its report in DIR.")
+@click.option(
+    "--stop-if",
+    metavar="CONDITION",
+    help="End a hopeless run: 'final>1.6 and step>=100', of final, packed, size, step, seconds; exit code 5.",
+)
 @click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
 @click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @json_option
@@ -42,11 +51,14 @@ def train(
     qat: str | None,
     qat_set: tuple[str, ...],
     pack: str | None,
+    stop_if: str | None,
     resume: bool,
     seed: int,
     as_json: bool,
 ) -> None:
     """Train a model whose checkpoint `pgolf pack` knows without being told.
+
+    From a tenth of the run on the line of progress says what it is foreseen to score, and with --pack what it would weigh.
 
     Example: pgolf train --preset tiny -o run && pgolf pack run/checkpoint.pt --budget 300kB
     """
@@ -58,6 +70,12 @@ def train(
     if qat_set and qat is None:
         raise UsageError("--qat-set needs --qat: say how the other tensors are to be treated")
     how = None if qat is None else replace(parse_options(qat), rules=qat_set)
+    ahead = ""
+
+    def look(seen: Foreseen) -> None:
+        nonlocal ahead
+        ahead = f", {seen}" if str(seen) else ""
+
     with progress_bars() as progress:
         made = run_folder.train(
             preset,
@@ -70,7 +88,9 @@ def train(
             seed=seed,
             qat=how,
             pack=pack,
-            progress=lambda s: progress("train", round(1000 * s.progress), 1000),
+            stop_if=stop_if,
+            foreseen=look,
+            progress=lambda s: progress(f"train{ahead}", round(1000 * s.progress), 1000),
         )
     if not first_rank():
         return

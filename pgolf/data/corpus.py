@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +76,17 @@ def tokenize(
         raise DataError(
             f"{total} characters are too little text to train on and hold some out: {MIN_CHARACTERS} at least"
         )
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: -o names the folder of the shards")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = out / "tokenizer.model"
     sample = (text for text, held_out in _marked(paths, piece) if not held_out)
-    train_tokenizer(_until(sample, TOKENIZER_BYTES), tokenizer, vocab_size, with_caseops=with_caseops)
+    try:
+        train_tokenizer(_until(sample, TOKENIZER_BYTES), tokenizer, vocab_size, with_caseops=with_caseops)
+    except DataError:
+        with suppress(OSError):  # others' files lie there
+            out.rmdir()
+        raise
     train = _write(out, "train", (text for text, held_out in _marked(paths, piece) if not held_out), tokenizer)
     val = _write(out, "val", (text for text, held_out in _marked(paths, piece) if held_out), tokenizer)
     return DataFiles(tuple(train), val[0], tokenizer)

@@ -183,7 +183,9 @@ class _Tokenizers:
         table = self._byte_table()
         beyond = tokens >= len(table)
         if beyond.any():
-            raise DataError(f"token {tokens[beyond.argmax()]} is beyond the tokenizer's vocabulary of {len(table)}")
+            raise DataError(
+                f"token {tokens[beyond.argmax()]} is beyond the tokenizer's vocabulary of {len(table)}: made by another one?"
+            )
         counts: NDArray[np.int64] = table[tokens]
         return counts
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from pgolf.errors import DataError
 
 MAGIC = 20240520
 VERSIONS: dict[int, str] = {1: "<u2", 2: "<u4"}  # the contest's, and ours for vocabularies over 65,536
+THEIRS = (20240801, 7)  # magic and version of llm.c's shards for Llama 3: uint32 tokens
+ARRAY = b"\x93NUMPY"  # what a file of numpy.save begins with
 HEADER_BYTES = 256 * 4  # 256 little-endian int32: magic, version, token count, zeros
 CHUNK = 1 << 20  # tokens looked at together when a shard is streamed
 
@@ -25,13 +28,18 @@ Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 def read_shard(path: str | Path) -> Tokens:
-    """The tokens of one shard, uint16 or uint32 [N], mapped read-only. DataError unless header and file size agree."""
+    """The tokens of one shard, uint16 or uint32 [N], mapped read-only. DataError unless header and file size agree.
+
+    Also those of llm.c for Llama 3, and whole numbers [N] that numpy.save wrote.
+    """
     path = Path(path)
     try:
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise DataError(f"{path} is no regular file: a shard is mapped, save it as one")
         size = found.st_size
+        if _begins(path, ARRAY):
+            return _array(path)
         header = np.fromfile(path, "<i4", count=HEADER_BYTES // 4)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
@@ -43,6 +51,8 @@ def read_shard(path: str | Path) -> Tokens:
 
 def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> tuple[int, str]:
     """How many tokens a shard holds, and their dtype."""
+    if tuple(header[:2].tolist()) == THEIRS:
+        header = np.array([MAGIC, 2, *header[2:3]], "<i4")
     if header.size < 1 or header[0] != MAGIC:
         raise DataError(
             f"{path} is not a token shard: its first word should be {MAGIC}; pgolf tokenize makes one of text, "
@@ -58,6 +68,34 @@ def _checked_count(path: Path, header: NDArray[np.int32], size: int) -> tuple[in
         problem = "is truncated" if held < count else "has bytes after its last token"
         raise DataError(f"{path} {problem}: its header says {count} tokens, the file holds {held:g}")
     return count, VERSIONS[version]
+
+
+def is_tokens(start: bytes) -> bool:
+    """Whether the first eight bytes of a file say that it holds tokens."""
+    magics = MAGIC, THEIRS[0]
+    return start.startswith(ARRAY) or int.from_bytes(start[:4], "little") in magics
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
+def _array(path: Path) -> Tokens:
+    """Tokens that numpy.save wrote, as uint32 where they are no uint16."""
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is no array that numpy.load reads ({' '.join(str(error).split())[:100]})") from None
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise DataError(f"{path} holds {found.dtype} {list(found.shape)}: tokens are whole numbers [N]")
+    if found.dtype in (np.dtype("<u2"), np.dtype("<u4")):
+        narrow: Tokens = found
+        return narrow
+    if found.size and (found.min() < 0 or found.max() > np.iinfo(np.uint32).max):
+        raise DataError(f"{path} holds {found.min()} and {found.max()}: tokens are 0..{np.iinfo(np.uint32).max}")
+    wide: Tokens = found.astype(np.uint32)
+    return wide
 
 
 def write_shard(path: str | Path, tokens: NDArray[np.integer], *, wide: bool = False) -> None:
@@ -82,7 +120,10 @@ def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, *, owner: str
         beyond = tokens[start : start + CHUNK] >= vocab_size
         if beyond.any():
             at = start + int(beyond.argmax())
-            raise DataError(f"token {tokens[at]} at position {at} is beyond the {owner}'s vocabulary of {vocab_size}")
+            raise DataError(
+                f"token {tokens[at]} at position {at} is beyond the {owner}'s vocabulary of {vocab_size}: made by another "
+                "tokenizer?"
+            )
 
 
 def document_starts(tokens: NDArray[np.integer], bos: int, *, required: bool = False) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pgolf.common.files import not_a_file
-from pgolf.data.shards import MAGIC
+from pgolf.data.shards import is_tokens
 from pgolf.errors import DataError, UsageError
 
 FIELD = "text"  # of a JSON line, and a column of parquet
 PIECE = 100_000  # characters of a document, about: whole lines
+BLOCK = 1 << 20  # bytes of a file that are looked at together
 LINES, TABLES, SHARDS = (".jsonl", ".ndjson"), (".parquet",), (".bin",)
 
 
@@ -26,7 +28,7 @@ def is_shard(path: str | Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(4) == MAGIC.to_bytes(4, "little")
+            return is_tokens(file.read(8))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
 
@@ -35,11 +37,16 @@ def documents(files: Iterable[str | Path]) -> Iterator[str]:
     """The documents of text files, one after the other, the long ones in pieces of about PIECE characters.
 
     A plain file is one document; of .jsonl each line, of .parquet each row, has one in its field `text`. Raises DataError
-    for what cannot be read, is not UTF-8, or lacks the field.
+    for what cannot be read, is not UTF-8, lacks the field, or where there is nothing in any of them.
     """
-    for path in map(Path, files):
+    some, named = False, [Path(file) for file in files]
+    for path in named:
         for text in _texts(path):
-            yield from _cut(text)
+            for part in _cut(text):
+                some = True
+                yield part
+    if not some:
+        raise DataError(f"{', '.join(map(str, named[:4]))}: the text is empty: there is nothing to read")
 
 
 def spread(files: Sequence[str | Path], characters: int) -> Iterator[str]:
@@ -60,12 +67,31 @@ def _texts(path: Path) -> Iterator[str]:
 def pieces(path: Path, size: int) -> Iterator[str]:
     """The text of a file in parts of about `size` characters, each whole lines. DataError if it is not UTF-8."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             yield from iter(lambda: _some(file, size), "")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} of a block ({error.reason})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text: {_first_wrong(path)}") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _first_wrong(path: Path) -> str:
+    """What is wrong with a file that is no UTF-8 text, and the mend."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        start = file.read(BLOCK)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "it begins as UTF-16 does: iconv -f utf-16 -t utf-8"
+        if b"\0" in start or start.startswith(b"\x1f\x8b"):
+            return "it is binary, or compressed: name the text itself"
+        for block in (start, *iter(lambda: file.read(BLOCK), b"")):
+            held = len(decoder.getstate()[0])  # of a character that the last block began
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                return f"byte {done - held + error.start:,} ({error.reason}); of another encoding? iconv -f latin1 -t utf-8"
+            done += len(block)
+    return f"it ends within a character, at byte {done:,}"
 
 
 def _some(file: IO[str], size: int) -> str:
@@ -88,6 +114,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield _field(line, f"{path}, line {number}")
     except OSError as error:
@@ -101,7 +128,16 @@ def _field(line: bytes, where: str) -> str:
         raise DataError(f"{where}: is not UTF-8 text ({error.reason})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is not JSON ({error})") from None
+    if isinstance(value, dict) and FIELD not in value:
+        raise DataError(f"{where}: has no field {FIELD!r} that holds text; {_fields(value)}")
     return _text(value.get(FIELD) if isinstance(value, dict) else None, where)
+
+
+def _fields(value: dict[str, Any]) -> str:
+    """What a line has instead, and the mend."""
+    there = ", ".join(map(repr, list(value)[:6])) or "none"
+    texts = [name for name, inner in value.items() if isinstance(inner, str)]
+    return f"its fields: {there}" + (f"; rename {texts[0]!r} to {FIELD!r}" if len(texts) == 1 else "")
 
 
 def _text(value: Any, where: str) -> str:

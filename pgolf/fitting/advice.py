@@ -67,6 +67,7 @@ def advise(
     settings: Settings | None = None,
     code: str | Path | Sequence[str | Path] = (),
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Advice:
     """`estimate` with the same arguments, and what FACTOR times more and fewer weights would get in its budget.
 
@@ -75,7 +76,7 @@ def advise(
     if budget is None:
         raise UsageError("--advise needs a --budget: the best size is one for so many bytes")
     source, goal = as_checkpoint(model, state), goal_of(budget, code=code)
-    how: dict[str, Any] = {"curvature": curvature, "method": method, "rules": rules, "settings": settings}
+    how: dict[str, Any] = {"curvature": curvature, "method": method, "rules": rules, "settings": settings, "drop": drop}
     here = estimate(source, budget=budget, code=code, **how)
     weights = sum(tensor.numel() for tensor in source.tensors.values())
 

@@ -84,6 +84,7 @@ def estimate(
     settings: Settings | None = None,
     code: str | Path | Sequence[str | Path] = (),
     state: str | None = None,
+    drop: str | Sequence[str] = (),
 ) -> Estimate:
     """What `pgolf.pack` with the same arguments would give, in seconds and without data.
 
@@ -92,7 +93,9 @@ def estimate(
     """
     began = time.perf_counter()
     goal = goal_of(budget, code=code)
-    job = job_of(model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state)
+    job = job_of(
+        model, curvature, method=method, rules=rules, settings=settings, search=goal.moves, state=state, drop=drop
+    )
     made = _made(job, goal.room() if job.searched else None)
     rise, error = _damage(job, made.trial)
     weights = max(job.weights(job.quantized), 1)
@@ -132,7 +135,7 @@ def _made(job: Job, room: int | None) -> _Made:
     fast = ways(job)[0]
     if few or fast.plans == job.plans:
         trial = _whole(job, room)
-        return _Made(trial, job.quantized, trial.size, sum(_bits(trial, job.quantized).values()), 0.0)
+        return _Made(trial, job.quantized, trial.size, sum(_bits(job, trial, job.leaders).values()), 0.0)
     if job.foresees():
         return _from_foreseen(job, room)
     return _from_sample(job, _whole(fast, room), room)
@@ -158,8 +161,8 @@ def _from_foreseen(job: Job, room: int | None) -> _Made:
             step = _filling(job, room - others - headers, ratio)
         trial = job.only(names).run(step)
         foreseen = job.expected_bits(step)
-        ratio, scatter = _ratio(_bits(trial, names), foreseen)
-        headers = _header_bytes(trial, names) * len(foreseen) / len(names)
+        ratio, scatter = _ratio(_bits(job, trial, names), foreseen)
+        headers = _header_bytes(job, trial, names) * len(foreseen) / len(names)
     bits = sum(foreseen.values()) * ratio
     num_bytes = others + headers + bits / 8
     if room is not None and num_bytes <= (1 + LEAST_BAR) * room:
@@ -180,8 +183,8 @@ def _from_sample(job: Job, stand_in: Trial, room: int | None) -> _Made:
     """A faster method's artifact, corrected by what a sample takes with the method itself and with the faster one."""
     names = _sample(job)
     trial = job.only(names).run(stand_in.step)
-    fast = _bits(stand_in, job.quantized)
-    ratio, scatter = _ratio(_bits(trial, names), fast)
+    fast = _bits(job, stand_in, job.leaders)
+    ratio, scatter = _ratio(_bits(job, trial, names), fast)
     bits = sum(fast.values()) * ratio
     num_bytes = stand_in.size + (bits - sum(fast.values())) / 8
     if room is not None and stand_in.size <= room:
@@ -191,18 +194,19 @@ def _from_sample(job: Job, stand_in: Trial, room: int | None) -> _Made:
 
 def _sample(job: Job) -> list[str]:
     """Names of tensors of SAMPLE weights together, FEWEST at least, evenly from the smallest to the largest."""
-    least = job.weights(job.quantized) / len(job.quantized) * TINY
-    names = [name for name in job.quantized if job.weights([name]) >= least]
+    least = job.weights(job.quantized) / len(job.leaders) * TINY
+    names = [name for name in job.leaders if job.weights(job.together(name)) >= least]
     ordered = sorted(names, key=lambda name: (job.weights([name]), name))
     count = min(len(ordered), max(FEWEST, len(ordered) * SAMPLE // job.weights(ordered)))
     return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
 
 
-def _bits(trial: Trial, names: Sequence[str]) -> dict[str, float]:
-    """Of codes; of what the market keeps, all that it adds to the file."""
+def _bits(job: Job, trial: Trial, leaders: Sequence[str]) -> dict[str, float]:
+    """Of codes, with those that are rounded together with them; of what the market keeps, all that it adds to the file."""
     coded = trial.encoded.tensor_bits
-    held = {} if all(name in coded for name in names) else trial.shares().tensors
-    return {name: coded[name] if name in coded else 8 * held[name] for name in names}
+    held = {} if all(name in coded for name in leaders) else trial.shares().tensors
+    own = {name: coded[name] if name in coded else 8 * held.get(name, 0.0) for name in trial.entries}
+    return {name: sum(own[each] for each in job.together(name)) for name in leaders}
 
 
 def _ratio(taken: Mapping[str, float], foreseen: Mapping[str, float]) -> tuple[float, float]:
@@ -212,9 +216,9 @@ def _ratio(taken: Mapping[str, float], foreseen: Mapping[str, float]) -> tuple[f
     return sum(taken.values()) / max(sum(foreseen[name] for name in taken), 1.0), WIDTH * scatter
 
 
-def _header_bytes(trial: Trial, names: Sequence[str]) -> float:
+def _header_bytes(job: Job, trial: Trial, names: Sequence[str]) -> float:
     """What of a sample's artifact belongs to no tensor: header and tables."""
-    return trial.size - sum(_bits(trial, names).values()) / 8
+    return trial.size - sum(_bits(job, trial, names).values()) / 8
 
 
 def _damage(job: Job, trial: Trial) -> tuple[float | None, float]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pgolf.common import scratch
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import CheckpointError, CurvatureError, UsageError
-from pgolf.fitting import dropping, obeyed, plan
+from pgolf.fitting import dropping, obeyed, plan, stacks
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
 from pgolf.models import blueprint, checkpoint, huggingface, transformers_model
@@ -62,7 +63,8 @@ def job_of(
     )
     plans = with_kept_bits(plans, source, parsed)
     notes = (*calibration_notes(source, curvature), *obeyed.left(parsed, plans, source.tensors))
-    return Job(source, plans, curvatures, coder, progress, notes=notes)
+    together = stacks.found(source.tensors, plans, curvatures, set(source.aliases.values()))
+    return Job(source, plans, curvatures, coder, progress, stacks=together, notes=notes)
 
 
 def with_kept_bits(plans: Mapping[str, TensorPlan], source: Checkpoint, rules: Sequence[Rule]) -> dict[str, TensorPlan]:
@@ -141,7 +143,7 @@ def _unreached(source: Checkpoint, curvature: Curvature) -> tuple[dict[str, tupl
 
 def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[MatrixCurvature | None]]:
     found = {}
-    bare = unwrapped(source.tensors)
+    bare, large = unwrapped(source.tensors), sum(t.numel() for t in source.tensors.values()) >= scratch.MANY
     theirs = {short: full for full, short in unwrapped(getattr(curvature, "shapes", ())).items()}
     for name, tensor in source.tensors.items():
         known_as = (name, bare[name], theirs.get(bare[name], name))
@@ -153,10 +155,20 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
             raise CurvatureError(f"the curvature of {name!r} has another shape: it was collected on another model")
         if not all(_finite(m) for m in mine if m is not None):
             raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
-        found[name] = mine
+        found[name] = [m and _kept(m) for m in mine] if large else mine
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found
+
+
+def _kept(known: MatrixCurvature) -> MatrixCurvature:
+    """The same where it may stay while everything is rounded."""
+
+    def of(side: Tensor | None) -> Tensor | None:
+        on_cpu = side is not None and side.device.type == "cpu"
+        return torch.from_numpy(scratch.kept(side.numpy())) if side is not None and on_cpu else side
+
+    return MatrixCurvature(of(known.H), of(known.G), of(known.plain))  # type: ignore[arg-type]  # of gives None for None alone
 
 
 def _finite(known: MatrixCurvature) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgolf.common import ranks
+from pgolf.common.files import same_file
 from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
@@ -23,6 +24,8 @@ from pgolf.fitting.inverse import smallest
 from pgolf.fitting.live import live_of
 from pgolf.fitting.measure import measured, noise_notes, put, tried
 from pgolf.fitting.report_of import report_of
+from pgolf.fitting.reprice import Patience, note_of, repriced
+from pgolf.fitting.resume import working
 from pgolf.packer.format import artifact
 from pgolf.report import Report
 from pgolf.report.pack_report import Asked
@@ -84,6 +87,9 @@ def pack(
     """
     began = time.perf_counter()
 
+    if path is not None and isinstance(model, (str, Path)) and same_file(Path(path), Path(model)):
+        raise UsageError(f"{path} is the checkpoint itself, which would be lost: give another name")
+
     def alone() -> Report:
         goal = goal_of(budget, target_rise, code, bits=bits, max_kl=max_kl, max_rise=max_rise)
         live, tokens = live_of(model, text), tokens_of(tune)
@@ -100,12 +106,14 @@ def pack(
             state=state,
             drop=drop,
         )
+        if path is not None and deadline is None:
+            job = working(job, Path(path))
         started = time.perf_counter()
         if live is not None and goal.measured:
             report = _kept_near(job, goal, live)
         else:
             trial, how = (meet(job, goal), "") if deadline is None else deadlines.meet(job, goal, began, deadline)
-            told = [how] if how else []
+            told = [*([how] if how else []), *(["gone on with after a break"] if job.work and job.work.gone_on else [])]
             if live is None:
                 report = report_of(job, trial, goal, told)
             else:
@@ -116,6 +124,8 @@ def pack(
         report = replace(report, seconds=time.perf_counter() - began)
         if path is not None:
             artifact.write(Path(path), report.data)
+            if job.work:
+                job.work.remove()
             if tokens:
                 work.path_for(Path(path)).unlink(missing_ok=True)
         return report
@@ -167,11 +177,11 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
     outcome = None
     try:
         student = Student(job.source, live.model, live.logits)
+        priced = repriced(job, trial, goal, student, live, Patience(limits.until, rounding))
+        job, trial, found, told = priced.job, priced.trial, priced.found, [*told, *note_of(priced)]
         if limits.tokens:
-            made, found, outcome = tuned(job, trial, goal, student, live, limits, rounding)
+            made, found, outcome = tuned(replace(job, work=None), trial, goal, student, live, limits, rounding)
             job, trial = made.job, made.trial
-        else:
-            found = tried(job, trial, student, live)
         report = report_of(job, trial, goal, told)
         told_of = measured(job, found, student, live, {row.name: row.loss_rise for row in report.rows})
     except PgolfError as error:

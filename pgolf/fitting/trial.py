@@ -6,19 +6,26 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
+from pgolf.common.sizes import show_size
 from pgolf.errors import MemoryLimitError, is_out_of_memory
+from pgolf.fitting.damage import of_entry, overflows
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
+from pgolf.fitting.stacks import Stacks
+from pgolf.fitting.work import Work
 from pgolf.models import checkpoint
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.packer.coder.classes import narrowed
@@ -28,11 +35,11 @@ from pgolf.packer.format.shares import Shares
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
-from pgolf.quant.curvature.loss import loss_rise
+from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
-NEAR = 0.5  # of the largest number of a dtype: rounding moves no value further at any step worth having
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ class Job:
     stalls: tensor -> what the market knows of it, see market.py; least: bits of its cheapest kept form; foreseen: a
     position of the knob and the bits that codes would take there.
     compressed: kept tensors as they are stored: to compress them is slow, and the same in every trial.
+    stacks: first name -> all names whose matrices are rounded and stored as one, see stacks.py.
     notes: what the report says of the curvature.
+    work: where what is done is kept from one process to the next, None nowhere.
     """
 
     source: Checkpoint
@@ -89,7 +98,9 @@ class Job:
     least: dict[str, float] = field(default_factory=dict)
     foreseen: dict[str, tuple[float, float]] = field(default_factory=dict)
     compressed: artifact.Memory = field(default_factory=dict)
+    stacks: Stacks = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    work: Work | None = None
 
     @property
     def quantized(self) -> list[str]:
@@ -100,6 +111,22 @@ class Job:
     def kept(self) -> list[str]:
         """Names of the others."""
         return [name for name, plan in self.plans.items() if plan.settings is None]
+
+    @property
+    def leaders(self) -> list[str]:
+        """Names of the quantized tensors but those that are rounded with an earlier one."""
+        return [name for name in self.quantized if name not in self._followers()]
+
+    def together(self, name: str) -> tuple[str, ...]:
+        """The names of all tensors that are rounded with a leader, itself first."""
+        return self.stacks.get(name, (name,))
+
+    def apart(self) -> Job:
+        """The same job with every tensor by itself."""
+        return replace(self, stacks={}, prepared={}, foreseen={}) if self.stacks else self
+
+    def _followers(self) -> set[str]:
+        return {name for names in self.stacks.values() for name in names[1:]}
 
     @property
     def searched(self) -> list[str]:
@@ -120,22 +147,36 @@ class Job:
         return sum(self.source.tensors[name].numel() for name in names)
 
     def only(self, names: Iterable[str]) -> Job:
-        """The same job for some of its tensors."""
-        return replace(self, plans={name: self.plans[name] for name in names})
+        """The same job for some of its tensors, of which no work is kept."""
+        return replace(self, plans={name: self.plans[name] for name in names}, work=None)
 
     def run(self, step: float) -> Trial:
         """Quantize everything at one position of the knob and code it. Raises OutOfTime as soon as `until` is lost.
 
         Every matrix is quantized on one thread, several at a time: the bytes depend on no number of threads.
         """
-        names = sorted(self.plans, key=lambda n: -self.source.tensors[n].numel())  # longest first: threads end together
-        entries: dict[str, Entry] = {}
+        if self.work and (found := self.work.coded(step)):
+            return Trial(step, *found)
+        alone, done, size = self.plans.keys() - self._followers(), 0, 0.0
+        names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
+        entries, total = dict[str, Entry](), self.weights(self.plans)
+        self.progress("quantize", 0, total)
         with one_thread_each() as pool:
-            futures = {name: pool.submit(self._entry, name, step) for name in names}
-            for done, name in enumerate(names):
-                entries[name] = futures[name].result()
-                self.progress("quantize", done + 1, len(names))
-        return self.coded(entries, step)
+            futures = {name: pool.submit(self._entries, name, step) for name in names}
+            for count, name in enumerate(names, 1):
+                entries |= futures[name].result()
+                done += self.weights(self.together(name))
+                size += self._foreseen_bytes(name)
+                so_far = f", {show_size(size)}" if size else ""
+                self.progress(f"quantize, {count} of {len(names)} tensors{so_far}", done, total)
+        trial = self.coded(entries, step)
+        if self.work:
+            self.work.keep_coded(step, trial.encoded)
+        return trial
+
+    def _foreseen_bytes(self, name: str) -> float:
+        """About what the codes of a tensor take, where its method foresaw them."""
+        return self.foreseen[name][1] / 8 if name in self.foreseen else 0.0
 
     def coded(self, entries: Mapping[str, Entry], step: float) -> Trial:
         """The artifact of entries for every tensor of the plans; what would take more bytes coded than as it is, is kept."""
@@ -147,7 +188,9 @@ class Job:
         encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         while bulky := self._bulky(entries, encoded):
             entries |= {
-                n: kept_entry(self.source.tensors[n], TensorPlan(None, "coded it would take more")) for n in bulky
+                n: kept_entry(self.source.tensors[n], TensorPlan(None, "coded it would take more"))
+                for first in bulky
+                for n in self._stored_with(first, entries)
             }
             encoded = artifact.encode(entries, meta, self.coder, self.compressed)
         return Trial(step, entries, encoded, time.perf_counter() - began)
@@ -157,8 +200,15 @@ class Job:
         step was asked for."""
         free = {name: self.source.tensors[name] for name, plan in self.plans.items() if not plan.fixed}
         sizes = {name: t.numel() * t.element_size() for name, t in free.items()}
-        bits = encoded.tensor_bits
-        return [n for n, e in entries.items() if e.planes and sizes.get(n) and bits[n] >= 8 * sizes[n]]
+        coded = {n: e for n, e in entries.items() if e.planes and e.part_of is None and sizes.get(n)}
+        taken = {n: sum(encoded.tensor_bits[each] for each in self._stored_with(n, entries)) for n in coded}
+        return [
+            n for n, bits in taken.items() if bits >= 8 * sum(sizes[each] for each in self._stored_with(n, entries))
+        ]
+
+    def _stored_with(self, name: str, entries: Mapping[str, Entry]) -> list[str]:
+        """The names of those whose rows are in one matrix with a tensor's, itself first."""
+        return [name, *(each for each in self.together(name)[1:] if entries[each].part_of == name)]
 
     def _aliases(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         return {
@@ -167,15 +217,32 @@ class Job:
             if target in entries
         }
 
-    def _entry(self, name: str, step: float) -> Entry:
-        tensor, plan = self.source.tensors[name], self.plans[name]
-        with enough_memory(name, tensor):
-            self.hurry(tensor.numel())
-            if plan.settings is None:
-                return kept_entry(tensor, plan)
-            if form := self._kept_form(name, step):
-                return kept_entry(tensor, TensorPlan(None, "worth its bytes", form.cast))
-            return self.entry_of(name, self.quantize(name, step), step)
+    def _entries(self, name: str, step: float) -> dict[str, Entry]:
+        """Of a tensor, or of all that are rounded with it."""
+        plan, names = self.plans[name], self.together(name)
+        with enough_memory(name, self.source.tensors[name]):
+            self.hurry(self.weights(names))
+            if plan.settings is not None:
+                if form := self._kept_form(name, step):
+                    plan = TensorPlan(None, "worth its bytes", form.cast)
+                elif len(names) > 1:
+                    return self._stacked_entries(names, self.round(name, 0, step), step)
+                else:
+                    return {name: self.entry_of(name, self.quantize(name, step), step)}
+            return {each: kept_entry(self.source.tensors[each], plan) for each in names}
+
+    def _stacked_entries(self, names: Sequence[str], whole: Plane, step: float) -> dict[str, Entry]:
+        """Each tensor's rows of a stack."""
+        made, start = dict[str, Entry](), 0
+        for name in names:
+            rows = slice(start, start := start + len(self.source.tensors[name]))
+            made[name] = replace(
+                self.entry_of(name, [whole.part(rows)], step), part_of=names[0] if rows.start else None
+            )
+        if all(entry.planes for entry in made.values()):
+            return made
+        why = next(entry.note for entry in made.values() if not entry.planes)
+        return {name: kept_entry(self.source.tensors[name], TensorPlan(None, why)) for name in names}
 
     def entry_of(self, name: str, planes: Sequence[Plane], step: float) -> Entry:
         """What a tensor's planes make, or the tensor itself where they would leave its dtype's range."""
@@ -187,24 +254,30 @@ class Job:
 
     def quantize(self, name: str, step: float) -> list[Plane]:
         """Every slice of a matrix, bank or convolution weight by the method of its plan."""
-        return [self.round(name, index, step) for index in range(len(self._slices(name)))]
+        return [self.round(name, index, step) for index in range(self._stack(name)[0])]
 
     def round(self, name: str, index: int, step: float) -> Plane:
         """One slice of them."""
+        if self.work and (kept := self.work.plane(name, index, step)):
+            return replace(kept, codes=self._kept(kept.codes))
         settings = self.plans[name].at(step)
-        method, (weight, known) = METHODS[settings.method], self._slices(name)[index]
+        method, (weight, known) = METHODS[settings.method], self._slice(name, index)
         if method.staged is None:
             with self._damping_of(name):
                 plane = method.quantize(weight, known, settings)
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
-        return replace(plane, codes=narrowed(plane.codes))  # several trials are held at once
+        plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
+        if self.work:
+            self.work.keep_plane(name, index, step, plane)
+        return plane
 
     def _kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
-        plan, tensor = self.plans[name], self.source.tensors[name]
+        plan = self.plans[name]
         if not plan.market or METHODS[plan.at(step).method].staged is None:
             return None
+        tensor = self._tensor(name)
         if name not in self.least:
             self.least[name] = least_bits(tensor)
         if name in self.foreseen:  # a step half as large takes a bit a weight more at most
@@ -215,12 +288,13 @@ class Job:
         if surely_coded(tensor, bits, self.least[name]):
             return None
         if name not in self.stalls:
-            self.stalls[name] = stall_of(tensor, [c for c in self.curvatures[name] if c is not None])
+            slices = len(self.curvatures[name])
+            self.stalls[name] = stall_of(tensor, [c for c in self._known(name, slices) if c is not None])
         return self.stalls[name].best(bits, plan.at(step).step)
 
     def _code_bits(self, name: str, step: float) -> float:
         """About what the codes of a tensor would take, where its method foresees them."""
-        bits = sum(self.slice_bits(name, index, step) for index in range(len(self._slices(name))))
+        bits = sum(self.slice_bits(name, index, step) for index in range(self._stack(name)[0]))
         self.foreseen[name] = (step, bits)
         return bits
 
@@ -231,16 +305,54 @@ class Job:
         if staged is None:
             return []
         if name not in self.prepared:
+            known = name in self.curvatures  # else there are no factors to keep
             with self._damping_of(name):
-                self.prepared[name] = [staged.prepare(w, c, settings) for w, c in self._slices(name)]
+                made = (staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0]))
+                self.prepared[name] = [self._shelved(each) if known else each for each in made]
         return self.prepared[name]
 
-    def _slices(self, name: str) -> list[tuple[Tensor, MatrixCurvature | None]]:
-        tensor = self.source.tensors[name]
-        shape = matrix_shape(tuple(tensor.shape))
+    def _stack(self, name: str) -> tuple[int, int, int]:
+        """(slices, rows, columns) that are rounded under a name."""
+        _, *rest = self.source.tensors[name].shape
+        rows = sum(len(self.source.tensors[each]) for each in self.together(name))
+        shape = matrix_shape((rows, *rest))
         assert shape is not None
-        known = self.curvatures.get(name, [None] * shape[0])
-        return list(zip(tensor.detach().to(torch.float32).reshape(shape), known, strict=True))
+        return shape
+
+    def _slice(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
+        """([R, C] as its method takes it, its curvature) of one of them: no copy is made of the others."""
+        shape, settings = self._stack(name), self.plans[name].settings
+        weight = self._tensor(name).reshape(shape)[index]
+        as_it_is = settings is not None and METHODS[settings.method].any_dtype and weight.is_floating_point()
+        return weight if as_it_is else weight.to(torch.float32), self._known(name, shape[0])[index]
+
+    @cached_property
+    def _is_large(self) -> bool:
+        """Whether what is kept of each matrix lies in a file."""
+        return self.weights(self.plans) >= scratch.MANY
+
+    def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
+        return scratch.kept(array) if self._is_large else array
+
+    def _shelved(self, prepared: Any) -> Any:
+        """What a method prepared, its tensors kept."""
+        if isinstance(prepared, Tensor) and prepared.device.type == "cpu":
+            return torch.from_numpy(self._kept(prepared.numpy()))
+        if is_dataclass(prepared) and not isinstance(prepared, type):
+            parts = {field.name: getattr(prepared, field.name) for field in fields(prepared) if field.init}
+            return replace(prepared, **{name: self._shelved(part) for name, part in parts.items()})
+        return prepared
+
+    def _tensor(self, name: str) -> Tensor:
+        """A tensor, or the matrix of all that are rounded with it."""
+        parts = [self.source.tensors[each].detach() for each in self.together(name)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _known(self, name: str, slices: int) -> Sequence[MatrixCurvature | None]:
+        """The curvature of its slices."""
+        if name in self.stacks:
+            return [stacked([known for each in self.together(name) if (known := self.curvatures[each][0]) is not None])]
+        return self.curvatures.get(name, [None] * slices)
 
     @contextmanager
     def _damping_of(self, name: str) -> Iterator[None]:
@@ -268,8 +380,9 @@ class Job:
 
     def expected_bits(self, step: float) -> dict[str, float]:
         """About what the codes of each quantized tensor would take, where `foresees`."""
+        leaders = self.leaders
         with one_thread_each() as pool:
-            return dict(zip(self.quantized, pool.map(lambda name: self._bits(name, step), self.quantized), strict=True))
+            return dict(zip(leaders, pool.map(lambda name: self._bits(name, step), leaders), strict=True))
 
     def _bits(self, name: str, step: float) -> float:
         self.hurry(0)
@@ -283,27 +396,14 @@ class Job:
         settings = self.plans[name].at(step)
         staged = METHODS[settings.method].staged
         assert staged is not None
-        return staged.expected_bits(self._slices(name)[index][0], self.prepare(name)[index], settings)
+        return staged.expected_bits(self._slice(name, index)[0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.
 
         A cast has no error to speak of, but a rise where the curvature is known.
         """
-        cast = entry.planes is None and entry.stored is not None and name in self.curvatures
-        shape = matrix_shape(entry.shape)
-        if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
-            return None, None
-        original = self.source.tensors[name].to(torch.float32).reshape(shape)
-        known = self.curvatures.get(name)
-        if entry.planes is None:
-            assert known is not None
-            made = original.to(getattr(torch, str(entry.stored))).float()
-            return None, _rise_of(list(made - original), known)
-        errors = [torch.from_numpy(p.reconstruct()) - w for p, w in zip(entry.planes, original, strict=True)]
-        norm = float(original.double().square().sum())
-        error = math.sqrt(sum(float(e.double().square().sum()) for e in errors) / norm) if norm else 0.0
-        return error, None if known is None else _rise_of(errors, known)
+        return of_entry(entry, self.source.tensors.get(name), self.curvatures.get(name))
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
@@ -312,22 +412,6 @@ class Job:
 
 def _is_float(dtype: str) -> bool:
     return bool(getattr(torch, dtype).is_floating_point)
-
-
-def _rise_of(errors: Sequence[Tensor], known: Sequence[MatrixCurvature | None]) -> float:
-    """Predicted rise of the loss, over the slices whose curvature is known."""
-    return sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
-
-
-def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
-    """Whether what the codes of a tensor give is not finite in its dtype: float16 ends at 65,504, float8 at 448."""
-    if tensor.dtype in {torch.float32, torch.float64} or not tensor.numel():
-        return False
-    if float(tensor.detach().float().abs().max()) < NEAR * torch.finfo(tensor.dtype).max:
-        return False
-    with np.errstate(over="ignore"):
-        made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
-    return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
 
 
 def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:

@@ -9,7 +9,7 @@ from pgolf.kernels.device import jit, tl, triton
 from pgolf.kernels.launch import FLOATS, INTEGERS, launch, require
 
 TILE = 4096  # codes of a program: 32 a thread
-TURNED_ROWS = 128  # rows of a tile whose codes lie along columns
+TALL, WIDE = 128, 512  # rows of a tall tile, columns of a wide one
 WARPS = 4
 
 
@@ -54,42 +54,41 @@ def launch_dequant(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | 
     rows, cols = codes.shape
     if codes.numel() == 0:
         return out
-    block_r, block_c = tile(codes)
+    turned = codes.stride(1) != 1 and codes.stride(0) == 1
+    codes = codes if turned or codes.stride(1) == 1 else codes.contiguous()
+    block_r, block_c = tile(cols, turned)
     bf16 = out.dtype == torch.bfloat16
     grid = (triton.cdiv(rows, block_r) * triton.cdiv(cols, block_c),)
     launch(
         dequant_kernel, grid, codes, codes if row_scale is None else row_scale, codes if col_scale is None else col_scale,
-        out.view(torch.int16) if bf16 else out,
-        rows, cols, codes.stride(0), codes.stride(1),
-        ROW_SCALE=row_scale is not None, COL_SCALE=col_scale is not None, BF16=bf16,
+        out.view(torch.int16) if bf16 else out, rows, cols, codes.stride(1 if turned else 0),
+        TURNED=turned, ROW_SCALE=row_scale is not None, COL_SCALE=col_scale is not None, BF16=bf16,
         BLOCK_R=block_r, BLOCK_C=block_c, num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
-def tile(codes: Tensor) -> tuple[int, int]:
-    """Rows and columns of a program's tile.
+def tile(cols: int, turned: bool) -> tuple[int, int]:
+    """Rows and columns of a program's tile: one of two, so that a new shape seldom means a new kernel.
 
-    Codes may be a transposed view: the coder's strips run down columns (docs/FORMAT.md). The compiler then loads along
-    rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
+    turned: the codes are a transposed view, as the coder's strips run down columns (docs/FORMAT.md). The compiler then
+    loads along rows, turns the tile in shared memory, and stores along columns, so both sides stay wide.
     """
-    if codes.stride(1) != 1 and codes.stride(0) == 1:
-        return TURNED_ROWS, TILE // TURNED_ROWS
-    block_c = min(triton.next_power_of_2(codes.shape[1]), TILE)
-    return TILE // block_c, block_c
+    return (TALL, TILE // TALL) if turned or cols < WIDE else (TILE // WIDE, WIDE)
 
 
 @jit
 def dequant_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
-    codes, row_scale, col_scale, out, rows, cols, stride_r, stride_c,
+    codes, row_scale, col_scale, out, rows, cols, stride, TURNED: tl.constexpr,
     ROW_SCALE: tl.constexpr, COL_SCALE: tl.constexpr, BF16: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_R rows and BLOCK_C columns a program; see `dequant`."""
+    """A tile of BLOCK_R rows and BLOCK_C columns a program; see `dequant`. stride: between rows, of TURNED codes columns."""
     across = tl.cdiv(cols, BLOCK_C)
     r = (tl.program_id(0) // across).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = (tl.program_id(0) % across).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (r[:, None] < rows) & (c[None, :] < cols)
-    value = tl.load(codes + r[:, None] * stride_r + c[None, :] * stride_c, inside, other=0).to(tl.float32)
+    place = r[:, None] + c[None, :] * stride if TURNED else r[:, None] * stride + c[None, :]
+    value = tl.load(codes + place, inside, other=0).to(tl.float32)
     if ROW_SCALE:
         value = value * tl.load(row_scale + r, r < rows, other=0.0)[:, None]
     if COL_SCALE:

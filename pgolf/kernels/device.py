@@ -25,26 +25,35 @@ def jit(function: Callable[..., None]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
-def need(device: torch.device | str) -> torch.device:
-    """`device`, if tensors and kernels can be there. Raises DeviceError that says what is missing."""
+def jit_for_any(*names: str) -> Callable[[Callable[..., None]], Any]:
+    """`jit` of a kernel that is not compiled anew where these integers are 1 or divisible by 16: one for all shapes."""
+
+    def made(function: Callable[..., None]) -> Any:
+        return function if triton is None else triton.jit(function, do_not_specialize=list(names))
+
+    return made
+
+
+def need(device: torch.device | str, *, kernels: bool = True) -> torch.device:
+    """`device`, if tensors can be there, and kernels too unless none is wanted. Raises DeviceError that says what is missing."""
     try:
         wanted = torch.device(device)
     except RuntimeError:
         raise DeviceError(f"{device!r} is not a device: write cpu, cuda or cuda:0") from None
     if wanted.type == "cuda":
-        _need_cuda(wanted)
+        _need_cuda(wanted, kernels)
     elif wanted.type != "cpu":
         raise DeviceError(f"pgolf runs on cpu and cuda, not on {wanted}")
     return wanted
 
 
-def _need_cuda(wanted: torch.device) -> None:
+def _need_cuda(wanted: torch.device, kernels: bool) -> None:
     if not torch.cuda.is_available():
         why = "has no CUDA in it" if torch.version.cuda is None else "finds no GPU or driver"
         raise DeviceError(
             f"{wanted} was asked for, but torch {torch.__version__} {why}: use --device cpu or another torch"
         )
-    if triton is None:
+    if kernels and triton is None:
         raise DeviceError(f"{wanted} was asked for, but triton is not installed: pip install 'pgolf[gpu]'")
     if (wanted.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{wanted} was asked for, but there are {torch.cuda.device_count()} CUDA devices")

@@ -104,6 +104,11 @@ def pack(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, bits
     bits = bits or needed
     if bits is None or needed is None or needed > bits:
         raise ValueError("the codes need more bits than a packed matrix has")
+    return pack_fitting(codes, row_scale, col_scale, bits)
+
+
+def pack_fitting(codes: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, bits: int) -> Packed:
+    """`pack` of codes that are known to fit: nothing waits for a device."""
     words = unit_words(codes.shape[1])
     padding = -codes.shape[1] % (FIELDS * words)
     fields = torch.nn.functional.pad(codes.int(), (0, padding)) + (1 << (bits - 1))

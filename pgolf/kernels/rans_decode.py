@@ -13,25 +13,59 @@ What will surprise you:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.device import jit, jit_for_any, tl, triton
 from pgolf.kernels.launch import launch
+from pgolf.kernels.staging import together
+from pgolf.kernels.strips import Strips
 from pgolf.packer.coder import rans
 from pgolf.packer.coder.layout import TABLE, CodedLanes, contexts_by_strip
 from pgolf.packer.coder.loops import Loops
-from pgolf.packer.coder.strips import lane_bounds
 
 Array = NDArray[Any]
 
 DOUBLE = 1 << 9  # context bit: the code is 2·value + parity (a trellis lattice), not the value itself
 PAGE = 64  # slots; of a table of 2^15 slots few pages hold more than one symbol
 SCHEDULERS = 4  # of a processor of the GPU: each runs a warp at a time
+
+
+class Decoded(NamedTuple):
+    """codes: int16 [N] in strip order, ESCAPED where the symbol was an escape. strips: where they lie and of which
+    classes they are, for kernels that go on with them; None where the processor decoded."""
+
+    codes: Tensor
+    strips: Strips | None
+
+
+def rans_decode(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Decoded:
+    """The codes on `device`, as `pgolf.packer.coder.rans.decode`.
+
+    loops: what the processor may use, where it is the one. Raises ArtifactError if a lane does not end where it must.
+    """
+    if device.type == "cuda":
+        return decode_with_kernel(coded, device)
+    return Decoded(rans_decode_reference(coded, device, loops), None)
+
+
+def rans_decode_reference(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Tensor:
+    """See `rans_decode`."""
+    return torch.from_numpy(rans.decode(coded, loops)).to(device)
+
+
+def decode_with_kernel(coded: CodedLanes, device: torch.device) -> Decoded:
+    """The kernel, whatever the device, and the check of every lane's end."""
+    rans.check_lanes(coded)
+    given = LanesOnDevice.of(coded, device)
+    codes, final, read = launch_rans_decode(given)
+    ends = torch.stack([final, read]).cpu().numpy()
+    rans.check_ends(coded, *ends)
+    return Decoded(codes, given.strips)
 
 
 @dataclass(frozen=True)
@@ -44,38 +78,15 @@ class Tables:
     entries: Tensor
 
     @staticmethod
-    def of(freqs: Array, device: torch.device) -> Tables:
-        """freqs: int64 [T, 256], rows sum to 2^15."""
+    def of(freqs: Array) -> Tables:
+        """On the host. freqs: int64 [T, 256], rows sum to 2^15."""
         slots = np.tile(np.arange(256, dtype=np.uint8), len(freqs)).repeat(freqs.ravel()).reshape(-1, PAGE)
         mixed = slots[:, 0] != slots[:, -1]
         pages = np.where(mixed, 255 + np.cumsum(mixed), slots[:, 0]).astype(np.int32)
         symbols = np.concatenate([np.arange(256, dtype=np.uint8).repeat(PAGE), slots[mixed].ravel()])
         cumulative = np.cumsum(freqs, axis=1, dtype=np.int32) - freqs
         entries = (freqs.astype(np.int32) << 16 | cumulative).ravel()
-        return Tables(*(torch.from_numpy(a).to(device) for a in (pages, symbols, entries)))
-
-
-def rans_decode(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Tensor:
-    """int16 [N] codes in strip order on `device`, as `pgolf.packer.coder.rans.decode`.
-
-    loops: what the processor may use, where it is the one. Raises ArtifactError if a lane does not end where it must.
-    """
-    if device.type == "cuda":
-        return decode_with_kernel(coded, device)
-    return rans_decode_reference(coded, device, loops)
-
-
-def rans_decode_reference(coded: CodedLanes, device: torch.device, loops: Loops | None = None) -> Tensor:
-    """See `rans_decode`."""
-    return torch.from_numpy(rans.decode(coded, loops)).to(device)
-
-
-def decode_with_kernel(coded: CodedLanes, device: torch.device) -> Tensor:
-    """The kernel, whatever the device, and the check of every lane's end."""
-    rans.check_lanes(coded)
-    codes, final, read = launch_rans_decode(LanesOnDevice.of(coded, device))
-    rans.check_ends(coded, final.cpu().numpy(), read.cpu().numpy())
-    return codes
+        return Tables(*(torch.from_numpy(a) for a in (pages, symbols, entries)))
 
 
 @dataclass(frozen=True)
@@ -83,9 +94,8 @@ class LanesOnDevice:
     """All that the kernel reads, on the device.
 
     states: int32 [K]; first_word: int64 [K + 1], where each lane's words begin, and the end; words: int16, one more than
-    there are. bounds: int64 [K + 1], symbols of each lane; first_strip: int64 [K]; starts: int64 [S + 1], of strips.
-    base, first_row: int64 [S], rows, lookup: int16, as of `contexts_by_strip`, lookup with DOUBLE.
-    feedback, branch: of the trellis (0 where there is none).
+    there are. bounds: int64 [K + 1], symbols of each lane; first_strip: int64 [K]. lookup: int16, contexts with DOUBLE,
+    at what `strips` says of each symbol. feedback, branch: of the trellis (0 where there is none).
     """
 
     states: Tensor
@@ -93,10 +103,7 @@ class LanesOnDevice:
     words: Tensor
     bounds: Tensor
     first_strip: Tensor
-    starts: Tensor
-    base: Tensor
-    first_row: Tensor
-    rows: Tensor
+    strips: Strips
     lookup: Tensor
     tables: Tables
     feedback: int
@@ -104,26 +111,36 @@ class LanesOnDevice:
 
     @staticmethod
     def of(coded: CodedLanes, device: torch.device) -> LanesOnDevice:
-        """Of what the packer decodes."""
-
-        def moved(array: Array) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        bounds = lane_bounds(coded.starts, len(coded.states))
+        """Of what the packer decodes, in one copy."""
+        bounds = coded.bounds
         base, first_row, rows, lookup = contexts_by_strip(coded)
+        arrays = (
+            coded.states.astype(np.uint32).view(np.int32),
+            np.concatenate([[0], coded.ends()]),
+            np.append(coded.words, np.zeros(1, np.uint16)).astype(np.uint16, copy=False).view(np.int16),
+            bounds,
+            np.searchsorted(coded.starts, bounds[:-1]),
+            coded.starts,
+            base,
+            first_row,
+            rows.view(np.int16),
+            _marked(lookup, coded.codes).view(np.int16),
+        )
+        tables = Tables.of(coded.freqs)
+        host = [*map(torch.from_numpy, arrays), tables.pages, tables.symbols, tables.entries]
+        states, first_word, words, ends, first, starts, base_of, first_rows, row, contexts, *of_tables = together(
+            host, device
+        )
         following, trellis = coded.transitions, len(coded.transitions) > rans.ONE_STATE
         return LanesOnDevice(
-            states=moved(coded.states.astype(np.uint32).view(np.int32)),
-            first_word=moved(np.concatenate([[0], coded.ends()])),
-            words=moved(np.append(coded.words, np.zeros(1, np.uint16)).astype(np.uint16).view(np.int16)),
-            bounds=moved(bounds),
-            first_strip=moved(np.searchsorted(coded.starts, bounds[:-1])),
-            starts=moved(coded.starts),
-            base=moved(base),
-            first_row=moved(first_row),
-            rows=moved(rows.view(np.int16)),
-            lookup=moved(_marked(lookup, coded.codes).view(np.int16)),
-            tables=Tables.of(coded.freqs, device),
+            states,
+            first_word,
+            words,
+            ends,
+            first,
+            Strips(starts, base_of, first_rows, row, int(coded.starts[-1])),
+            contexts,
+            Tables(*of_tables),
             feedback=int(following[1 << 3 | 2]) if trellis else 0,
             branch=int(following[2 | 1]) if trellis else 0,
         )
@@ -138,16 +155,16 @@ def _marked(lookup: Array, codes: Array) -> Array:
 
 def launch_rans_decode(given: LanesOnDevice, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel, whatever the device: (codes int16 [N], final states int64 [K], words read up to int64 [K])."""
-    lanes, device = len(given.states), given.states.device
-    codes = torch.empty(int(given.starts[-1]), dtype=torch.int16, device=device)
+    lanes, device, strips = len(given.states), given.states.device, given.strips
+    codes = torch.empty(given.strips.symbols, dtype=torch.int16, device=device)
     states, ends = (torch.empty(lanes, dtype=torch.int64, device=device) for _ in range(2))
     if lanes:
         block = block or lanes_of_a_program(lanes, device)
         launch(
             rans_decode_kernel, (triton.cdiv(lanes, block),), given.states, given.first_word, given.words, given.bounds,
-            given.first_strip, given.starts, given.base, given.first_row, given.rows, given.lookup, given.tables.pages,
-            given.tables.symbols, given.tables.entries, codes, states, ends, lanes, len(given.words) - 1, given.feedback,
-            given.branch, BLOCK=block, num_warps=1,
+            given.first_strip, strips.starts, strips.base, strips.first_row, strips.rows, given.lookup,
+            given.tables.pages, given.tables.symbols, given.tables.entries, codes, states, ends, lanes,
+            len(given.words) - 1, given.feedback, given.branch, BLOCK=block, num_warps=1,
         )  # fmt: skip
     return codes, states, ends
 
@@ -158,7 +175,7 @@ def lanes_of_a_program(lanes: int, device: torch.device) -> int:
     return min(32, max(8, int(triton.next_power_of_2(lanes // (SCHEDULERS * processors)))))
 
 
-@jit
+@jit_for_any("lanes", "last_word", "feedback", "branch")
 def rans_decode_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
     states, first_word, words, bounds, first_strip, starts, base, first_row, rows, lookup, pages, symbols, entries,
     codes, final, ends, lanes, last_word, feedback, branch, BLOCK: tl.constexpr,

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pgolf.kernels.launch import FLOATS
-from pgolf.kernels.packed import Packed, dense, pack, width_of
+from pgolf.kernels.packed import Packed, dense, pack_fitting, width_of
 from pgolf.kernels.quant_linear import quant_linear
 
 aten = torch.ops.aten
@@ -54,10 +54,21 @@ class PackedWeight(Tensor):
         return self
 
     @staticmethod
-    def of(matrices: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], dtype: torch.dtype) -> PackedWeight:
-        """From (codes, row scales, column scales) of a matrix, or of each of a bank. ValueError for codes above 8 bits."""
-        bits = width_of(min(int(c.min()) for c, _, _ in matrices), max(int(c.max()) for c, _, _ in matrices))
-        packed = [pack(*matrix, bits=bits) for matrix in matrices]
+    def of(
+        matrices: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], dtype: torch.dtype, bits: int | None = None
+    ) -> PackedWeight:
+        """From (codes, row scales, column scales) of a matrix, or of each of a bank. ValueError for codes above 8 bits.
+
+        bits: that hold all codes, where it is known, so that nobody waits for the device to say it.
+        """
+        known = (
+            width_of(min(int(c.min()) for c, _, _ in matrices), max(int(c.max()) for c, _, _ in matrices))
+            if bits is None
+            else bits
+        )
+        if known is None:
+            raise ValueError("the codes need more bits than a packed matrix has")
+        packed = [pack_fitting(*matrix, known) for matrix in matrices]
         columns = [[getattr(p, name) for p in packed] for name in _PARTS]
         parts = [c[0] if len(c) == 1 or c[0] is None else torch.stack(c) for c in columns]
         return PackedWeight(parts, packed[0].bits, packed[0].cols, dtype)
@@ -91,6 +102,15 @@ class PackedWeight(Tensor):
     ) -> PackedWeight:
         turned = self.turned if turned is None else turned
         return PackedWeight(self.parts if parts is None else parts, self.bits, self.cols, dtype or self.dtype, turned)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        found: Any = memo.get(id(self))
+        if found is None:
+            is_parameter = isinstance(self, nn.Parameter)  # torch marks one, and its copy is to be one
+            found = nn.Parameter(_clone(self), requires_grad=False) if is_parameter else _clone(self)
+            memo[id(self)] = found
+        copied: PackedWeight = found
+        return copied
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch's takes one argument more
         return f"PackedWeight({list(self.shape)}, bits={self.bits}, dtype={self.dtype}, device={self.device})"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import ArtifactError, UsageError
-from pgolf.models import checkpoint
+from pgolf.loading.kept import kept
 from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
+from pgolf.packer.format.partly import Partly
 
 if TYPE_CHECKING:
     from pgolf.loading.on_device import OnDevice
@@ -22,12 +26,19 @@ if TYPE_CHECKING:
     from pgolf.packer.plane import Plane
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def load(
+    path: str | Path, device: torch.device | str = "cpu", *, names: str | Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The state dict of an artifact: every name, dtype and shape as it was packed; tied names share one tensor.
 
-    device: where it is decoded and stays. Raises DeviceError if it is not there, ArtifactError for anything but a
-    whole, undamaged artifact.
+    device: where it is decoded and stays. names: globs, as "blocks.0.*", of the tensors that are wanted; of the others none is
+    kept in memory, and most are not decoded (see `pgolf.open`). Raises DeviceError if the device is not there, ArtifactError
+    for anything but a whole, undamaged artifact, UsageError for a glob that matches no tensor.
     """
+    if names is not None:
+        decoder_on(device)
+        with named(path):
+            return matching(mapped(path), names, device)
     return load_by(path, decoder_on(device))
 
 
@@ -49,16 +60,53 @@ def decoder_on(device: torch.device | str) -> OnDevice | None:
 
 def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
     """(entries, meta) of an artifact file; decoder: as `device` of `artifact.decode`. Raises ArtifactError."""
+    with named(path):
+        refuse_endless(path)
+        return artifact.decode(Path(path).read_bytes(), decoder)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """What goes wrong with an artifact file, as an ArtifactError that begins with its name."""
     try:
-        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-            raise ArtifactError(f"{path}: is no regular file")  # a pipe or device may have no end
-        data = Path(path).read_bytes()
+        yield
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
-    try:
-        return artifact.decode(data, decoder)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
+
+
+def refuse_endless(path: str | Path) -> None:
+    """Raises ArtifactError for a pipe or a device, which may have no end."""
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise ArtifactError("is no regular file")
+
+
+def mapped(path: str | Path) -> Partly:
+    """An artifact file of which tensors can be read one by one. Raises ArtifactError, OSError."""
+    refuse_endless(path)
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        return Partly(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""))
+
+
+def matching(file: Partly, patterns: str | Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors whose names match any of the globs, on a device, tied names sharing one.
+
+    Raises UsageError for a glob that matches none.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in file.names):
+            raise UsageError(f"{pattern!r} matches no tensor; names look like {', '.join(file.names[:3])}")
+    names = [name for name in file.names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    made = {home: tensor_of(file, home).to(device) for home in dict.fromkeys(map(file.home, names))}
+    return {name: made[file.home(name)] for name in names}
+
+
+def tensor_of(file: Partly, name: str) -> Tensor:
+    """One tensor. KeyError where there is none of this name."""
+    return _tensor(file.entry(file.home(name)))
 
 
 def dropped_of(meta: Mapping[str, Any]) -> list[str]:
@@ -71,16 +119,17 @@ def dropped_of(meta: Mapping[str, Any]) -> list[str]:
 
 def tensors_of(entries: Mapping[str, Entry], decoder: OnDevice | None = None) -> dict[str, Tensor]:
     """Entries -> tensors, where their decoder keeps them."""
-    tensors = {name: _tensor(entry, decoder) for name, entry in entries.items() if entry.alias is None}
+    own = {name: entry for name, entry in entries.items() if entry.alias is None}
+    found = map(_tensor, own.values()) if decoder is None else decoder.tensors(list(own.values()))
+    tensors = dict(zip(own, found, strict=True))
     return {name: tensors[entry.alias or name] for name, entry in entries.items()}
 
 
-def _tensor(entry: Entry, decoder: OnDevice | None) -> Tensor:
+def _tensor(entry: Entry) -> Tensor:
     if entry.planes is None:
-        return kept(entry) if decoder is None else kept(entry).to(decoder.device)
+        return kept(entry)
     dtype = getattr(torch, entry.dtype)
-    stack = _dense(entry.planes, dtype) if decoder is None else decoder.dense(entry.planes, dtype)
-    return stack.reshape(entry.shape).to(dtype)
+    return _dense(entry.planes, dtype).reshape(entry.shape).to(dtype)
 
 
 def _dense(planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
@@ -88,12 +137,6 @@ def _dense(planes: Sequence[Plane], dtype: torch.dtype) -> Tensor:
     arrays = [p.reconstruct() if dtype.is_floating_point else np.require(p.codes, requirements="W") for p in planes]
     matrices = [torch.from_numpy(array) for array in arrays]  # torch wants no view of the file
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
-
-
-def kept(entry: Entry) -> Tensor:
-    """The tensor of an entry that was not quantized."""
-    assert entry.raw is not None
-    return checkpoint.from_bytes(entry.raw, entry.stored or entry.dtype, entry.shape).to(getattr(torch, entry.dtype))
 
 
 def load_into(path: str | Path, module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,12 @@ from pgolf.errors import CurvatureError, ModelError
 
 IDS = ("input_ids", "ids", "idx", "tokens", "token_ids", "inputs", "input_seq", "x")
 TARGETS = ("targets", "target", "labels", "label", "y", "target_ids", "target_seq", "tgt", "next_tokens")
+KNOWN: dict[
+    str, Callable[[Tensor], Tensor]
+] = {  # what else a model may want that ids [B, T] alone tell, nothing padded
+    "attention_mask": torch.ones_like,
+    "position_ids": lambda ids: torch.arange(ids.shape[-1], device=ids.device).expand_as(ids),
+}
 NO_TARGET = re.compile(r"mask|pos|cache|state|segment|type|len|past|image", re.I)  # what else a model may ask for
 BATCHES = ("batch", "data", "sample", "examples")
 COPIES = {"to", "int", "long", "type", "contiguous", "clone", "cat", "concat", "flatten", "reshape", "pad", "cuda"}
@@ -33,6 +39,7 @@ class Way:
     targets: the ids are given as targets too, so that a loss is computed. extra: columns that the model cuts off for
     its own targets, and that are added beforehand. autocast: the dtype to compute in, for weights of mixed dtypes.
     thaws: tensors made under torch.inference_mode (a rotary cache, after an evaluation) are copied before use.
+    alone: the model takes one sequence at a time; flat: without the dimension of the batch, as ids [T].
     """
 
     call: Callable[[Tensor], Any]
@@ -40,6 +47,12 @@ class Way:
     extra: int = 0
     autocast: torch.dtype | None = None
     thaws: bool = False
+    alone: bool = False
+    flat: bool = False
+
+    def flattened(self) -> Way:
+        """The same way with one sequence at a time, as ids [T]."""
+        return replace(self, call=lambda ids: self.call(ids[0]), alone=True, flat=True)
 
 
 def ways_of(model: nn.Module, logits: Callable[..., Any] | str | None) -> list[Way]:
@@ -61,14 +74,15 @@ def _ways_of_forward(model: nn.Module) -> list[Way]:
         return [Way(model)]
     given = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     by_position = [p for p in given if p.kind is not p.KEYWORD_ONLY]
-    needed = [p for p in given if p.default is p.empty]
+    told = tuple(p.name for p in given if p.default is p.empty and p.name in KNOWN)
+    needed = [p for p in given if p.default is p.empty and p.name not in told]
     names = [p.name for p in given]
     gathers = {p.kind for p in parameters if p not in given}
     any_name = IDS[:1] if inspect.Parameter.VAR_KEYWORD in gathers else ()
     first = () if by_position or inspect.Parameter.VAR_POSITIONAL in gathers else _first_of(IDS, names) or any_name
     target = _first_of(TARGETS, names) or tuple(p.name for p in needed[1:2] if not NO_TARGET.search(p.name))
-    alone = Way(partial(_called, model, first, ()))
-    taught = Way(partial(_called, model, first, target), targets=True)
+    alone = Way(partial(_called, model, first, (), told))
+    taught = Way(partial(_called, model, first, target, told), targets=True)
     ways = [alone] if len(needed) <= 1 else []
     ways += [taught] if target else []
     if names[:1] and names[0] in BATCHES:
@@ -81,8 +95,10 @@ def _first_of(known: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in names)[:1]
 
 
-def _called(model: nn.Module, ids_name: tuple[str, ...], target_name: tuple[str, ...], ids: Tensor) -> Any:
-    by_name = dict.fromkeys((*ids_name, *target_name), ids)
+def _called(
+    model: nn.Module, ids_name: tuple[str, ...], target_name: tuple[str, ...], told: tuple[str, ...], ids: Tensor
+) -> Any:
+    by_name = dict.fromkeys((*ids_name, *target_name), ids) | {name: KNOWN[name](ids) for name in told}
     return model(**by_name) if ids_name else model(ids, **by_name)
 
 
@@ -148,7 +164,9 @@ class Watch(TorchFunctionMode):
     def _before_softmax(self, scores: Any) -> Tensor | None:
         """What the log_softmax that made `scores` was given, of their shape: logits, of which more is known."""
         for result, source in self._softmaxes:
-            if isinstance(scores, Tensor) and result.data_ptr() == scores.data_ptr():
+            if not isinstance(scores, Tensor) or is_transformed(result) or is_transformed(scores):
+                continue
+            if result.data_ptr() == scores.data_ptr():
                 if source.numel() == scores.numel() and source.shape[-1] == scores.shape[-1]:
                     return source.reshape(scores.shape)
                 return source.mT if source.dim() > 1 and source.mT.shape == scores.shape else scores
@@ -170,7 +188,7 @@ class Watch(TorchFunctionMode):
         return scores.reshape(B, T - extra, scores.shape[-1])
 
     def _is_ids(self, value: Any) -> bool:
-        if not isinstance(value, Tensor) or value.is_floating_point():
+        if not isinstance(value, Tensor) or value.is_floating_point() or is_transformed(value):
             return False
         return any(value.untyped_storage().data_ptr() == known.untyped_storage().data_ptr() for known in self._copies)
 
@@ -201,6 +219,11 @@ class Thawed(TorchFunctionMode):
         if id(value) not in self._copies:
             self._copies[id(value)] = value, value.clone()
         return self._copies[id(value)][1]
+
+
+def is_transformed(value: Any) -> bool:
+    """Whether a tensor is one of torch.func's (vmap, grad, jvp), which lies nowhere itself and ends with the call."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def refuse_beyond(highest: int, rows: int) -> None:

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pgolf.errors import CheckpointError
 from pgolf.models import blueprint, huggingface, names, nest, ties, torchfile
 from pgolf.models.blueprint import Blueprint
+from pgolf.models.inert import Record
+from pgolf.models.packed import unpacked
 from pgolf.packer.format.artifact import DTYPE_SIZES
 
 MOST_REPEATED, REPEATED_BYTES = 4, 1 << 26  # tensors may together be this much larger than their storages
@@ -172,7 +174,7 @@ def _untied(
     given: Mapping[str, Tensor], tied: Mapping[str, str], like: Blueprint | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors that are not one another, name -> the name in them that it is one with)."""
-    checked = {name: _checked(name, tensor.detach()) for name, tensor in given.items()}
+    checked = {name: _checked(name, unpacked(tensor.detach())) for name, tensor in given.items()}
     if like is not None:
         like.check(checked)
         tied = like.ties
@@ -348,8 +350,11 @@ def _everything(loaded: Any, path: Path) -> Checkpoint:
     def walk(value: Any, name: str, depth: int) -> None:
         if depth > nest.DEEPEST:
             raise CheckpointError(f"{path}: nested more than {nest.DEEPEST} deep: save model.state_dict() alone")
+        value = nest.as_mapping(value)
         members: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
-        if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Mapping, list, tuple)) for v in value):
+        if isinstance(value, (list, tuple)) and any(
+            isinstance(v, (Tensor, Mapping, Record, list, tuple)) for v in value
+        ):
             members = enumerate(value)
         if (depth and value is loaded) or len(tensors) + len(beside) > MOST_VALUES:
             raise CheckpointError(f"{path}: a dict in it holds itself, or the same ones without end")

@@ -1,7 +1,11 @@
-"""Stand-ins for what NumPy pickles beside weights (losses, random states): they hold what was said and run nothing."""
+"""Stand-ins for what lies pickled beside weights (NumPy's numbers, settings, whole modules): they hold what was said and
+run nothing."""
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +23,21 @@ _STOOD_FOR = [
     *(("numpy.random.bit_generator", name) for name in ("__pyx_unpickle_SeedSequence", "SeedSequence")),
     *((f"numpy.random._{name.lower()}", name) for name in ("MT19937", "PCG64", "Philox", "SFC64")),
 ]
+_DATA = frozenset(  # classes of the standard library that are not called like classes
+    f"{module}.{name}"
+    for module, names in {
+        "builtins": "frozenset range slice bytearray Ellipsis NotImplemented object dict list int float str bool",
+        "collections": "defaultdict deque",
+        "datetime": "datetime date time timedelta timezone",
+        "functools": "partial",
+    }.items()
+    for name in names.split()
+)
+_OF_TORCH = tuple(
+    f"torch.{part}." for part in ("nn.modules", "nn.functional", "_C._nn", "nn.parallel", "nn.utils", "optim")
+)
+_LIBRARIES = ("torch.", "torchao.", "builtins.", "torch_xla.")  # of which only the above are data
+_PARTS = ("_parameters", "_buffers", "_modules")  # of a module
 
 
 class Inert:
@@ -47,18 +66,97 @@ class Inert:
         return len(self.shape)
 
 
-def _stand_in(module: str, name: str) -> type[Inert]:
-    return type(name, (Inert,), {"__module__": module, "__qualname__": name})
+class Record(Inert):
+    """An object of anybody's class, which is not imported."""
+
+    shape = ()
+
+    @property
+    def members(self) -> dict[Any, Any]:
+        """Its attributes by name, and what it was made of by number."""
+        states = self.state if isinstance(self.state, tuple) else (self.state,)  # with slots: (attributes, slots)
+        named = {key: value for part in states if isinstance(part, Mapping) for key, value in part.items()}
+        return {**dict(enumerate(self.arguments)), **named}
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is an nn.Module: it has parameters, buffers and modules."""
+        return isinstance(self.state, Mapping) and all(isinstance(self.state.get(part), Mapping) for part in _PARTS)
+
+    def state_dict(self, depth: int = 0) -> dict[str, Any]:
+        """Of a module: what its own `state_dict` would give, as far as no hook of its class has a say. `depth` as it grows."""
+        if not self.is_module or depth > DEEPEST:
+            return {}
+        parameters, buffers, modules = (self.state[part] for part in _PARTS)
+        left_out = self.state.get("_non_persistent_buffers_set") or ()
+        found = {str(name): value for name, value in parameters.items() if value is not None}
+        found |= {str(n): value for n, value in buffers.items() if value is not None and n not in left_out}
+        for name, inner in modules.items():
+            if isinstance(inner, Record):
+                found |= {f"{name}.{below}": value for below, value in inner.state_dict(depth + 1).items()}
+        return found
 
 
-_STAND_INS = [_stand_in(module, name) for module, name in _STOOD_FOR]
+DEEPEST = 40  # modules in one another
 
 
-def allowed() -> AbstractContextManager[Any]:
-    """While it holds, torch.load(weights_only=True) reads NumPy's pickles as `Inert`s instead of refusing them."""
-    return torch.serialization.safe_globals([*_STAND_INS])
+class Dict:
+    """A dict of anybody's class: comes back as an OrderedDict, which torch's unpickler may fill."""
+
+    def __new__(cls, *arguments: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # that is what it is for
+        pairs = arguments[0] if arguments and isinstance(arguments[0], (Mapping, list, tuple)) else ()
+        return OrderedDict(pairs)
+
+
+class List:
+    """A list of anybody's class, or a deque."""
+
+    def __new__(cls, *arguments: Any) -> list[Any]:  # type: ignore[misc]  # that is what it is for
+        return list(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple)) else []
+
+
+_FILLED = (  # what torch's unpickler says of a stand-in that turns out to be filled like a dict, or a list
+    (Dict, re.compile(r"Can only SETITEMS? for dict.* but got <class '([^']+)'>")),
+    (List, re.compile(r"Can only (?:append to|extend) lists, but got <class '([^']+)'>")),
+)
+_UNKNOWN = re.compile(r"Unsupported global: GLOBAL ([\w.<>]+) was not an allowed global")
+
+
+def _stand_in(name: str, kind: type = Inert) -> type:
+    module, _, short = name.rpartition(".")
+    return type(short, (kind,), {"__module__": module, "__qualname__": short})
+
+
+_STAND_INS = {f"{module}.{name}": _stand_in(f"{module}.{name}") for module, name in _STOOD_FOR}
+
+
+def allowed(more: Iterable[type] = ()) -> AbstractContextManager[Any]:
+    """While it holds, torch.load(weights_only=True) reads NumPy's pickles as `Inert`s instead of refusing them, and those
+    of `more` as what they are."""
+    return torch.serialization.safe_globals([*_STAND_INS.values(), *more])
 
 
 def stands_for(name: str) -> bool:
-    """Whether "module.name" is one of those."""
-    return any(name == f"{module}.{inner}" for module, inner in _STOOD_FOR)
+    """Whether "module.name" is one of NumPy's."""
+    return name in _STAND_INS
+
+
+def learned(reason: str, known: dict[str, type]) -> bool:
+    """Whether a refusal of torch's unpickler tells of a stand-in that would help: it is added to `known`, by its name."""
+    for kind, filled in _FILLED:
+        if (found := filled.search(reason)) and not issubclass(known.get(found[1], kind), kind):
+            known[found[1]] = _stand_in(found[1], kind)
+            return True
+    found = _UNKNOWN.search(reason)
+    name = "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
+    if not name or name in known or not _is_data(name):
+        return False
+    known[name] = _stand_in(name, Record)
+    return True
+
+
+def _is_data(name: str) -> bool:
+    """Whether "module.name" is called like a class: a function has effects, or gives what only running it would tell."""
+    if name in _DATA or name.startswith(_OF_TORCH):
+        return True
+    return name.rpartition(".")[2][:1].isupper() and not name.startswith(_LIBRARIES)

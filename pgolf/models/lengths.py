@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from pgolf.errors import CurvatureError
+from pgolf.models import transformers_model
 from pgolf.models.logits import Logits, device_of
 
+TOLD = ("max_position_embeddings", "n_positions")  # what a configuration of transformers calls its context
 SHORTEST = 16  # tokens of a context: a model that fails on so few fails for another reason
 
 
@@ -32,6 +34,13 @@ def usable_length(run: Logits, wanted: int, *, odd: bool = False) -> int:
         return taken
     taken = taken // multiple * multiple
     return _unlike(run.model, taken, multiple) if odd else taken
+
+
+def told_length(model: nn.Module) -> int | None:
+    """The context that a model of transformers was made for, as its configuration says; None of all others."""
+    config = transformers_model.config_of(model)
+    told = next((config[name] for name in TOLD if config and config.get(name)), None)
+    return told if isinstance(told, int) and told > 1 else None
 
 
 def _takes(run: Logits, length: int, *, last: bool = False) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pgolf.errors import CheckpointError, UsageError
 from pgolf.models import names, ties
 from pgolf.models.blueprint import Blueprint
-from pgolf.models.inert import Inert
+from pgolf.models.inert import Inert, Record
 
 MAIN = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
 DEEPEST = 40  # containers in one another
@@ -121,14 +121,14 @@ class _Walk:
         if len(where) > DEEPEST:
             raise CheckpointError(f"{self.path}: nested more than {DEEPEST} deep: save model.state_dict() alone")
         members = [(str(key), inner) for key, inner in _members(value)]
-        role = role or _role(value, where)
+        role = role or _role(as_mapping(value), where)
         direct = {key: inner for key, inner in members if isinstance(inner, Tensor)}
         self._seen[id(value)] = (where, None)
         at = len(self.groups)
         below = sum(
             self.visit(inner, (*where, key), role or _role_of_name(key))
             for key, inner in members
-            if isinstance(inner, (Mapping, list, tuple)) and inner
+            if isinstance(inner, (Mapping, list, tuple, Record)) and inner
         )
         arrays = tuple(
             key
@@ -136,7 +136,8 @@ class _Walk:
             if not isinstance(inner, Tensor) and _size(inner) >= (SMALL_MATRIX if below else 1)
         )
         if direct or arrays:
-            named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+            keys = as_mapping(value)
+            named = isinstance(keys, Mapping) and all(isinstance(key, str) for key in keys)
             others = tuple(key for key, inner in members if key not in direct)
             role = _believed(role or _role_of_names(direct), direct)
             group = Group(where, direct, role, named, below > 0, others, arrays)
@@ -145,7 +146,15 @@ class _Walk:
         return below + len(direct)
 
 
+def as_mapping(value: Any) -> Any:
+    """What stands for an object as the dict of its attributes, a module as its state dict; anything else as it is."""
+    if not isinstance(value, Record):
+        return value
+    return value.state_dict() if value.is_module else value.members
+
+
 def _members(value: Any) -> Iterable[tuple[Any, Any]]:
+    value = as_mapping(value)
     return value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
@@ -241,6 +250,7 @@ def _several(groups: Sequence[Group], path: str) -> CheckpointError:
     more = f" and {len(groups) - 8} more" if len(groups) > 8 else ""
     sizes = "; ".join(_described(group) for group in groups[:4])
     ways = " or ".join(f"--state {group.where or '.'}" for group in groups[:4])
+    ways += "" if any(not group.where for group in groups[:4]) else ", --state . for all of them"
     return CheckpointError(f"{path}: several state dicts ({found}{more}): {sizes}; say which to take: {ways}")
 
 
@@ -264,7 +274,9 @@ def _no_state_dict(groups: Sequence[Group], path: str) -> CheckpointError:
             "save {name: torch.from_numpy(array)}"
         )
     only = f", only {' and '.join(there)}" if there else ""
-    return CheckpointError(f"{path}: no state dict (names -> tensors) in it{only}; save model.state_dict()")
+    called = next((g.where for g in groups if g.role and g.named and g.path and not _SLOTS & g.tensors.keys()), "")
+    way = f"; if {called} is the model after all, --state {called}" if called else ""
+    return CheckpointError(f"{path}: no state dict (names -> tensors) in it{only}; save model.state_dict(){way}")
 
 
 def _split(group: Group) -> tuple[dict[str, Tensor], list[Group]]:
@@ -299,7 +311,7 @@ def _explained(left: Iterable[tuple[Group, str]]) -> tuple[tuple[Group, str], ..
 
 
 def _named(groups: Sequence[Group], state: str) -> Choice:
-    usable = [group for group in groups if not group.role]
+    usable = [g for g in groups if not g.role or state in {".".join(where) for where in (g.path, *g.also)}]
     for found in (
         [g for g in usable if state in {".".join(where) for where in (g.path, *g.also)} and state],
         [g for g in usable if any(_ends(where, state) for where in (g.path, *g.also))],
@@ -351,8 +363,7 @@ def _flat(groups: Sequence[Group], state: str) -> tuple[dict[str, Tensor], list[
 
 def _choices(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
-        if group.path:
-            yield group.where
+        yield group.where or "."
 
 
 def _fitting(groups: Sequence[Group], models: Sequence[Group], like: Blueprint, path: str) -> Choice | None:

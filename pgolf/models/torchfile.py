@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ from pgolf.common.files import replacing
 from pgolf.errors import CheckpointError
 from pgolf.models import inert
 
+MOST_STRANGERS = 64  # classes of a file that are stood in for
+TASTE = 512  # bytes of a file's beginning that tell what it is
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a Hugging Face folder
 _MAGIC = {  # first bytes of files that people take for checkpoints: what they are, and the mend
     b"\x89PGOLF": "is a pgolf artifact already: pgolf unpack makes a checkpoint of it",
@@ -24,7 +27,15 @@ _MAGIC = {  # first bytes of files that people take for checkpoints: what they a
     b"\x93NUMPY": "is a single NumPy array: save {name: torch.from_numpy(array)} by torch.save",
     b"<!DOCTYPE": "is a web page: the download went wrong",
     b"<html": "is a web page: the download went wrong",
+    b"PAR1": "is a table of text (parquet): name the file that holds the weights",
+    b"\x80\x04\x95": "is a plain pickle: load it, and torch.save() its state dict",
+    b"\x80\x05\x95": "is a plain pickle: load it, and torch.save() its state dict",
+    **dict.fromkeys(
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!"),
+        "is compressed: unpack it and name what was in it",
+    ),
 }
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _WANTED = (  # what a pickle asks for: what it then is, and the mend
     (
         "torch.distributed._shard",
@@ -47,14 +58,36 @@ def refuse_foreign(path: Path) -> None:
             f"{path.parent} OUT.pt makes one file of it"
         )
     with path.open("rb") as file:
-        start = file.read(32)
-    if start.lstrip().startswith((b"{", b"[")) and not is_safetensors(path):
-        raise CheckpointError(f"{path}: is text (JSON?), not a checkpoint: name the file that holds the weights")
+        start = file.read(TASTE)
+    if _is_text(start) and not is_safetensors(path):
+        what = "text (JSON?)" if start.lstrip().startswith((b"{", b"[")) else "text"
+        if not any(start.startswith(magic) for magic in _MAGIC):
+            raise CheckpointError(f"{path}: is {what}, not a checkpoint: name the file that holds the weights")
+    if start and not start.strip(b"\0"):
+        raise CheckpointError(
+            f"{path}: begins with {len(start)} zeros, as a download that broke off does: copy it again"
+        )
+    if start.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: its end is missing: it is truncated, copy it again")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path}: is a tar archive: unpack it and name what was in it")
     if not start and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is an empty file")
+    refuse_magic(path)
+
+
+def refuse_magic(path: Path) -> None:
+    """Raises CheckpointError for a file that begins as those of another kind do."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _MAGIC)))
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path}: {what}")
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the beginning of a file is printable ASCII."""
+    return bool(start) and all(c in b"\t\n\r\f" or 32 <= c < 127 for c in start)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -71,13 +104,9 @@ def torch_load(path: Path) -> Any:
     if path.suffix == ".safetensors":  # torch.load would go by the name
         raise CheckpointError(f"{path}: is a file of torch.save under safetensors' name: call it {path.stem}.pt")
     try:
-        with warnings.catch_warnings(), inert.allowed():
-            warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
-            if zipfile.is_zipfile(path):
-                _check_archive(path)
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        return _loaded(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -85,6 +114,37 @@ def torch_load(path: Path) -> Any:
     except Exception as error:  # torch.load raises nearly anything on foreign bytes
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that torch.load reads ({reason})") from None
+
+
+def _loaded(path: Path) -> Any:
+    """What torch.load gives, with stand-ins for all that is data. Each attempt names one more of them.
+
+    Raises what torch.load raised at first where they do not help.
+    """
+    known: dict[str, type] = {}
+    first: Exception | None = None
+    for _ in range(MOST_STRANGERS):
+        try:
+            return _attempted(path, known.values())
+        except Exception as error:
+            first = first or error
+            if not (isinstance(error, pickle.UnpicklingError) and inert.learned(str(error), known)):
+                break
+    assert first is not None
+    raise first
+
+
+def _attempted(path: Path, stand_ins: Iterable[type]) -> Any:
+    with warnings.catch_warnings(), inert.allowed(stand_ins):
+        warnings.simplefilter("ignore")  # torch's advice on old formats is for its authors
+        if zipfile.is_zipfile(path) and _is_unicode(path):  # torch maps a file by its name in UTF-8
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            return torch.load(_Bounded(file, path.stat().st_size), map_location="cpu", weights_only=True)
+
+
+def _is_unicode(path: Path) -> bool:
+    return str(path).isascii() or str(path) == str(path).encode(errors="replace").decode()
 
 
 def torch_save(value: Any, path: Path) -> None:
@@ -109,6 +169,8 @@ def _refuse_kinds(names: list[str], path: Path) -> None:
         raise CheckpointError(
             f"{path}: is a program of torch.export: torch.save(torch.export.load(...).state_dict, ...)"
         )
+    if not inner & {"data.pkl", "constants.pkl"} and (held := [n for n in names if n.endswith(_CHECKPOINTS)]):
+        raise CheckpointError(f"{path}: is a zip archive that holds {held[0]}: unpack it and name that")
     if names and all(name.endswith(".npy") for name in names):
         raise CheckpointError(
             f"{path}: is an archive of NumPy arrays: save {{name: torch.from_numpy(array)}} by torch.save"

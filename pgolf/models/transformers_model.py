@@ -111,16 +111,27 @@ def _refusal(config: Mapping[str, Any], code: Path | None) -> str | None:
     if code is not None and own:
         return None
     with _quietly() as library:
-        kinds = library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if kind in kinds:
-            return None
-        version = library.__version__
+        causal = kind in library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         known = kind in library.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        version, encoder = library.__version__, causal and _sees_ahead(library, config)
+    mend = "name the module that gives logits, --model FILE.py:NAME"
+    if causal:
+        return f"{kind} without is_decoder is an encoder, a token sees those that follow: {mend}" if encoder else None
     if own:
         return f"its model ({kind}) is code that lies beside the weights: read it, then --trust-remote-code runs it"
     if known:
-        return f"{kind} is no causal language model: name the module that gives logits, --model FILE.py:NAME"
+        return f"{kind} is no causal language model: {mend}"
     return f"transformers {version} knows no architecture {kind!r}: a newer one may, or add --model FILE.py:NAME"
+
+
+def _sees_ahead(library: Any, config: Mapping[str, Any]) -> bool:
+    """Whether an architecture that is trained on masked words would be built without a causal mask."""
+    masked = library.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    halves = (
+        library.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )  # of which the decoder is built
+    kind = config[KIND]
+    return kind in masked and kind not in halves and not (config.get("is_decoder") or config.get("causal"))
 
 
 def _quantized_by(config: Mapping[str, Any]) -> str:

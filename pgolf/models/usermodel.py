@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pgolf.errors import ModelError, UsageError
 from pgolf.models import blueprint
 from pgolf.models.names import COUNTER, fitted
+from pgolf.models.packed import is_packed
 
 
 def load(
@@ -141,8 +142,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collectio
     dropped: buffers that an artifact leaves out; the module keeps what it made itself. Raises ModelError naming missing,
     unexpected and misshapen keys, two values of one parameter, and what was dropped and is no buffer of the module.
     """
+    put(model, fitted_state(model, state, dropped))
+
+
+def fitted_state(
+    model: nn.Module, state: Mapping[str, Tensor], dropped: Collection[str] = (), later: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The state dict of the module that `load_state` loads, checked as there; without the parameters of the names `later`,
+    of which only the shape counts: the caller puts something else in their stead."""
     plan, theirs = blueprint.of(model), model.state_dict()
-    if packed := [name for name, tensor in theirs.items() if _is_packed(tensor)]:
+    if packed := [name for name, tensor in theirs.items() if is_packed(tensor)]:
         raise ModelError(
             f"{packed[0]} of {plan.kind} is packed, which nothing can be loaded into: build the module anew"
         )
@@ -160,14 +169,17 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collectio
     counters = {
         name: state.get(name, tensor) for name, tensor in theirs.items() if name not in short
     }  # of moving averages
+    replaced = {plan.ties.get(bare[name], bare[name]) for name in later}
+    return {
+        n: t for n, t in (counters | full).items() if plan.ties.get(short.get(n, n), short.get(n, n)) not in replaced
+    }
+
+
+def put(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """`load_state_dict` of what fits by name and shape. ModelError where a tensor of the module cannot be written to."""
     try:
-        model.load_state_dict(counters | full)
+        model.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # names and shapes fit; what is left is the tensors' own, as of inference_mode
         reason = str(error).rpartition("an exception occurred : ")[2] or str(error)
-        raise ModelError(f"the weights cannot be put into {plan.kind}: {' '.join(reason.split())[:200]}") from error
-
-
-def _is_packed(tensor: object) -> bool:
-    """Whether a weight of a module holds codes. Nothing can where nobody imported the class, which brings triton."""
-    known = sys.modules.get("pgolf.kernels.weight")
-    return known is not None and isinstance(tensor, known.PackedWeight)
+        kind = blueprint.of(model).kind
+        raise ModelError(f"the weights cannot be put into {kind}: {' '.join(reason.split())[:200]}") from error

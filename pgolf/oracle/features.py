@@ -6,6 +6,7 @@ A knot is a place on the way: a step early on, later a share of the steps that t
 from __future__ import annotations
 
 import math
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -27,10 +28,24 @@ NAMES = (
     "early",
     "latest",
     "off",
+    "after_10",
+    "after_200",
 )
+BENT = (
+    "level",
+    "total",
+    "parameters",
+    "nats",
+    "batch",
+    "pace",
+    "early",
+    "after_10",
+    "after_200",
+)  # with their products
 PRODUCTS = (
-    ("level", "total"), ("total", "total"), ("level", "level"), ("validated", "level"), ("validated", "total"),
-)  # fmt: skip
+    *combinations_with_replacement(BENT, 2),
+    *(("validated", name) for name in ("level", "total", "after_10", "after_200")),
+)
 USUAL_CAP = 600.0  # seconds: the contest's, which some of its trainers do not print
 SLOPE = 0.1  # of log BPB over log steps, early in a run: only moves points of other steps to the knot
 
@@ -82,6 +97,8 @@ def features(run: Run, knot: float, *, validated: bool = True) -> dict[str, floa
     found["validated"] = float(by_validation)
     found["early"] = _training(points, knot, 0.15, 0.5, run.nats) - found["level"]
     found["latest"] = _training(points, knot, 0.9, 1.001, run.nats) - found["level"]
+    found["after_10"] = _training(points, 10, 0.5, 1.5, run.nats) - found["level"]
+    found["after_200"] = _training(points, 200, 0.75, 1.25, run.nats) - found["level"]
     found["off"] = math.log(place / knot) if by_validation else 0.0
     return found
 

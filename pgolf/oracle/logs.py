@@ -50,7 +50,9 @@ _VOCAB = re.compile(r"(?:fineweb\w*_sp|fineweb_|sp)(\d{3,6})(?:_bpe)?(?=[\b_/.\s
 _STOP = re.compile(r"stopping[_ ]early", re.I)
 _STOP_STEP = re.compile(r"step\s*:\s*(\d+)")
 _SIZE = re.compile(r"total submission size[^:\n]*:\s*([\d,_]+)\s*(?:bytes|B)\b", re.I)
-_SCORE = re.compile(rf"val_bpb\s*[:=]\s*({NUMBER})", re.I)
+_SCORE = re.compile(
+    rf"val_bpb\s*[:=]\s*({NUMBER})(?![\w.])", re.I
+)  # not the ".4" of a printed source's {{val_bpb:.4f}}
 LABELS = [  # of a score after training, the first that fits
     ("other", r"n-?gram|cache|oracle|progress|running|mixer|hedge"),
     ("ttt", r"ttt|lora"),

@@ -22,6 +22,7 @@ from pgolf.oracle.run import Run
 
 Vector = NDArray[np.float64]
 TARGETS = ("unpacked", "final")
+ANCHOR = 0.5  # share of the level that the score follows before any fit, so that an odd level is not held at MOST of it
 MOST = 4.0  # deviations at which a feature is held: beyond, a line says nothing
 
 
@@ -133,17 +134,21 @@ def _show(name: str, value: float) -> str:
 def _band(found: Mapping[str, float], knot: Mapping[str, Any], target: str) -> Band:
     fit = knot[target]
     row = row_of(found, np.array(knot["middle"]), np.array(knot["spread"]))
-    value = float(row @ np.array(fit["weights"]))
+    value = ANCHOR * found["level"] + float(row @ np.array(fit["weights"]))
     low, high = fit["band"]
     scale = doubt(row, fit["doubt"])
     return Band(math.exp(value), math.exp(value + scale * low), math.exp(value + scale * high))
 
 
 def doubt(row: Vector, weights: list[float]) -> float:
-    """How much wider than usual a band is, by how far the features are from the middle; 1/3 to 3."""
-    return float(
-        np.exp(np.clip(np.concatenate([[1.0], np.abs(row[1 : 1 + len(NAMES)])]) @ np.array(weights), -1.1, 1.1))
-    )
+    """How much wider than usual a band is, by where the features lie and how far from the middle; 1/3 to 3."""
+    return float(np.exp(np.clip(doubts_of(row) @ np.array(weights), -1.1, 1.1)))
+
+
+def doubts_of(row: Vector) -> Vector:
+    """What the width of a band is told from: 1, the size and the sign of each feature. row: as of `row_of`."""
+    z = row[1 : 1 + len(NAMES)]
+    return np.concatenate([[1.0], np.abs(z), z])
 
 
 def ahead(one: Foresight, other: Foresight, target: str) -> float | None:

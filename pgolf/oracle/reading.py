@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from pgolf.common.files import not_a_file
 from pgolf.errors import DataError
@@ -24,7 +26,11 @@ COLUMNS = {  # of a CSV: our name, then others'
     "bpb": ("val_bpb", "bpb"),
 }
 MOST_BYTES = 1 << 28
-_GZIP = b"\x1f\x8b"
+_COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {  # how a file begins: what reads it
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
+}
 
 
 def read(path: str | Path) -> list[Run]:
@@ -33,12 +39,12 @@ def read(path: str | Path) -> list[Run]:
     if not_a_file(path.resolve()) not in {"", "a folder"}:
         raise DataError(f"{path} is no regular file: save the log as one")
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as file:
+            raw = _unpacked(file).read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > MOST_BYTES:
-        raise DataError(f"{path}: {len(raw):,} bytes are no log of a run")
+        raise DataError(f"{path}: more than {MOST_BYTES:,} bytes are no log of a run")
     text = text_of(raw)
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
     if first.startswith("{"):
@@ -52,6 +58,17 @@ def read(path: str | Path) -> list[Run]:
             f"{path}: has no line of a training step, such as 'step:100/20000 train_loss:3.1'; see docs/ORACLE.md"
         )
     return runs
+
+
+def _unpacked(file: BinaryIO) -> IO[bytes]:
+    """A file, or what is compressed in it by gzip, xz or bzip2, which is read no further than it is asked for."""
+    begin = file.read(6)
+    file.seek(0)
+    for magic, opened in _COMPRESSED.items():
+        if begin.startswith(magic):
+            unpacked: IO[bytes] = opened(file)
+            return unpacked
+    return file
 
 
 def _is_table(first: str) -> bool:
@@ -82,36 +99,48 @@ def _jsonl(text: str, name: str) -> list[Run]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        step = _number(row.get("step")) if isinstance(row, dict) else math.nan
-        if not isinstance(row, dict) or not 0 <= step < 1e12:
-            lost += 1
-            continue
-        _add(run, row, 1000 * _number(row.get("seconds")), "loss", "val_bpb", step)
-        progress, tokens = _number(row.get("progress")), _number(row.get("tokens"))
-        if 0 < progress <= 1 and step > 0:
-            run.settings["iterations"] = float(round(step / progress))
-        if tokens > 0 and step > 0:
-            run.settings["train_batch_tokens"] = tokens / step
-        if progress >= 1:
-            run.total = int(step)
+        lost += not (isinstance(row, dict) and add_step(run, row))
     if lost:
         run.notes.append(f"{lost} lines are no steps and were passed over")
     _beside(run, Path(name))
     if run.points and math.isnan(run.nats) and all(math.isnan(bpb) for *_, bpb in run.points):
         raise DataError(
-            f"{name}: has losses in nats only, and the BPB of a nat stands in train.json, which the end of the run writes: "
-            "foresee from a log with val_bpb"
+            f"{name}: has losses in nats only, and the BPB of a nat stands neither in its first line, as there is no validation "
+            "shard, nor in train.json: foresee from a log with val_bpb"
         )
     return [run] if run.points else []
 
 
+def add_step(run: Run, row: Mapping[str, Any]) -> bool:
+    """Add a line of train.jsonl to its run: a step, and what the first line says of the whole run. False for what is no step."""
+    step = _number(row.get("step"))
+    if not 0 <= step < 1e12:
+        return False
+    run.settings |= {name: value for name in SETTINGS if (value := _number(row.get(name))) >= 0}
+    if 0 < (nats := _number(row.get("bpb_per_nat"))) < math.inf:
+        run.nats = nats
+    _add(run, row, 1000 * _number(row.get("seconds")), "loss", "val_bpb", step)
+    progress, tokens = _number(row.get("progress")), _number(row.get("tokens"))
+    if 0 < progress <= 1 and step > 0:
+        run.settings["iterations"] = float(round(step / progress))
+    if tokens > 0 and step > 0:
+        run.settings["train_batch_tokens"] = tokens / step
+    if progress >= 1:
+        run.total = int(step)
+    return True
+
+
 def _beside(run: Run, path: Path) -> None:
-    """What train.json beside a train.jsonl adds: the BPB of a nat, and parameters."""
+    """What train.json beside a train.jsonl adds: parameters, the BPB of a nat, and of a run that is over its scores."""
     try:
         facts = json.loads(path.with_name("train.json").read_text("utf-8"))
         run.settings["n_params"] = float(facts["parameters"])
         run.nats = float(facts["score"]["bpb"]) / float(facts["score"]["loss"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        if run.total is not None and facts["steps"] == run.step:
+            run.scores["post_ema"] = float(facts["score"]["bpb"])
+            run.size = int(facts["packed"]["bytes"])
+            run.scores["quantized"] = float(facts["packed"]["score"]["bpb"])
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
         return
 
 

@@ -26,10 +26,18 @@ class Run:
     broken: int | None = None
     nats: float = math.nan  # BPB of one nat a token: a constant of tokenizer and validation text
     notes: list[str] = field(default_factory=list)
+    _array: Points | None = field(default=None, init=False, repr=False, compare=False)
+    _arrayed: int = field(default=0, init=False, repr=False, compare=False)  # points that are in it
 
     @property
     def array(self) -> Points:
-        """float64 [points, 4], in the order of steps; of points of one step the last of each column."""
+        """float64 [points, 4], in the order of steps; of points of one step the last of each column. Points are only ever added:
+        it is made again where there are more of them."""
+        if self._array is None or self._arrayed != len(self.points):
+            self._array, self._arrayed = self._merged(), len(self.points)
+        return self._array
+
+    def _merged(self) -> Points:
         merged: dict[float, list[float]] = {}
         for step, *values in self.points:
             row = merged.setdefault(step, [math.nan] * 3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -88,6 +89,28 @@ class Plane:
     trellis: int = 0
     trellis_from: int = 0
     spread: Spread | None = None
+
+    def part(self, rows: slice) -> Plane:
+        """Some of its rows. The codes of a trellis plane follow one another down all of them: a part decodes to its
+        weights, but is coded again only together with the others."""
+        spread = self.spread and Spread(self.spread.rows[rows], self.spread.cols)
+        row_scale = self.row_scale and Scale(self.row_scale.index[rows], self.row_scale.per_octave)
+        return Plane(self.codes[rows], row_scale, self.col_scale, self.trellis, self.trellis_from, spread)
+
+    @staticmethod
+    def joined(parts: Sequence[Plane]) -> Plane:
+        """The plane that these are the parts of, in order."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        scales = [plane.row_scale.index for plane in parts if plane.row_scale]
+        spreads = [plane.spread.rows for plane in parts if plane.spread]
+        return replace(
+            first,
+            codes=np.concatenate([plane.codes for plane in parts]),
+            row_scale=first.row_scale and Scale(np.concatenate(scales), first.row_scale.per_octave),
+            spread=first.spread and Spread(np.concatenate(spreads), first.spread.cols),
+        )
 
     def reconstruct(self) -> NDArray[np.float32]:
         """float32 [R, C] by the reconstruction rule."""

@@ -19,6 +19,7 @@ _OURS = (
         Staged(auto.prepare, auto.finish, auto.expected_bits),
         reads=("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
         packages=("numba", "scipy"),
+        any_dtype=True,
     ),
     Method(
         "quick",

@@ -41,6 +41,7 @@ class Method:
     staged: the same in stages, where much of the work does not depend on settings.step.
     reads: the fields of Settings that it reads, besides `step` and `scale_per_octave`.
     packages: that it needs besides those of loading, see `pgolf.common.extras`.
+    any_dtype: it takes weights in whatever floating dtype they have; else it is given float32.
     settings: a frozen dataclass of its own, every field with a default: what people write as `name:field=value`; the
     quantizer finds an instance as `settings.own`.
     """
@@ -52,6 +53,7 @@ class Method:
     staged: Staged | None = None
     reads: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    any_dtype: bool = False
     settings: type[Any] | None = None
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgolf.common.sizes import show_size
+from pgolf.report.columns import Cells, fitted
 from pgolf.report.names import pattern, skeleton
 from pgolf.report.nearness import asked_lines, measured_lines
 
@@ -201,21 +202,31 @@ def submission_lines(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, f"{facts['verdict']}: {facts['total']:,} B of {limit:,} B"]
 
 
-def inspect_table(facts: Mapping[str, Any]) -> Table:
-    """Every tensor of an artifact, with a picture of its codes around zero."""
-    table = _compact()
-    for name in ("tensor", "shape", "dtype", "how"):
-        table.add_column(name, overflow="fold")
-    for name in ("bytes", "bits/weight", "curvature", "codes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+def inspect_table(facts: Mapping[str, Any], width: int | None = None) -> Table:
+    """Every tensor of an artifact, with a picture of its codes around zero, in at most `width` columns."""
+    rows = []
     for t in facts["tensors"]:
         codes = "{}..{}".format(*t["code_range"]) if "code_range" in t else ""
         picture = sparkline(t["histogram"]["counts"]) if "histogram" in t else ""
-        table.add_row(
+        rows.append([
             t["name"], "×".join(map(str, t["shape"])) or "scalar", t["dtype"], _how(t), f"{t['bytes']:,.0f}",
             f"{t['bits_per_weight']:.2f}", _percent(t.get("curvature_share")), codes, picture,
-        )  # fmt: skip
+        ])  # fmt: skip
+    heads = ["tensor", "shape", "dtype", "how", "bytes", "bits/weight", "curvature", "codes", ""]
+    return _fitted(Cells(heads, rows), width, dispensable=(7, 2, 3, 8, 6, 1, 5), words=(0, 1, 2, 3))
+
+
+def _fitted(cells: Cells, width: int | None, dispensable: Sequence[int], words: Sequence[int]) -> Table:
+    """A table of what has room; words: columns that stand to the left. A caption says what had none."""
+    found = fitted(cells, width, dispensable)
+    left = {cells.heads[i] for i in words} | {""}
+    table = _compact()
+    for head in found.heads:
+        table.add_column(head, justify="left" if head in left else "right", overflow="fold", no_wrap=head not in left)
+    for row in found.rows:
+        table.add_row(*row)
+    if found.gone:
+        table.caption, table.caption_justify = f"no room for {', '.join(found.gone)}: see --json", "left"
     return table
 
 
@@ -235,20 +246,18 @@ def sparkline(counts: Sequence[int]) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * n // top)] for n in counts) if top else ""
 
 
-def layers_table(facts: Mapping[str, Any]) -> Table:
-    """Where the bytes go: a bar for each layer."""
-    table = _compact()
-    table.add_column("layer", overflow="fold")
-    for name in ("weights", "bytes", "share", "bits/weight", "curvature"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+def layers_table(facts: Mapping[str, Any], width: int | None = None) -> Table:
+    """Where the bytes go, a bar for each layer, in at most `width` columns."""
     top = max(row["bytes"] for row in facts["layers"]) or 1
-    for row in facts["layers"]:
-        table.add_row(
+    rows = [
+        [
             row["layer"], f"{row['weights']:,}", f"{row['bytes']:,.0f}", f"{100 * row['bytes'] / facts['bytes']:.1f}%",
             f"{row['bits_per_weight']:.2f}", _percent(row["curvature_share"]), "█" * round(32 * row["bytes"] / top),
-        )  # fmt: skip
-    return table
+        ]
+        for row in facts["layers"]
+    ]  # fmt: skip
+    heads = ["layer", "weights", "bytes", "share", "bits/weight", "curvature", ""]
+    return _fitted(Cells(heads, rows), width, dispensable=(6, 5, 1, 3, 4), words=(0,))
 
 
 def left_out_lines(names: Sequence[str]) -> list[str]:
@@ -276,24 +285,20 @@ def inspect_summary(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def diff_table(facts: Mapping[str, Any]) -> Table:
-    """The table of `pgolf diff`."""
-    table = _compact()
-    table.add_column("tensor", overflow="fold")
-    for name in ("how in A", "how in B"):
-        table.add_column(name, overflow="fold")
-    for name in ("bytes A", "bytes B", "B - A", "bits A", "bits B", "distance"):
-        table.add_column(name, justify="right", no_wrap=True)
+def diff_table(facts: Mapping[str, Any], width: int | None = None) -> Table:
+    """The table of `pgolf diff`, in at most `width` columns."""
+    rows = []
     for row in facts["tensors"]:
         a, b = row["a"], row["b"]
         more = f"{b['bytes'] - a['bytes']:+,.0f}" if a and b else ""
-        table.add_row(
+        rows.append([
             row["name"], *(side["how"] if side else "absent" for side in (a, b)),
             *(f"{side['bytes']:,.0f}" if side else "" for side in (a, b)), more,
             *(f"{side['bits_per_weight']:.2f}" if side else "" for side in (a, b)),
             "" if row["distance"] is None else f"{row['distance']:.4f}",
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    heads = ["tensor", "how in A", "how in B", "bytes A", "bytes B", "B - A", "bits A", "bits B", "distance"]
+    return _fitted(Cells(heads, rows), width, dispensable=(1, 2, 6, 7, 3, 4), words=(0, 1, 2))
 
 
 def diff_summary(facts: Mapping[str, Any]) -> str:

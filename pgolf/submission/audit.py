@@ -28,10 +28,12 @@ OFFLINE = "a submission runs without a network"  # what the guard of a trial sta
 
 @dataclass(frozen=True)
 class Audit:
-    """findings: what to look at; notes: what was looked at, and what could not be."""
+    """findings: what to look at; notes: what was looked at, and what could not be; scripts: names of the main script and of those
+    that it uses."""
 
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """With the verdict."""
@@ -48,11 +50,23 @@ def audit(
     """Go through a folder. script: its main one, see `main_script`; run: import that in a fresh process under a guard, without
     pgolf if `hides`. Raises UsageError for what is no folder, and where the main script is not clear."""
     files = contents(folder, "audit")
-    copies = unpacked_copies(files)
-    names = [name for name in files if name.endswith(".py") and name not in copies]
+    names = scripts_of(files)
     if not names:
         raise UsageError(f"{folder}: has no script of Python to audit")
-    main = main_script(names, script)
+    return audit_files(files, main_script(names, script), limit=limit, run=run, hides=hides)
+
+
+def scripts_of(files: Mapping[str, Path]) -> list[str]:
+    """Names of the scripts of Python, without what one of them unpacked beside itself."""
+    copies = unpacked_copies(files)
+    return [name for name in files if name.endswith(".py") and name not in copies]
+
+
+def audit_files(
+    files: Mapping[str, Path], main: str, *, limit: int = LIMIT, run: bool = True, hides: bool = True
+) -> Audit:
+    """The same of files that were chosen from a folder, name -> path; main: the main one of their scripts."""
+    names = scripts_of(files)
     findings, trees, unread = _trees({name: files[name].read_bytes() for name in names})
     used = _reached(main, trees)
     together = ast.Module([statement for name in used for statement in trees[name].body], [])
@@ -70,7 +84,7 @@ def audit(
         found, note = _start({name: path.read_bytes() for name, path in files.items()}, main, hides)
         findings += found
         notes.append(note)
-    return Audit(distinct(findings), notes)
+    return Audit(distinct(findings), notes, list(used or [main]))
 
 
 def _trees(scripts: Mapping[str, bytes]) -> tuple[list[Finding], dict[str, ast.Module], list[str]]:

@@ -85,6 +85,12 @@ def open_folder(path: Path, shared: Mapping[str, Any], points: Sequence[Point], 
     return Folder(path, plan)
 
 
+def discard_unused(folder: Folder) -> None:
+    """Remove a folder in which a sweep has made nothing yet but its plan."""
+    if not folder.done() and {path.name for path in folder.path.iterdir()} <= {"sweep.json", "points"}:
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
 def _unfinished(path: Path) -> bool:
     """Whether a file is what a sweep leaves that was killed before it had written anything."""
     return path.name.startswith(".sweep.json.")

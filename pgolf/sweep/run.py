@@ -17,7 +17,7 @@ from pgolf.errors import UsageError
 from pgolf.report import write_json
 from pgolf.sweep import comparison
 from pgolf.sweep.executors import WorkerLostError
-from pgolf.sweep.folder import BEFORE, Folder, open_folder
+from pgolf.sweep.folder import BEFORE, Folder, discard_unused, open_folder
 from pgolf.sweep.measure import measure
 from pgolf.sweep.points import Point
 from pgolf.sweep.setup import Setup, identity, machine
@@ -56,6 +56,24 @@ def sweep(
         raise UsageError(f"--baseline {baseline!r} is not among the series: {', '.join(sorted(series))}")
     shared = identity(setup, dict(calibration or {}))
     folder = open_folder(Path(out), shared, points, force=force)
+    try:
+        return _swept(folder, setup, shared, executor, calibrate, tuning, baseline, watch)
+    except Exception:
+        discard_unused(folder)
+        raise
+
+
+def _swept(
+    folder: Folder,
+    setup: Setup,
+    shared: Mapping[str, Any],
+    executor: Executor,
+    calibrate: Callable[[], Curvature] | None,
+    tuning: Callable[[int], Tuning] | None,
+    baseline: str | None,
+    watch: Watch | None,
+) -> dict[str, Any]:
+    """What `sweep` does once it has a folder."""
     if calibrate is not None:
         if not folder.curvature.is_file():
             calibrate().save(folder.curvature)

@@ -29,12 +29,16 @@ def compiled(kernel: Any, *, num_warps: int = 4, num_stages: int = 3, **argument
     signature, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         value = arguments.pop(parameter.name)
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (type(value) is int and value == 1 and not parameter.do_not_specialize)
+        ):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         is_pointer = isinstance(value, torch.dtype)
         signature[parameter.name] = POINTERS[value] if is_pointer else "fp32" if isinstance(value, float) else "i32"
-        if is_pointer or (type(value) is int and value % 16 == 0):
+        if is_pointer or (type(value) is int and value % 16 == 0 and not parameter.do_not_specialize):
             aligned.append(parameter.num)
     assert not arguments, f"no parameters {sorted(arguments)}"
     source = _source(kernel, signature, constants, aligned)
@@ -89,18 +93,21 @@ def _asynchronous(ptx: str) -> set[int]:
 
 def cases() -> dict[str, Any]:
     """Name -> compiled kernel, on the shapes that the benchmark times."""
-    from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll
+    from pgolf.kernels import dequant, packed, quant_linear, rans_decode, round_block, softcap_nll, strips
+    from pgolf.packer.coder.trellis import STRIP
 
     f32, bf16, i8, i16 = torch.float32, torch.bfloat16, torch.int8, torch.int16
     i32, i64 = torch.int32, torch.int64
     out = {}
-    for name, codes, strides, block in (
-        ("bytes", i8, (512, 1), (8, 512)), ("words", i16, (512, 1), (8, 512)), ("turned", i16, (1, 1024), (128, 32)),
-    ):  # fmt: skip
+    for name, codes, turned, stride in (
+        ("bytes", i8, False, 512),
+        ("words", i16, False, 512),
+        ("turned", i16, True, 1024),
+    ):
+        rows, cols = dequant.tile(512, turned)
         out[f"dequant {name}"] = compiled(
-            dequant.dequant_kernel, codes=codes, row_scale=f32, col_scale=f32, out=i16, rows=2048, cols=512,
-            stride_r=strides[0], stride_c=strides[1], ROW_SCALE=True, COL_SCALE=True, BF16=True,
-            BLOCK_R=block[0], BLOCK_C=block[1], num_warps=dequant.WARPS,
+            dequant.dequant_kernel, codes=codes, row_scale=f32, col_scale=f32, out=i16, rows=2048, cols=512, stride=stride,
+            TURNED=turned, ROW_SCALE=True, COL_SCALE=True, BF16=True, BLOCK_R=rows, BLOCK_C=cols, num_warps=dequant.WARPS,
         )  # fmt: skip
     for name, capped in (("plain", False), ("capped", True)):
         out[f"softcap_nll {name}"] = compiled(
@@ -113,6 +120,21 @@ def cases() -> dict[str, Any]:
         out[f"rans_decode {block}"] = compiled(
             rans_decode.rans_decode_kernel, states=i32, pages=i32, entries=i32, symbols=torch.uint8, lanes=2625,
             last_word=1 << 23, feedback=5, branch=2, BLOCK=block, num_warps=1, **int64, **int16,
+        )  # fmt: skip
+    of_strips = {n: i64 for n in ("starts", "base", "first_row")} | {"codes": i16, "rows": i16, "kind": torch.uint8}
+    shape = {"BLOCK": STRIP, "num_warps": strips.WARPS}
+    out["strips count"] = compiled(strips.count_kernel, counts=i64, **of_strips, **shape)
+    out["strips restore"] = compiled(
+        strips.restore_kernel, firsts=i64, fields=torch.uint8, listed=i32, out=i32, first=1024, **of_strips, **shape
+    )
+    floats = "targets bare errors U push rows cols decoded_rows decoded_cols lam bits parabola"
+    whole = "state out row_classes col_classes before"
+    of_blocks = dict.fromkeys(floats.split(), f32) | dict.fromkeys(whole.split(), i32) | {"info": i64}
+    numbers = {"count": 512, "first": -24, "trellis_from": -2, "tables": 29, "last": 64, "widest": 99}
+    for states, fed in ((1, True), (8, True), (8, False), (64, True)):
+        out[f"round {states} {fed}"] = compiled(
+            round_block.round_kernel, STATES=states, FED=fed, LINES=round_block.LINES, ROWS=round_block.ROWS,
+            INFO=round_block.INFO, num_warps=round_block.warps(states), **of_blocks, **numbers,
         )  # fmt: skip
     high = dict(zip(packed.WIDTHS, (None, i8, i16, i32), strict=True))
     for bits, inputs, size in ((4, 16, 8192), (5, 1, 512), (6, 16, 8192), (8, 64, 8192)):

@@ -69,12 +69,24 @@ def test_importing_pgolf_imports_no_triton():
 @pytest.mark.slow
 def test_kernels_compile_for_an_h100():
     facts = json.loads(process("-m", "tests.kernels.ahead"))
-    assert {name.split()[0] for name in facts} == {"dequant", "softcap_nll", "rans_decode", "unpack", "quant_linear"}
+    assert {name.split()[0] for name in facts} == {
+        "dequant",
+        "softcap_nll",
+        "rans_decode",
+        "round",
+        "strips",
+        "unpack",
+        "quant_linear",
+    }
     for name, fact in facts.items():
         assert fact["stack"] == fact["local"] == 0, f"{name} spills"
         if "rans_decode" in name:
             assert fact["barriers"] == fact["shared"] == 0, "lanes wait for nobody"
             assert fact["reg"] <= 64
+        elif "round" in name:
+            assert fact["reg"] <= 255
+        elif "strips" in name:
+            assert fact["reg"] <= 128  # strips begin anywhere, so loads are as narrow as codes
         else:
             assert max(fact["loads"]) == 128, f"{name} loads narrowly"
         if "dequant" in name or "unpack" in name:

@@ -1,5 +1,7 @@
 """An artifact loads on a device as on the host, and packed modules compute what dense ones do."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,79 @@ def test_nothing_is_loaded_into_packed_weights(tmp_path):
     for again in (pgolf.load_into, modules.load_module):
         with pytest.raises(ModelError, match="is packed, which nothing can be loaded into"):
             again(tmp_path / "a.pgolf", module)
+
+
+class Twins(nn.Module):
+    """One parameter by two names."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.up, self.down = nn.Linear(48, 48, bias=False), nn.Linear(48, 48, bias=False)
+        if tied:
+            self.down.weight = self.up.weight
+
+
+def test_a_parameter_of_two_names_stays_one_matrix(tmp_path):
+    own = Twins()
+    pgolf.pack({"up.weight": own.up.weight.detach()}, tmp_path / "t.pgolf", method="rtn")
+    module = Twins()
+    modules.load_module(tmp_path / "t.pgolf", module, packed=True)
+    assert type(module.down) is modules.PackedLinear
+    assert torch.equal(module.down.weight.dense(), pgolf.load(tmp_path / "t.pgolf")["up.weight"])
+    pgolf.pack(Twins(tied=False), tmp_path / "u.pgolf", method="rtn")
+    with pytest.raises(ModelError, match="are one parameter in Twins"):
+        modules.load_module(tmp_path / "u.pgolf", Twins(), packed=True)
+
+
+def test_what_is_packed_is_never_dense(tmp_path, monkeypatch):
+    """Neither in a state dict nor in the module on its device, so that the peak lies below that of dense loading."""
+    pgolf.pack(Banked(), tmp_path / "b.pgolf", method="rtn")
+    made, moved, module = [], [], Banked()
+    tensors_of, to = dense.tensors_of, module.to
+
+    def noted(place):
+        moved.extend(name for name, _ in module.named_parameters())
+        return to(place)
+
+    monkeypatch.setattr(dense, "tensors_of", lambda entries, *rest: made.extend(entries) or tensors_of(entries, *rest))
+    monkeypatch.setattr(module, "to", noted)
+    modules.load_module(tmp_path / "b.pgolf", module, packed=True)
+    assert made == moved == ["biased.bias"]
+    assert [name for name, _ in module.named_parameters()] == [name for name, _ in Banked().named_parameters()]
+
+
+def test_a_refused_module_is_left_as_it_was(tmp_path):
+    pgolf.pack(toy_module(toy_state()), tmp_path / "t.pgolf", method="rtn")
+    module = Banked()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ModelError, match="do not fit"):
+        modules.load_module(tmp_path / "t.pgolf", module, packed=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_a_packed_module_is_copied_and_packed_again(tmp_path):
+    _, packed, _ = loaded(tmp_path)
+    copied = copy.deepcopy(packed)
+    assert isinstance(copied.bank, PackedWeight)
+    assert isinstance(copied.bank, nn.Parameter)
+    assert copied.bank.low.data_ptr() != packed.bank.low.data_ptr()
+    assert torch.equal(copied.bank.dense(), packed.bank.dense())
+    twice = copy.deepcopy([packed.bank, packed.bank])
+    assert twice[0] is twice[1]
+    sizes = [
+        pgolf.pack(module, tmp_path / "again.pgolf", method="rtn", rules=["bank=int5", "*=int8"]).artifact_bytes
+        for module in (packed, copied)
+    ]
+    assert sizes[0] == sizes[1]
+    again = pgolf.load(tmp_path / "again.pgolf")["bank"]
+    torch.testing.assert_close(again, packed.bank.dense(), rtol=0.1, atol=0.2)
+
+
+def test_auto_packs_where_products_gain(tmp_path, monkeypatch):
+    pgolf.pack(Banked(), tmp_path / "b.pgolf", method="rtn", rules=["*=int8"])
+    assert modules.load_module(tmp_path / "b.pgolf", Banked(), packed="auto").dense["bank"] == "nothing to gain on cpu"
+    monkeypatch.setattr(modules, "LARGE", 48 * 64)
+    entries, _ = dense.read(tmp_path / "b.pgolf")
+    why = modules._why_no_faster(entries, torch.device("cuda"))
+    assert {name for name, reason in why.items() if not reason} == {"embedding.weight", "biased.weight"}
+    assert why["bank"] == "too small to gain"

@@ -1,13 +1,16 @@
 """Logs of all shapes into runs, and what is foreseen of them."""
 
 import json
+import math
+import re
 
 import pytest
 from click.testing import CliRunner
 
 from pgolf.cli import main
 from pgolf.errors import DataError
-from pgolf.oracle.model import foresee
+from pgolf.oracle.features import features
+from pgolf.oracle.model import ANCHOR, foresee
 from pgolf.oracle.reading import read
 
 HEAD = "model_params:26993756\nworld_size:8\n"
@@ -64,6 +67,33 @@ def test_foreseen_inside_the_fit_and_not_outside(tmp_path):
     other = foresee(runs_of(tmp_path, made().replace("26993756", "999999999999"))[0])
     assert other.how == "curve"
     assert "parameters" in other.outside[0]
+
+
+def scaled(by):
+    """The log of `made` with every loss `by` times as high."""
+    number = re.compile(r"((?:train_loss|val_loss|val_bpb):)([\d.]+)")
+    return number.sub(lambda found: f"{found[1]}{float(found[2]) * by:.6f}", made())
+
+
+def test_a_level_beyond_the_usual_still_moves_the_score(tmp_path):
+    low, lower = (foresee(runs_of(tmp_path, scaled(by))[0]) for by in (0.9, 0.885))
+    assert (low.how, lower.how) == ("fitted", "fitted")
+    ratio = lower.bands["unpacked"].value / low.bands["unpacked"].value
+    assert ratio == pytest.approx((0.885 / 0.9) ** ANCHOR, abs=0.002)
+
+
+def test_the_first_losses_are_features(tmp_path):
+    start = "step:10/20000 train_loss:6.0 train_time:840ms\nstep:50/20000 train_loss:4.5 train_time:4200ms\n"
+    (run,) = runs_of(tmp_path, made().replace("step:100/", start + "step:100/", 1))
+    found, without = features(run, 1000), features(runs_of(tmp_path, made())[0], 1000)
+    assert found["after_10"] == pytest.approx(math.log(6.0 * 0.59226) - found["level"], abs=1e-3)
+    assert math.isnan(without["after_10"])
+    assert (
+        found["after_200"]
+        == without["after_200"]
+        == pytest.approx(math.log((1.9 + 2.5 * 200**-0.3) / 2.2147), abs=0.01)
+    )
+    assert foresee(run).bands["unpacked"].value != foresee(runs_of(tmp_path, made())[0]).bands["unpacked"].value
 
 
 def test_a_loss_that_is_no_number(tmp_path):

@@ -267,6 +267,72 @@ def test_hostile_headers_are_refused_cheaply(data, how):
     assert peak < 5_000_000
 
 
+def a_stack():
+    """Three tensors in one plane, a tie, a kept one between them by name."""
+    whole = a_plane(12, 5)
+    rows = {"h.0": slice(0, 4), "h.1": slice(4, 8), "h.2": slice(8, 12)}
+    made = {
+        name: Entry("float32", (4, 5), planes=(whole.part(part),), part_of="h.0" if part.start else None)
+        for name, part in rows.items()
+    }
+    own = a_plane(4, 5)
+    return made | {
+        "h.1.gain": Entry("float32", (1,), raw=bytes(4)),
+        "own": Entry("float32", (4, 5), planes=(own,)),
+        "tied": Entry("float32", (4, 5), alias="own"),
+    }
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_tensors_in_the_rows_of_one_matrix(coder):
+    made = a_stack()
+    encoded = artifact.encode(made, META, coder)
+    assert container.version(encoded.data) == 2
+    found, meta = artifact.decode(encoded.data)
+    assert_same(made, found)
+    assert artifact.encode(found, meta, coder).data == encoded.data
+    alone = {name: bits for name, bits in encoded.tensor_bits.items() if name.startswith("h.")}
+    assert len(set(alone.values())) == 1  # equal shares of one matrix
+    assert all(bits > 0 for bits in alone.values())
+
+
+STACKS = {
+    "rows left over": lambda h: h["tensors"].pop(3),
+    "rows missing": lambda h: _tensor(h, "h.2").__setitem__(2, [5, 5]),
+    "rows cut": lambda h: (_tensor(h, "h.2").__setitem__(2, [3]), _tensor(h, "h.1").__setitem__(2, [37])),
+    "an empty part": lambda h: (_tensor(h, "h.2").__setitem__(2, [0, 5]), _tensor(h, "h.1").__setitem__(2, [8, 5])),
+    "another dtype": lambda h: _tensor(h, "h.1").__setitem__(1, "float16"),
+    "a tie to a stack": lambda h: _tensor(h, "tied").__setitem__(4, "h.0"),
+    "a part of a part": lambda h: _tensor(h, "h.2").__setitem__(4, "h.1"),
+    "an earlier part": lambda h: (
+        _tensor(h, "h.0").__setitem__(3, 0),
+        _tensor(h, "h.0").__setitem__(4, "h.1"),
+        _tensor(h, "h.1").__setitem__(3, 1),
+        _tensor(h, "h.1").__setitem__(4, ""),
+        _tensor(h, "h.2").__setitem__(4, "h.1"),
+    ),
+    "a nameless first": lambda h: (
+        _tensor(h, "h.0").__setitem__(0, ""),
+        *(_tensor(h, name).__setitem__(4, "") for name in ("h.1", "h.2")),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", STACKS)
+def test_hostile_stacks_are_refused(how):
+    honest = artifact.encode(a_stack()).data
+    artifact.decode(with_header(honest, lambda head: None))
+    with pytest.raises(ArtifactError, match=r"do not fit its shape|shares storage with no stored"):
+        artifact.decode(with_header(honest, STACKS[how]))
+
+
+def test_a_version_says_what_is_in_a_file(data):
+    stack = artifact.encode(a_stack()).data
+    for honest, version in ((stack, 1), (data, 2)):
+        with pytest.raises(ArtifactError, match="its format version does not"):
+            artifact.decode(repaired(honest[:8] + bytes([version, 0]) + honest[10:]))
+
+
 def test_an_untouched_header_passes(data):
     """So that the tests above fail for the reason they name."""
     assert_same(ENTRIES, artifact.decode(with_header(data, lambda head: None))[0])

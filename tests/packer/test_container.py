@@ -87,8 +87,8 @@ def test_foreign_and_future_files_are_named():
     with pytest.raises(ArtifactError, match="not a pgolf artifact"):
         container.parse(b"")
     data = an_artifact()
-    with pytest.raises(ArtifactError, match="version 2"):
-        container.parse(data[:8] + b"\x02\x00" + data[10:])
+    with pytest.raises(ArtifactError, match="version 3, this pgolf reads 1 to 2"):
+        container.parse(data[:8] + b"\x03\x00" + data[10:])
 
 
 def test_content_checksum_holds_the_decompressors_to_account():

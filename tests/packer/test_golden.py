@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pgolf.loading.dense import load
 from pgolf.models.checkpoint import to_bytes
-from pgolf.packer.coder import families, stream
+from pgolf.packer.coder import families
 from pgolf.packer.format import artifact, container
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import HALF, Plane, Scale
-from tests.packer.test_stream import walked
+from tests.packer.test_stream import PARTS, walked
 
 Array = NDArray[Any]
 
@@ -38,9 +38,12 @@ def test_old_artifacts_decode_for_ever(name):
     assert digest(FOLDER / name) == json.loads(DIGESTS.read_text())[name]
 
 
-def test_the_current_version_is_among_them():
+def test_every_version_is_among_them():
     names = set(json.loads(DIGESTS.read_text()))
-    assert {f"{container.VERSION}-{coder}.pgolf" for coder in artifact.CODERS} <= names
+    assert {f"1-{coder}.pgolf" for coder in artifact.CODERS} <= names
+    assert {int(name.partition("-")[0]) for name in names} == set(container.VERSIONS)
+    for name in names:
+        assert container.version((FOLDER / name).read_bytes()) == int(name.partition("-")[0])
 
 
 def everything() -> bytes:
@@ -75,10 +78,23 @@ def everything() -> bytes:
     ).data
 
 
+def stacked() -> bytes:
+    """Five tensors in the rows of one trellis plane, and one beside them."""
+    codes, layout = walked(70, 6, 8, 3, frozen_below=5)
+    scale = Scale.nearest(np.random.default_rng(4).uniform(0.5, 2, 70), 4)
+    whole = Plane(codes, scale, None, trellis=8, trellis_from=5, spread=layout.spread)
+    parts = [whole.part(slice(first, first + 14)) for first in range(0, 70, 14)]
+    heads = {
+        f"heads.{i}.q": Entry("bfloat16", (14, 6), planes=(p,), part_of="heads.0.q" if i else None)
+        for i, p in enumerate(parts)
+    }
+    return artifact.encode(heads | {"heads.1.gain": Entry("float32", (1,), raw=bytes(4))}).data
+
+
 def test_everything_is_in_it():
-    head, stored, content = container.parse((FOLDER / f"{container.VERSION}-everything.pgolf").read_bytes())
+    head, stored, content = container.parse((FOLDER / "1-everything.pgolf").read_bytes())
     sections = container.unpack(stored, content)
-    assert {f"codes.{part}" for part in stream.PARTS} <= sections.keys()
+    assert {f"codes.{part}" for part in PARTS} <= sections.keys()
     assert len(sections["codes.lanes"]) >= 3 * 8
     assert {record[4] for record in head["planes"]} >= {0, 1, 2}
     count = families.BITMAP_BYTES * (1 + max(record[4] for record in head["planes"]))
@@ -93,9 +109,10 @@ def add() -> None:
     from fuzz.targets import TARGETS
 
     digests = json.loads(DIGESTS.read_text())
-    current = dict(zip(artifact.CODERS, TARGETS["artifact"].seeds(), strict=True)) | {"everything": everything()}
+    current = dict(zip(artifact.CODERS, TARGETS["artifact"].seeds(), strict=True))
+    current |= {"everything": everything(), "stacked": stacked()}
     for name, data in current.items():
-        path = FOLDER / f"{container.VERSION}-{name}.pgolf"
+        path = FOLDER / f"{container.version(data)}-{name}.pgolf"
         if not path.exists():
             path.write_bytes(data)
             digests[path.name] = digest(path)

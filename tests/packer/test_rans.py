@@ -77,7 +77,8 @@ def codes_of(num_tables, parities=None):
 def of_one_matrix(lanes, sums, lookup, freqs, codes, transitions=NO_TRELLIS):
     starts = strip_starts([(sums.rows.size, sums.cols.size)])
     counts = lanes.counts.astype(np.uint32)
-    return CodedLanes(lanes.states, counts, lanes.words, [sums], [lookup], starts, freqs, codes, transitions)
+    bounds = lane_bounds(starts, len(counts))
+    return CodedLanes(lanes.states, counts, lanes.words, [sums], [lookup], starts, freqs, codes, transitions, bounds)
 
 
 @pytest.fixture(params=[rans_numba, None], ids=["compiled", "numpy"])
@@ -275,5 +276,7 @@ def test_nothing_at_all(loops):
     assert lanes.words.tolist() == []
     counts = lanes.counts.astype(np.uint32)
     codes = np.zeros(0, np.int16)
-    nothing = CodedLanes(lanes.states, counts, lanes.words, [], [], strip_starts([]), none, codes, NO_TRELLIS)
+    starts = strip_starts([])
+    bounds = lane_bounds(starts, 0)
+    nothing = CodedLanes(lanes.states, counts, lanes.words, [], [], starts, none, codes, NO_TRELLIS, bounds)
     assert rans.decode(nothing, loops).tolist() == []

@@ -9,12 +9,15 @@ import pgolf
 from pgolf.data.shards import WindowSampler
 from pgolf.errors import UsageError
 from pgolf.kernels import launch as door
+from pgolf.kernels.weight import PackedWeight
 from pgolf.loading.modules import load_module
 from pgolf.models.logits import logits_of
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
 from pgolf.quant.curvature.selftext import self_generate
+from pgolf.quant.rounding import diagonals
+from pgolf.quant.rounding.feedback import round_matrix
 from pgolf.scoring import bpb
 from pgolf.scoring.reading import Reading
 from pgolf.scoring.static import StaticLosses, to_device
@@ -75,11 +78,33 @@ def test_loading(path):
         assert layer(torch.ones(1, 7, device="cuda")).is_cuda
 
 
+@needs_triton
+@pytest.mark.parametrize("packed", [False, True])
+def test_loading_waits_as_often_for_many_matrices_as_for_one(tmp_path, packed):
+    waits = []
+    for count in (1, 3):
+        rng = np.random.default_rng(count)
+        planes = [
+            Plane(rng.integers(-5, 6, (6, 7)).astype(np.int32), Scale(np.arange(6, dtype=np.int32), 8))
+            for _ in range(count)
+        ]
+        for plane in planes[:-1]:
+            plane.codes[1, 1] = 40_000  # an escape
+        entries = {f"{i}.weight": Entry("float32", (6, 7), (plane,)) for i, plane in enumerate(planes)}
+        artifact.write(tmp_path / "a.pgolf", artifact.encode(entries).data)
+        module = nn.Sequential(*(nn.Linear(7, 6, bias=False) for _ in range(count)))
+        with gpu() as there:
+            load_module(tmp_path / "a.pgolf", module, packed=packed, device="cuda")
+            waits.append(sum(there.waits.values()))
+        assert isinstance(module[-1].weight, PackedWeight) == packed
+    assert waits[0] == waits[1] <= 5
+
+
 def scores(device, how):
     model = to_device(GPT(TINY), torch.device(device))
     model.compute_dtype = torch.float32
     if how == "ttt":
-        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], 1)
+        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], int(TOKENS[20]))
     fast = StaticLosses(model, logits_of(model), seq_len=16, batch_size=4, compile=False) if how == "fast" else None
     return bpb.score_windows(logits_of(model), TOKENS, seq_len=16, batch_size=4, losses=fast)
 
@@ -105,7 +130,14 @@ def test_whole_batches_wait_only_for_their_losses(monkeypatch):
         assert not there.waits
 
 
-def test_calibrating_and_packing(tmp_path):
+def on_the_cpu(W, U, V, rule, device):
+    """The kernel's interpreter would take minutes; `test_round_block` holds it to these codes."""
+    assert device == torch.device("cuda:0")
+    return round_matrix(W, U, V, rule)
+
+
+def test_calibrating_and_packing(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagonals, "round_on_device", on_the_cpu)
     batch = torch.from_numpy(TOKENS[:128].astype(np.int64)).view(4, 32)
     sizes, sums = [], []
     for device in ("cpu", "cuda"):

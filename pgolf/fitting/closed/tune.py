@@ -18,12 +18,13 @@ from pgolf.fitting.closed.loop import Loop, Made
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
-from pgolf.fitting.closed.work import Work, key_of, path_for
+from pgolf.fitting.closed.work import Work, path_for
 from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
 from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.trial import Job, Trial
+from pgolf.fitting.work import key_of
 from pgolf.quant.curvature.uses import in_order
 from pgolf.report.pack_report import Tuned
 from pgolf.scoring.divergence import Divergence
@@ -103,8 +104,9 @@ def tuned(
 
 
 def _settled(job: Job, opened: Trial) -> Job:
-    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded."""
-    plans = dict(job.plans)
+    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded, and
+    every tensor by itself: steps of the rest move one after another."""
+    job, plans = job.apart(), dict(job.plans)
     for name in job.quantized:
         entry, coded = opened.entries[name], replace(job.plans[name], market=False)
         plans[name] = coded if entry.planes else TensorPlan(None, entry.note, entry.stored)

@@ -6,16 +6,14 @@ it belongs to another pack, or is damaged, the loop begins anew.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pgolf.common.files import replacing
 
@@ -28,22 +26,9 @@ def path_for(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + SUFFIX)
 
 
-def key_of(parts: Iterable[object]) -> str:
-    """64 hexadecimal digits that tell one pack from another: of tensors and bytes the contents, of all else what it prints."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            plain = part.detach().cpu().contiguous()
-            found.update(f"{plain.dtype} {list(plain.shape)};".encode())
-            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            found.update(part if isinstance(part, bytes) else f"{part!r};".encode())
-    return found.hexdigest()
-
-
 @dataclass
 class Work:
-    """path: None keeps nothing. key: of `key_of`. gone_on: whether something kept was found."""
+    """path: None keeps nothing. key: of `fitting.work.key_of`. gone_on: whether something kept was found."""
 
     path: Path | None
     key: str = ""

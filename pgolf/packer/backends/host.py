@@ -18,7 +18,7 @@ from pgolf.common.threads import on_threads
 from pgolf.packer.coder import rans, stream
 from pgolf.packer.coder.layout import CodedLanes
 from pgolf.packer.coder.loops import Loops
-from pgolf.packer.coder.tables import ESCAPED
+from pgolf.packer.coder.strips import ClassSums
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import Plane
 
@@ -34,13 +34,15 @@ class Host(stream.Device):
     def decode(self, coded: CodedLanes, loops: Loops | None) -> Array:
         return rans.decode(coded, loops)
 
-    def escaped(self, part: Array) -> Array:
-        return np.flatnonzero(part == ESCAPED)
-
-    def patched(
-        self, part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-    ) -> Array:
-        return stream.patched(part, wide, middles, widths, low, escaped, escapes)
+    def restored(
+        self,
+        codes: Array,
+        sums: Sequence[ClassSums],
+        layouts: Sequence[stream.Layout],
+        middles: bytes,
+        escapes: Array,
+    ) -> list[Array]:
+        return stream.restored(codes, sums, layouts, middles, escapes, self)
 
     def from_strips(self, part: Array, shape: tuple[int, int]) -> Array:
         matrix = np.empty(shape, part.dtype)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pgolf.common.threads import on_threads, workers
 from pgolf.packer.coder.layout import LOW, ON_TRELLIS, TABLE, CodedLanes, contexts_by_strip
-from pgolf.packer.coder.strips import lane_bounds
 from pgolf.packer.coder.tables import PRECISION
 
 Array = NDArray[Any]
@@ -103,7 +102,7 @@ class _Found(NamedTuple):
 
 def decode(coded: CodedLanes) -> tuple[Array, Array, Array]:
     """See rans.decode_lanes."""
-    bounds = lane_bounds(coded.starts, len(coded.states))
+    bounds = coded.bounds
     cum = np.cumsum(coded.freqs, axis=1, dtype=np.uint32) - coded.freqs
     slots = np.tile(np.arange(256, dtype=np.uint8), len(coded.freqs)).repeat(coded.freqs.ravel())
     given = _Given(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -193,8 +193,7 @@ def read(
     """
     records = head["planes"]
     check_amounts(records, sections)
-    residuals = iter(stream.decode(sections, "side", [_vector_layout(n, *v[2:]) for n, v in _coded(records)], loops))
-    described = [_described(record, residuals) for record in records]
+    described = descriptions(records, sections, loops)
     layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
     codes = stream.decode(sections, "codes", layouts, loops, device)
     return [
@@ -203,7 +202,13 @@ def read(
     ]
 
 
-def check_amounts(records: Sequence[Any], sections: dict[str, bytes]) -> None:
+def descriptions(records: Sequence[Any], sections: Mapping[str, bytes], loops: Loops | None = None) -> list[Any]:
+    """Row scale, column scale and spread of every plane. Raises ArtifactError."""
+    residuals = iter(stream.decode(sections, "side", [_vector_layout(n, *v[2:]) for n, v in _coded(records)], loops))
+    return [_described(record, residuals) for record in records]
+
+
+def check_amounts(records: Sequence[Any], sections: Mapping[str, bytes]) -> None:
     """Raises ArtifactError where a stream declares more symbols than it can hold."""
     stream.check_plausible(sections, "codes", sum(r[0] * r[1] for r in records))
     stream.check_plausible(sections, "side", sum(n for n, _ in _coded(records)))

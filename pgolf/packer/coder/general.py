@@ -13,6 +13,8 @@ import zstandard
 
 from pgolf.errors import ArtifactError
 
+Data = bytes | memoryview
+
 
 def _lzma_filters(size: int) -> list[dict[str, int]]:
     """The reader sets up a dictionary this large, so it follows from the raw size and never exceeds 64 MiB."""
@@ -25,13 +27,13 @@ def _lzma_encode(raw: bytes) -> bytes:
     return lzma.compress(raw, lzma.FORMAT_RAW, filters=_lzma_filters(len(raw)))
 
 
-def _lzma_decode(data: bytes, size: int) -> bytes:
+def _lzma_decode(data: Data, size: int) -> bytes:
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma_filters(size))
     raw = decoder.decompress(data, size + 1)
     return _whole(raw, decoder.eof and not decoder.unused_data)
 
 
-def _brotli_decode(data: bytes, size: int) -> bytes:
+def _brotli_decode(data: Data, size: int) -> bytes:
     decoder, raw = brotli.Decompressor(), b""
     while not decoder.is_finished() and len(raw) <= size:
         piece = decoder.process(data, output_buffer_limit=size + 1 - len(raw))
@@ -48,7 +50,7 @@ def _zstd_encode(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
 
 
-def _zstd_decode(data: bytes, size: int) -> bytes:
+def _zstd_decode(data: Data, size: int) -> bytes:
     # A frame that tells its size makes the library allocate that, whatever max_output_size says.
     told = zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
     if told not in {size, zstandard.CONTENTSIZE_UNKNOWN}:
@@ -57,7 +59,7 @@ def _zstd_decode(data: bytes, size: int) -> bytes:
     return decoder.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
 
 
-def _zlib_decode(data: bytes, size: int) -> bytes:
+def _zlib_decode(data: Data, size: int) -> bytes:
     decoder = zlib.decompressobj()
     raw = decoder.decompress(data, size + 1)
     return _whole(raw, decoder.eof and not decoder.unused_data)
@@ -75,11 +77,11 @@ class Codec:
 
     number: int  # on disk: never reuse
     encode: Callable[[bytes], bytes]
-    decode: Callable[[bytes, int], bytes]
+    decode: Callable[[Data, int], bytes]
 
 
 CODECS = {
-    "stored": Codec(0, lambda raw: raw, lambda data, _: data),
+    "stored": Codec(0, lambda raw: raw, lambda data, _: bytes(data)),
     "brotli": Codec(1, lambda raw: brotli.compress(raw, quality=11, lgwin=24), _brotli_decode),
     "lzma": Codec(2, _lzma_encode, _lzma_decode),
     "zstd": Codec(3, _zstd_encode, _zstd_decode),
@@ -162,12 +164,12 @@ def _spent(pieces: Sequence[bytes], codec: int) -> list[float]:
     return [float(max(len(data) - BLOCK_HEAD, 0)) for data in written]
 
 
-def decompress(data: bytes, codec: int, shuffle: int, size: int) -> bytes:
+def decompress(data: Data, codec: int, shuffle: int, size: int) -> bytes:
     """The raw bytes. Raises ArtifactError if the data are damaged or do not have exactly the declared size."""
     return unshuffled(_decoded(data, codec, shuffle, size), shuffle)
 
 
-def _decoded(data: bytes, codec: int, shuffle: int, size: int) -> bytes:
+def _decoded(data: Data, codec: int, shuffle: int, size: int) -> bytes:
     name = BY_NUMBER[codec]
     try:
         raw = CODECS[name].decode(data, size)

@@ -26,7 +26,7 @@ class CodedLanes:
     states: uint32 [K], where each lane starts; counts: uint32 [K], words a lane; words: uint16, lane after lane.
     sums: of each matrix; lookups: the context (uint16: TABLE | ON_TRELLIS) that each of its sums stands for.
     starts: int64 [S + 1], where strips begin. freqs: int64 [T, 256], rows sum to 2^15; codes: int16 [T · 256], what the
-    symbols stand for. transitions: of the trellis (trellis.transitions).
+    symbols stand for. transitions: of the trellis (trellis.transitions). bounds: int64 [K + 1], the symbols of each lane.
     """
 
     states: Array
@@ -38,6 +38,7 @@ class CodedLanes:
     freqs: Array
     codes: Array
     transitions: Array
+    bounds: Array
 
     def ends(self) -> Array:
         """int64 [K]: where each lane's words end."""

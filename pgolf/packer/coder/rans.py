@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pgolf.errors import ArtifactError
 from pgolf.packer.coder.layout import LOW, TABLE, CodedLanes
 from pgolf.packer.coder.loops import Loops
-from pgolf.packer.coder.strips import lane_bounds
 from pgolf.packer.coder.tables import PRECISION, TOTAL
 
 LAST = 1 << 9  # last symbol of a strip: the trellis state returns to 0 behind it
@@ -119,7 +118,7 @@ def decode_lanes(coded: CodedLanes) -> tuple[Array, Array, Array]:
     x, at_word = coded.states.astype(np.uint32), coded.ends() - coded.counts
     idle = np.uint16(len(coded.freqs))
     number, entries = _slots(coded.freqs)
-    bounds = lane_bounds(coded.starts, len(x))[:, None]
+    bounds = coded.bounds[:, None]
     out = np.concatenate(
         [*(lookup[s.where()] for s, lookup in zip(coded.sums, coded.lookups, strict=True)), [idle]], dtype=np.uint16
     )

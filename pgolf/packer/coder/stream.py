@@ -7,7 +7,7 @@ rows[i] + cols[j] (strips.ClassSums): class, table, bits put aside, trellis or n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -29,13 +29,12 @@ from pgolf.packer.coder.strips import (
     strip_starts,
     to_strips,
 )
-from pgolf.packer.coder.trellis import PARITY_CHECKS, on_path, transitions
+from pgolf.packer.coder.trellis import PARITY_CHECKS, STRIP, on_path, transitions
 from pgolf.packer.plane import Plane, Spread
 
 Array = NDArray[Any]
 
 MAX_LANES = 1 << 16
-PARTS = ("tables", "lanes", "words", "aside", "escapes")
 LANE_BYTES = 6000  # coded bytes a lane: its state and count then cost under 0.1%
 LANE_SYMBOLS = 1 << 16  # at most, however few bytes they are: numpy takes a step for each
 _PIECE = 1 << 18  # codes at a time, where temporaries would be large
@@ -82,23 +81,30 @@ class _Prepared:
 
 
 def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array, loops: Loops | None) -> _Prepared:
-    """Fills slots and symbols."""
-    sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
-    class_of, put_aside = classes.classes_of(sums.values, layout.trellis)
-    codes, where = to_strips(classes.narrowed(matrix)), sums.where()
-    (2 * class_of).astype(np.uint8).take(where, out=slots, mode="clip")
-    if trellis:
-        on = (sums.values >= layout.trellis_from)[where]
-        if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
-            raise ValueError("codes do not follow the trellis")
-        slots += (codes & 1).astype(np.uint8)
-    wide, widths = _wide(where, put_aside)
-    middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
-    if wide.size:
-        codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
-    symbols[:] = classes.symbols(codes >> trellis)
-    counts = (loops.count if loops else classes.count)(slots, symbols, families.SLOTS)
-    return _Prepared(slots, symbols, wide, widths, middles, counts)
+    """Fills slots and symbols, one row of strips after another: temporaries are as large as that."""
+    sums, codes, states = class_sums(layout.spread), classes.narrowed(matrix), layout.trellis
+    class_of, put_aside = classes.classes_of(sums.values, states)
+    table, on = (2 * class_of).astype(np.uint8), sums.values >= layout.trellis_from
+    counts, found = np.zeros((families.SLOTS, 256), np.int64), list[tuple[Array, Array, Array]]()
+    ends = np.cumsum([0, *(codes[top : top + STRIP].size for top in range(0, len(codes), STRIP))])
+    for top, start, stop in zip(range(0, len(codes), STRIP), ends[:-1], ends[1:], strict=True):
+        block = codes[top : top + STRIP]
+        some = ClassSums(sums.values, sums.rows[top : top + STRIP], sums.cols)
+        part, where = to_strips(block), some.where()
+        table.take(where, out=slots[start:stop], mode="clip")
+        if states:
+            if not on_path(part, on[where], strip_lengths(block.shape), states):
+                raise ValueError("codes do not follow the trellis")
+            slots[start:stop] += (part & 1).astype(np.uint8)
+        wide, widths = _wide(where, put_aside)
+        middles = aside.middle(part[wide].astype(np.int32), widths, 1 + (states > 0))
+        if wide.size:
+            part[wide] = aside.shorten(part[wide].astype(np.int32), widths, 1 + (states > 0))
+        symbols[start:stop] = classes.symbols(part >> (states > 0))
+        counts += (loops.count if loops else classes.count)(slots[start:stop], symbols[start:stop], families.SLOTS)
+        found.append((wide + start, widths, middles))
+    wide, widths = _joined([w for w, _, _ in found], np.int64), _joined([n for _, n, _ in found], np.int32)
+    return _Prepared(slots, symbols, wide, widths, _joined([m for _, _, m in found], np.int32), counts)
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:
@@ -193,13 +199,10 @@ class Device(Protocol):
     def decode(self, coded: CodedLanes, loops: Loops | None) -> Any:
         """As `rans.decode`; the loops are of no use but to a processor."""
 
-    def escaped(self, part: Any) -> Array:
-        """int64, ascending: which codes of a matrix are ESCAPED."""
-
-    def patched(
-        self, part: Any, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array
-    ) -> Any:
-        """As `patched`, with the same arrays from the host."""
+    def restored(
+        self, codes: Any, sums: Sequence[ClassSums], layouts: Sequence[Layout], middles: bytes, escapes: Array
+    ) -> list[Any]:
+        """As `restored`, of what `decode` gave."""
 
     def from_strips(self, part: Any, shape: tuple[int, int]) -> Any:
         """As `strips.from_strips`."""
@@ -209,7 +212,7 @@ class Device(Protocol):
 
 
 def decode(
-    sections: dict[str, bytes],
+    sections: Mapping[str, bytes],
     name: str,
     layouts: Sequence[Layout],
     loops: Loops | None = None,
@@ -219,25 +222,33 @@ def decode(
 
     device: does the work and holds the matrices; None: numpy.
     """
+    coded = coded_lanes(sections, name, layouts)
+    codes = (device.decode if device else rans.decode)(coded, loops)
+    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
+    middles = sections.get(f"{name}.aside", b"")
+    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, escapes)
+
+
+def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:
+    """What the coder is given of a stream. Raises ArtifactError."""
     check_layouts(layouts)
-    table, lanes, words, middles, escapes = (sections.get(f"{name}.{part}", b"") for part in PARTS)
+    table, lanes, words = (sections.get(f"{name}.{part}", b"") for part in ("tables", "lanes", "words"))
     bitmaps = families.BITMAP_BYTES * (1 + max([-1, *(y.family for y in layouts)]))
     used = families.parse(table[:bitmaps])
-    sums = [class_sums(y.spread) for y in layouts]
+    sums, starts = [class_sums(y.spread) for y in layouts], strip_starts(y.spread.shape for y in layouts)
     states, counts = np.frombuffer(lanes, "<u4").reshape(2, -1)
-    coded = CodedLanes(
+    return CodedLanes(
         states,
         counts,
         np.frombuffer(words, "<u2"),
         sums,
         [_lookup(s, y, used) for s, y in zip(sums, layouts, strict=True)],
-        strip_starts(y.spread.shape for y in layouts),
+        starts,
         tables.parse_tables(table[bitmaps:], used.sum()),
         families.table_codes(used),
         transitions(max([0, *(y.trellis for y in layouts)])),
+        lane_bounds(starts, len(counts)),
     )
-    codes = (device.decode if device else rans.decode)(coded, loops)
-    return _restored(codes, sums, layouts, middles, np.frombuffer(escapes, "<i4"), device)
 
 
 def section_limits(symbols: int, count: int) -> dict[str, int]:
@@ -251,7 +262,7 @@ def section_limits(symbols: int, count: int) -> dict[str, int]:
     }
 
 
-def check_plausible(sections: dict[str, bytes], name: str, symbols: int) -> None:
+def check_plausible(sections: Mapping[str, bytes], name: str, symbols: int) -> None:
     """Refuse, before anything is allocated, more symbols than the lanes may have."""
     lanes = len(sections.get(f"{name}.lanes", b"")) // 8
     if symbols > MAX_LANE_SYMBOLS * lanes:
@@ -282,31 +293,33 @@ def check_tables(held: Array, sums: ClassSums) -> None:
         raise ArtifactError("a spread class has no probability table: the artifact is damaged")
 
 
-def _restored(
+def restored(
     codes: Any,
     sums: Sequence[ClassSums],
     layouts: Sequence[Layout],
     middles: bytes,
     escapes: Array,
     device: Device | None = None,
-) -> list[Any]:
-    """Matrices from what the coder decoded, the bits put aside and the escape list."""
+) -> list[Array]:
+    """Matrices from what the coder decoded, the bits put aside and the escape list. Raises ArtifactError.
+
+    device: lays out the strips; None: numpy.
+    """
     parts = []
     bit = 0
     for s, layout in zip(sums, layouts, strict=True):
         rows, cols = layout.spread.shape
         part, codes = codes[: rows * cols], codes[rows * cols :]
         _, put_aside = classes.classes_of(s.values, layout.trellis)
-        escaped = device.escaped(part) if device else np.flatnonzero(part == tables.ESCAPED)
+        escaped = np.flatnonzero(part == tables.ESCAPED)
         if put_aside.any() or escaped.size:
             widths = put_aside[s.where()]
             widths[escaped] = 0
             wide = np.flatnonzero(widths)
             widths = widths[wide].astype(np.int32)
-            part = (device.patched if device else patched)(
-                part, wide, aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0),
-                escaped, escapes[: escaped.size],
-            )  # fmt: skip
+            part = part.astype(np.int32)
+            part[wide] = aside.lengthen(part[wide], aside.read(middles, bit, widths), widths, 1 + (layout.trellis > 0))
+            part[escaped] = escapes[: escaped.size]
             bit += widths.sum()
             escapes = escapes[escaped.size :]
         parts.append((device.from_strips if device else from_strips)(part, layout.spread.shape))
@@ -314,15 +327,3 @@ def _restored(
         raise ArtifactError("escapes are left over: the artifact is damaged")
     aside.check_all_read(middles, bit)
     return parts
-
-
-def patched(part: Array, wide: Array, middles: Array, widths: Array, low: int, escaped: Array, escapes: Array) -> Array:
-    """int32: codes of one matrix in strip order from what the coder gave.
-
-    wide: int64, where bits were put aside: `middles`, `widths` of each, above the `low` lowest; escaped: int64, which are
-    `escapes` instead.
-    """
-    part = part.astype(np.int32)
-    part[wide] = aside.lengthen(part[wide], middles, widths, low)
-    part[escaped] = escapes
-    return part

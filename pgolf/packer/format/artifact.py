@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
@@ -59,6 +60,8 @@ class Entry:
 
     planes: the matrix, or the slices of a bank along its first dimension. raw: little-endian bytes. alias: the name of
     the entry whose storage this one shares. stored: dtype the raw bytes have, where it is not `dtype`.
+    part_of: the name of the entry in whose stored matrix, below its own rows, the rows of this one's only plane are. Its own
+    name is the later one; several follow one another by name.
     note: how it was quantized or why it was kept, for people.
     """
 
@@ -67,6 +70,7 @@ class Entry:
     planes: tuple[Plane, ...] | None = None
     raw: bytes | None = None
     alias: str | None = None
+    part_of: str | None = None
     stored: str | None = None
     note: str = ""
 
@@ -91,8 +95,8 @@ def encode(
     memory: what kept tensors' sections compressed to, looked up and filled, for one artifact after another of one model.
     """
     names = sorted(entries)
-    planes = [(name, plane) for name in names for plane in entries[name].planes or ()]
-    matrices = [plane for _, plane in planes]
+    held = list(_matrices(entries))
+    matrices = [plane for _, plane in held]
     if coder == "rans":
         packed = codec.encode(matrices, registry.loops())
         sections, head = packed.sections, packed.head
@@ -111,7 +115,34 @@ def encode(
         "meta": dict(meta or {}),
     }
     own = [packed.plane_bits, packed.side_bits] if coder == "rans" else [plain.bits(matrices, stored)]
-    return Encoded(container.dump(head, sections, stored), _sum_bits(planes, own))
+    return Encoded(container.dump(head, sections, stored, _version(entries)), _sum_bits(held, own))
+
+
+def _version(entries: Mapping[str, Entry]) -> int:
+    """Of the format: the oldest whose readers know all that is used."""
+    return _version_for(any(entry.part_of is not None for entry in entries.values()))
+
+
+def _version_for(stacks: bool) -> int:
+    return 2 if stacks else 1
+
+
+def check_version(data: container.Data, stacks: bool) -> None:
+    """Raises ArtifactError where a file is not of the version that its tensors ask for. stacks: some share a matrix."""
+    if container.version(data) != _version_for(stacks):
+        raise ArtifactError("the artifact holds what its format version does not: it is damaged")
+
+
+def _matrices(entries: Mapping[str, Entry]) -> Iterator[tuple[dict[str, int], Plane]]:
+    """The matrices in file order, each with its rows of every entry that has some."""
+    below: dict[str, list[str]] = {}
+    for name in sorted(entries):
+        if (home := entries[name].part_of) is not None:
+            below.setdefault(home, [home]).append(name)
+    for name in sorted(entries):
+        mine = below.get(name, [name]) if entries[name].part_of is None else []
+        for parts in zip(*(entries[each].planes or () for each in mine), strict=True):
+            yield {each: len(plane.codes) for each, plane in zip(mine, parts, strict=True)}, Plane.joined(parts)
 
 
 def raw_section(entry: Entry) -> str:
@@ -137,18 +168,21 @@ def _compress(name: str, data: bytes, coder: str) -> general.Compressed:
     return general.compress(data, min(int(part), 8) if kind == "raw" else _ITEM_SIZES.get(part, 1))
 
 
-def _sum_bits(planes: list[tuple[str, Plane]], bits: list[list[float]]) -> dict[str, float]:
+def _sum_bits(held: list[tuple[dict[str, int], Plane]], bits: list[list[float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for i, (name, _) in enumerate(planes):
-        total[name] = total.get(name, 0.0) + sum(b[i] for b in bits)
+    for i, (rows, _) in enumerate(held):
+        taken = sum(b[i] for b in bits) / max(sum(rows.values()), 1)
+        for name, count in rows.items():
+            total[name] = total.get(name, 0.0) + taken * count
     return total
 
 
 def _record(name: str, entry: Entry) -> list[Any]:
     """[name, dtype, shape, kind, other, note]; kind: number of planes, −bytes a kept number (other: its stored dtype if
-    that is not `dtype`), or 0 (other: the name whose storage it shares)."""
-    kind = 0 if entry.alias is not None else len(entry.planes or ()) or -DTYPE_SIZES[entry.stored or entry.dtype]
-    return [name, entry.dtype, list(entry.shape), kind, entry.alias or entry.stored or "", entry.note]
+    that is not `dtype`), or 0 (other: the name whose storage it shares, or in whose matrix its rows follow)."""
+    elsewhere = entry.alias if entry.part_of is None else entry.part_of
+    kind = 0 if elsewhere is not None else len(entry.planes or ()) or -DTYPE_SIZES[entry.stored or entry.dtype]
+    return [name, entry.dtype, list(entry.shape), kind, elsewhere or entry.stored or "", entry.note]
 
 
 def checksum(planes: Sequence[Plane]) -> int:
@@ -167,15 +201,23 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     device: decodes the entropy-coded planes and holds their codes; None: the processor, compiled where numba is there.
     """
     head, stored, content = container.parse(data)
-    try:
+    with told_as_damage():
         entries = {}
         tensors = contents(head, stored, content, registry.loops(), device or registry.host())
         for (name, dtype, shape, kind, other, note), planes, raw in tensors:
-            kept = {"raw": raw, "stored": other or None} if kind < 0 else {}
+            kept = {"raw": raw, "stored": other or None} if kind < 0 else {"part_of": other or None}
             rest = kept if kind else {"alias": other}
             check_scales(name, planes)
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
+        check_version(data, any(entry.part_of is not None for entry in entries.values()))
         return entries, head["meta"]
+
+
+@contextmanager
+def told_as_damage() -> Iterator[None]:
+    """What only a file that no encoder wrote makes go wrong, as an ArtifactError."""
+    try:
+        yield
     except PgolfError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -189,18 +231,28 @@ def contents(
     loops: Loops | None = None,
     device: Device | None = None,
 ) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
-    """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked."""
+    """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked.
+
+    The record of a part of another's matrix says that it has one plane; `other` names the one that it follows.
+    """
     check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
     sections = container.unpack(stored, content)
     planes = _planes(head, sections, loops, device)
     if (device.checksum if device else checksum)(planes) != head["check"]:
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
     rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
-    for record in head["tensors"]:
-        shape, kind = record[2:4]
-        mine = [next(rest) for _ in range(kind)]
+    below: dict[str, Plane] = {}  # rows that belong to later names, by the first
+    for name, dtype, shape, kind, other, note in head["tensors"]:
         # Where kind > 0 there is no such section, hence nothing to read.
-        yield record, mine, kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
+        raw = kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
+        mine, home = [next(rest) for _ in range(kind)], other or name
+        if kind == 0 and home in below:
+            mine = [below[home]]
+        if len(mine) == 1 and prod(shape) < prod(mine[0].codes.shape):
+            rows = prod(shape) // mine[0].codes.shape[1]
+            below[home] = mine[0].part(slice(rows, None))
+            mine = [mine[0].part(slice(rows))]
+        yield [name, dtype, shape, kind or len(mine), other, note], mine, raw
 
 
 def _planes(
@@ -247,14 +299,37 @@ def _is_tensor(record: Any) -> bool:
 
 
 def check_shapes(records: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> None:
-    """Every tensor's planes have one shape and as many codes as the tensor has numbers; none is left over."""
-    rest = iter(shapes)
-    for name, _, shape, kind, *_ in records:
+    """Every tensor's planes have one shape and as many codes as the tensor has numbers, or as it has together with those
+    that name it and whose rows follow; none is left over."""
+    rest, naming = iter(shapes), dict[str, list[Any]]()
+    for record in records:
+        if record[3] == 0:
+            naming.setdefault(record[4], []).append(record)
+    for name, dtype, shape, kind, *_ in records:
         mine = list(islice(rest, max(kind, 0)))
-        if kind > 0 and (len(mine) != kind or len(set(mine)) > 1 or kind * prod(mine[0]) != prod(shape)):
+        if kind <= 0:
+            continue
+        fits = len(mine) == kind and len(set(mine)) == 1
+        if not fits or not (kind * prod(mine[0]) == prod(shape) or _stacked(mine, name, dtype, shape, naming)):
             raise ArtifactError(f"the planes of tensor {name!r} do not fit its shape: the artifact is damaged")
     if next(rest, None) is not None:
         raise ArtifactError("planes are left over after the last tensor: the artifact is damaged")
+
+
+def _stacked(
+    planes: list[tuple[int, int]], name: str, dtype: str, shape: list[int], naming: Mapping[str, list[Any]]
+) -> bool:
+    """Whether a single plane is filled by whole rows of a tensor and of the later ones of its dtype that name it."""
+    parts, (rows, cols) = naming.get(name, []), planes[0]
+    sizes = [prod(shape), *(prod(part[2]) for part in parts)]
+    alike = all(part[0] > name and part[1] == dtype for part in parts)
+    return (
+        len(planes) == 1
+        and bool(name)
+        and alike
+        and all(n and n % cols == 0 for n in sizes)
+        and sum(sizes) == rows * cols
+    )
 
 
 def _raw_limits(records: Sequence[Any]) -> dict[str, tuple[int, int]]:

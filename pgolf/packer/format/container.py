@@ -22,11 +22,12 @@ from pgolf.errors import ArtifactError, UsageError
 from pgolf.packer.coder import general
 
 MAGIC = b"\x89PGOLF\r\n"
-VERSION = 1
+VERSIONS = (1, 2)  # that are read; written is the oldest that will do
 _PREAMBLE = "<8sHBBIII"  # struct format
 PREAMBLE_SIZE = 24
 END_SIZE = 4
 SOUND = 0x2144DF1C  # the CRC-32 of whatever ends with its own CRC-32: one look at the whole file
+DAMAGED = "the artifact's checksum does not match: it is truncated or damaged; copy it again"
 MAX_HEADER = 1 << 24
 MAX_SECTIONS = 64
 HEADER_CODECS = ("stored", "brotli")  # they decompress piece by piece: a lie about the size allocates nothing
@@ -37,7 +38,9 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed]) -> bytes:
+def dump(
+    head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, general.Compressed], version: int = 1
+) -> bytes:
     """The artifact's bytes. head: JSON-able; sections and stored: name -> raw and compressed bytes.
 
     Raises UsageError if the header or the sections are larger than a reader accepts.
@@ -55,7 +58,7 @@ def dump(head: dict[str, Any], sections: dict[str, bytes], stored: dict[str, gen
     header = general.compress(raw, codecs=HEADER_CODECS)
     body = header.data + b"".join(stored[n].data for n in names)
     content = zlib.crc32(raw) ^ zlib.crc32(b"".join(sections[name] for name in names))
-    start = struct.pack(_PREAMBLE, MAGIC, VERSION, header.codec, 0, len(header.data), len(raw), content)
+    start = struct.pack(_PREAMBLE, MAGIC, version, header.codec, 0, len(header.data), len(raw), content)
     body = start + header.data + b"".join(stored[n].data for n in names)
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -64,18 +67,20 @@ def _section_record(name: str, section: general.Compressed) -> list[Any]:
     return [name, section.codec, section.shuffle, section.size, len(section.data)]
 
 
-Stored = tuple[bytes, int, int, int]  # a compressed section: arguments of general.decompress
+Data = general.Data
+Stored = tuple[Any, int, int, int]  # a compressed section: arguments of general.decompress
 
 
-def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
+def parse(data: Data, whole: bool = True) -> tuple[dict[str, Any], dict[str, Stored], int]:
     """(header, compressed sections, CRC-32 of the raw sections).
 
     The CRC of the file is checked first: a flipped bit never reaches a parser. What follows still trusts nothing,
     because a hostile file has a good CRC. Raises ArtifactError on anything but a whole artifact of this version.
+    whole=False leaves the CRC to `refuse_damaged`: no byte of a section is read.
     """
     check_start(data)
-    if zlib.crc32(data) != SOUND:
-        raise ArtifactError("the artifact's checksum does not match: it is truncated or damaged; copy it again")
+    if whole and zlib.crc32(data) != SOUND:
+        raise ArtifactError(DAMAGED)
     codec, stored, size, content = struct.unpack_from("<BxIII", data, PREAMBLE_SIZE - 14)
     body = data[PREAMBLE_SIZE:]
     if general.BY_NUMBER.get(codec) not in HEADER_CODECS or stored > len(body) or size > MAX_HEADER:
@@ -91,9 +96,20 @@ def parse(data: bytes) -> tuple[dict[str, Any], dict[str, Stored], int]:
     return head, sections, content ^ zlib.crc32(raw)
 
 
+def refuse_damaged(data: Data) -> None:
+    """Raises ArtifactError unless the bytes of a file are those that were written."""
+    if zlib.crc32(data) != SOUND:
+        raise ArtifactError(DAMAGED)
+
+
 def header_size(data: bytes) -> int:
     """Stored bytes of the header of a whole artifact."""
     return int(struct.unpack_from(_PREAMBLE, data)[4])
+
+
+def version(data: Data) -> int:
+    """Of the format of a file that has a preamble."""
+    return int(struct.unpack_from(_PREAMBLE, data)[1])
 
 
 def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
@@ -107,17 +123,17 @@ def unpack(stored: Mapping[str, Stored], content: int) -> dict[str, bytes]:
     return sections
 
 
-def check_start(data: bytes) -> None:
+def check_start(data: Data) -> None:
     """Raises ArtifactError unless the file begins as an artifact of this version does."""
-    if not data.startswith(MAGIC[: max(1, min(len(data), len(MAGIC)))]):
+    if not len(data) or bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
         raise ArtifactError("not a pgolf artifact: it does not start with the pgolf magic bytes")
     if len(data) < PREAMBLE_SIZE + END_SIZE:
         raise ArtifactError(f"the artifact is truncated: {len(data)} bytes are fewer than its preamble")
-    _, version, _, zero, _, _, _ = struct.unpack_from(_PREAMBLE, data)
-    if zero:
+    if struct.unpack_from(_PREAMBLE, data)[3]:
         raise ArtifactError("the artifact's preamble is out of range: it is damaged")
-    if version != VERSION:
-        raise ArtifactError(f"the artifact has format version {version}, this pgolf reads {VERSION}: upgrade pgolf")
+    if (found := version(data)) not in VERSIONS:
+        known = f"{VERSIONS[0]} to {VERSIONS[-1]}"
+        raise ArtifactError(f"the artifact has format version {found}, this pgolf reads {known}: upgrade pgolf")
 
 
 def check_header(raw: bytes) -> None:

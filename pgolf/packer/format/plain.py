@@ -86,16 +86,19 @@ def section_limits(records: Sequence[list[int]]) -> dict[str, tuple[int, int]]:
     return {name: (size, size) for name, size in sizes.items()}
 
 
-def read(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
-    """The inverse of `encode`; the sections have the sizes of `section_limits`."""
-    rest = {name: memoryview(data) for name, data in sections.items()}
+def read(head: Mapping[str, Any], sections: Mapping[str, bytes], numbers: range | None = None) -> list[Plane]:
+    """The inverse of `encode`; the sections have the sizes of `section_limits`. numbers: of the planes that are wanted,
+    None for all: no section is looked at that holds nothing of them."""
+    rest = dict[str, int]()
 
     def take(name: str, kind: str, count: int) -> NDArray[Any]:
         if not count:
             return np.zeros(0, kind)
-        size = count * np.dtype(kind).itemsize
-        piece, rest[name] = rest[name][:size], rest[name][size:]
-        return np.frombuffer(piece, kind)
+        first = rest.get(name, 0)
+        rest[name] = first + count * np.dtype(kind).itemsize
+        if not wanted:
+            return np.zeros(0, kind)
+        return np.frombuffer(sections[name], kind, count, first)
 
     def scale(steps: int, count: int) -> Scale | None:
         if steps == NO_SCALE:
@@ -104,7 +107,10 @@ def read(head: dict[str, Any], sections: dict[str, bytes]) -> list[Plane]:
         return Scale(take(name, kind, count).astype(np.int32), steps)
 
     planes = []
-    for rows, cols, row_steps, col_steps, width in head["planes"]:
-        codes = narrowed(take(f"codes.{width}", _CODES[width], rows * cols).reshape(rows, cols))
-        planes.append(Plane(codes, scale(row_steps, rows), scale(col_steps, cols)))
+    for number, (rows, cols, row_steps, col_steps, width) in enumerate(head["planes"]):
+        wanted = numbers is None or number in numbers
+        codes = take(f"codes.{width}", _CODES[width], rows * cols)
+        scales = scale(row_steps, rows), scale(col_steps, cols)
+        if wanted:
+            planes.append(Plane(narrowed(codes.reshape(rows, cols)), *scales))
     return planes

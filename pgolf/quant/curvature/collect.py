@@ -6,13 +6,15 @@ Labels are drawn from the model's own softmax: no targets are needed, and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgolf.common import ranks
+from pgolf.common import ranks, scratch
 from pgolf.common.progress import Counted
 from pgolf.errors import CurvatureError
 from pgolf.models import blueprint
@@ -66,7 +68,7 @@ def calibrate(
             for batch in batches_of(batches, tokens):
                 ids = run.prepare(batch.to(device_of(model)))
                 for few in rows_of_a_pass(ids, run.vocabulary):
-                    for part in _parts(few, collector.curvature):
+                    for part in torch.split(few, 1) if run.alone else _parts(few, collector.curvature):
                         collector.batch(run, part, generator)
                     if progress:
                         progress(collector.curvature.tokens, total)
@@ -117,6 +119,7 @@ class Collector:
         self._plain = plain
         self._has_full: dict[str, bool] = {}  # by parameter, settled at its first product
         self._named = dict(model.named_parameters())
+        self._large = sum(p.numel() for p in self._named.values()) >= scratch.MANY
         every = dict(model.named_parameters(remove_duplicate=False))
         first = {id(p): name for name, p in self._named.items()}
         self.curvature = Curvature(
@@ -149,17 +152,24 @@ class Collector:
         self._exact_head(logits)
         slope = softmax.drawn_gradient(logits.detach().flatten(0, -2), generator).view(logits.shape)
         named = {name: p for name, p in self._named.items() if p.requires_grad}
-        gradients = torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
-        for name, gradient in zip(named, gradients, strict=True):
-            if gradient is None or gradient.numel() == 0:
-                continue
-            slices = gradient.float().reshape(sides(tuple(gradient.shape)))
-            if gradient.dim() > 1:
-                squares = slices.square().flatten(1).sum(1).double()
-                self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
-            if self.curvature.covered(name) != "traced":
-                self._sketch(name, slices)
+        hooks = [p.register_hook(partial(self._gradient, name)) for name, p in named.items()]  # type: ignore[no-untyped-call]
+        try:
+            torch.autograd.grad(logits, list(named.values()), slope, allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.curvature.batches += 1
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor:
+        """Add up what is wanted of a parameter's gradient, and let go of it: together they are as large as the model."""
+        strided = gradient.layout == torch.strided
+        dense = gradient.detach() if strided else gradient.detach().to_dense()
+        if dense.numel() and dense.dim() > 1:
+            squares = _squares(dense)
+            self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
+        if dense.numel() and self.curvature.covered(name) != "traced":
+            self._sketch(name, dense.float().reshape(sides(tuple(dense.shape))))
+        return dense.new_zeros(()).expand(dense.shape) if strided else gradient
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
         """Add ∇∇ᵀ and ∇ᵀ∇ of every slice [n, R, C] of a parameter whose use is not followed: see store.py."""
@@ -352,7 +362,11 @@ class Collector:
         have = getattr(sums, side)
         size = _key(rectangle).length(self.curvature.shapes[rectangle.name], side)
         if have is None:
-            have = torch.zeros([size] * part.dim(), device=part.device)
+            shape = (size,) * part.dim()
+            filed = self._large and part.device.type == "cpu"
+            have = (
+                torch.from_numpy(scratch.zeros(shape, np.float32)) if filed else torch.zeros(shape, device=part.device)
+            )
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
 
@@ -387,6 +401,13 @@ class Collector:
                     raise CurvatureError(f"activations or gradients at {key.name} overflow: calibrate in float32")
         self.curvature.squares = {name: squares.tolist() for name, squares in self._squares.items()}
         return self.curvature
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """float64 [n]: the sum of the squares of every slice."""
+    slices = gradient.reshape(sides(tuple(gradient.shape))).flatten(1)
+    parts = [slices[:, part].float().square().sum(1).double() for part in scratch.pieces(slices.shape[1], 1)]
+    return torch.stack(parts).sum(0)
 
 
 def _key(rectangle: Rectangle, use: str = "") -> Key:

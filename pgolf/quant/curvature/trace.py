@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pgolf.errors import CurvatureError
+from pgolf.models.calls import is_transformed
 from pgolf.quant.curvature import attention
 from pgolf.quant.curvature.products import PRODUCTS, Call, Product, flattened, function_name
 from pgolf.quant.slices import sides
@@ -38,7 +39,9 @@ VIEWS = TRANSPOSES | {
 }
 # fmt: on
 SCALINGS = {"mul", "multiply", "div", "divide", "true_divide"}
-PADDING = "padding_idx"  # of F.embedding, by name once torch hands it over
+TABLES = {"embedding", "embedding_bag"}  # of torch.nn.functional: their options are named once torch hands them over
+PADDING = "padding_idx"
+OPTIMIZERS = {"scale_grad_by_freq": False, "sparse": False}  # what they do to gradients is for an optimizer to see
 LOOKUPS = {"embedding", "index_select", "__getitem__"}
 DROPOUTS = {"dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
 
@@ -115,10 +118,13 @@ class Tracer(TorchFunctionMode):
         result = self._written_out(call)
         if result is not None:
             return result
-        call = _padding_seen(call)
+        call = _true_gradients(call)
         result = func(*call.args, **call.kwargs)
         weights = [w for w in map(self._weight, flattened(*args, *call.kwargs.values())) if w is not None]
-        if weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
+        if weights and any(map(is_transformed, (*flattened(*args, *call.kwargs.values()), *flattened(result)))):
+            for piece in (piece for weight in weights for piece in weight.pieces):
+                self._sink.unknown(piece.name, f"{call.name} inside torch.func")
+        elif weights and any(isinstance(r, Tensor) for r in flattened(result)) and call.name != "grad":
             self._step(call._replace(result=result), weights)
         return result
 
@@ -257,18 +263,21 @@ class Tracer(TorchFunctionMode):
         return True
 
 
-def _padding_seen(call: Call) -> Call:
-    """F.embedding with its padding row as any other: no gradient comes to it, but whoever reads it feels an error in it.
+def _true_gradients(call: Call) -> Call:
+    """A lookup whose gradients are those of the loss: dense, of their own size, and of a padding row as of any other.
 
-    A row of zeros stays as it was. It is coded without any error, and a norm behind it makes gradients of it so large that
-    nothing else would count.
+    No gradient comes to a padding row, but whoever reads it feels an error in it. A row of zeros stays as it was: it is coded
+    without any error, and a norm behind it makes gradients of it so large that nothing else would count. In a bag it stays too:
+    there it is left out, not read.
     """
-    if call.name != "embedding" or call.kwargs.get(PADDING) is None:
+    if call.name not in TABLES:
         return call
-    _, weight = (*call.args, *(call.kwargs[name] for name in ("input", "weight") if name in call.kwargs))[:2]
-    row = call.kwargs[PADDING] % len(weight)
-    zero = not bool(weight.detach()[row].any())
-    return call._replace(kwargs=call.kwargs | {PADDING: row if zero else None})
+    options: dict[str, Any] = {name: value for name, value in OPTIMIZERS.items() if name in call.kwargs}
+    if call.name == "embedding" and call.kwargs.get(PADDING) is not None:
+        _, weight = (*call.args, *(call.kwargs[name] for name in ("input", "weight") if name in call.kwargs))[:2]
+        row = call.kwargs[PADDING] % len(weight)
+        options[PADDING] = row if not bool(weight.detach()[row].any()) else None
+    return call._replace(kwargs=call.kwargs | options)
 
 
 def _tensors(call: Call) -> list[Tensor]:

@@ -11,25 +11,28 @@
   factor sees; halfway to unbiased levels won 0.07 bits a weight at 3.1 bits and 0.1 at 2.5 in measured KL.
 * Columns go in ascending order of H's diagonal: what matters most comes last and absorbs what the others left.
 * Without curvature H = G = I and c is relative to the rms of the matrix: an equal relative error for every tensor.
-* Curvature on a GPU is factored there, which is the work that grows with the cube of the width. Rounding is always on the
-  CPU: the compiled loops run there. That costs one copy of the matrix and its two factors a tensor.
+* Curvature on a GPU is factored there, which is the work that grows with the cube of the width, and matrices are rounded
+  there by a kernel; everything else is on the CPU. That costs one copy of the matrix and its two factors a tensor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.common import scratch
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import damped, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods.side import class_bits, drift, fitting_classes, fitting_scale, gaussian_bits, index_bits
-from pgolf.quant.rounding.feedback import RoundingRule, round_matrix
+from pgolf.quant.rounding.feedback import RoundingRule, rounded_rows
 from pgolf.quant.settings import LOG_SCALE, Settings
 
 UNIT = 2.0**-12  # c at Settings.step = 1, in √(nats per token): about 3 bits a weight on a small language model
@@ -38,6 +41,7 @@ FROZEN_BELOW = -2  # spread class (σ = 0.7 lattice steps) under which an entry 
 LARGEST_CODE = 2.0**18  # steps are raised until weights stay within: only matrices far off their curvature's scale
 GAP = {0: 0.2546, 4: 0.090, 8: 0.076, 16: 0.065, 32: 0.055, 64: 0.047, 128: 0.040, 256: 0.034}  # bits over the bound
 
+CPU = torch.device("cpu")
 LEAST_DAMP = 1e-6  # of the mean: rows without any gradient still get a finite step
 LEAST_KEPT = 0.6  # of the weight: below, most codes are zero and no level makes up for that
 # Level of least squared error over lattice point under rate-aware rounding of a Gaussian: (spread classes, levels)
@@ -51,12 +55,14 @@ class Frame:
 
     order: int64 [C], the order of the columns. U: float32 [C, C], H⁻¹ = UᵀU in that order. g: float64 [R], what an
     error of the row costs after later rows absorbed their part. V: float32 [R, R], G⁻¹ = VᵀV, or None: G is diagonal.
+    device: where the curvature was, and where rounding is to be.
     """
 
     order: Tensor
     U: Tensor
     g: NDArray[np.float64]
     V: Tensor | None = None
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def quantize(weight: Tensor, curvature: MatrixCurvature | None, settings: Settin
 def prepare(weight: Tensor, curvature: MatrixCurvature | None, settings: Settings) -> Prepared:
     """Factor the curvature of weight [R, C] once for many steps."""
     if curvature is None or not informative(curvature):
-        rms = float(weight.double().square().mean().sqrt()) or 1.0
+        rms = math.sqrt(_energy(weight) / weight.numel()) or 1.0
         return Prepared(identity_frame(*weight.shape), RELATIVE_UNIT * rms)
     return Prepared(curvature_frame(curvature, weight.shape[0], settings), UNIT)
 
@@ -87,17 +93,40 @@ def finish(weight: Tensor, prepared: Prepared, settings: Settings) -> Plane:
 
 def expected_bits(weight: Tensor, prepared: Prepared, settings: Settings) -> float:
     """Bits that the codes of weight [R, C] will take, from their spreads alone: nothing is rounded."""
-    W = weight.cpu()[:, prepared.frame.order].float().T.contiguous()
+    W = turned(weight, prepared.frame.order)
     rows, cols = water_filled(W, prepared.frame, prepared.unit * settings.step, settings.trellis)
     spread = spreads(W, rows, cols)
-    width = spread.rows[None, :] + spread.cols[:, None]
-    classes, counts = np.unique(width, return_counts=True)
+    classes, counts = class_counts(spread)
     sigma = np.exp2(classes / SPREAD_STEPS) / (2 if settings.trellis else 1)
     side = 0.0  # a coarser lattice has the same steps in the mean
     for steps, fine, weights in ((rows, spread.rows, len(cols)), (cols, spread.cols, len(rows))):
         scale = fitting_scale(steps, weights, settings.scale_per_octave)
         side += index_bits(scale.index) + class_bits(fitting_classes(fine, scale, weights), scale)
     return float((counts * gaussian_bits(sigma)).sum()) + side
+
+
+def _energy(weight: Tensor) -> float:
+    """The sum of all squares of weight [R, C]."""
+    return sum(float(weight[rows].double().square().sum()) for rows in scratch.pieces(*weight.shape))
+
+
+def class_counts(spread: Spread) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(the classes of a matrix's entries, ascending; how many entries each has), from how often rows and columns have theirs."""
+    (rows, tall), (cols, wide) = (np.unique(index, return_counts=True) for index in (spread.rows, spread.cols))
+    sums, counts = np.add.outer(rows, cols).ravel(), np.outer(tall, wide).ravel()
+    found: dict[int, int] = {}
+    for width, count in zip(sums.tolist(), counts.tolist(), strict=True):
+        found[width] = found.get(width, 0) + count
+    return np.array(sorted(found), np.int64), np.array([found[width] for width in sorted(found)], np.float64)
+
+
+def turned(weight: Tensor, order: Tensor) -> Tensor:
+    """float32 [C, R] on the CPU: the columns of weight [R, C], in this order, as rows."""
+    rows, cols = weight.shape
+    out = torch.empty(cols, rows)
+    for some in scratch.pieces(rows, cols):
+        out[:, some] = weight[some].cpu()[:, order].float().T
+    return out
 
 
 def foreseen_rise(weights: int) -> float:
@@ -114,7 +143,13 @@ def informative(curvature: MatrixCurvature) -> bool:
 
 def identity_frame(rows: int, cols: int) -> Frame:
     """The frame of H = G = I."""
-    return Frame(torch.arange(cols), torch.eye(cols), np.ones(rows))
+    return Frame(torch.arange(cols), _eye(cols), np.ones(rows))
+
+
+@lru_cache(4)
+def _eye(size: int) -> Tensor:
+    """The same for all matrices of a width: a model has as many as layers."""
+    return torch.eye(size)
 
 
 def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -> Frame:
@@ -127,9 +162,9 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
         V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
-        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu())
+        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu(), H.device)
     g = G.diagonal() if G.dim() == 2 else G
-    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy())
+    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy(), device=H.device)
 
 
 def distortion(states: int) -> float:
@@ -140,7 +175,7 @@ def distortion(states: int) -> float:
 
 def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings) -> Plane:
     """Round weight [R, C] at water level c, in √(nats per token)."""
-    W = weight.cpu()[:, frame.order].float().T.contiguous()  # [C, R]
+    W = turned(weight, frame.order)
     lattice = chosen_lattice(W, frame, c, settings)
     row_scale, col_scale, spread = lattice.row_scale, lattice.col_scale, lattice.spread
     rule = RoundingRule(
@@ -153,16 +188,27 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         states=settings.trellis,
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
     )
-    codes = round_matrix(W, frame.U, frame.V, rule)
-    back = frame.order.argsort().numpy()
+    back, codes = frame.order.argsort().numpy(), np.empty(tuple(weight.shape), np.int32)
+    for rows, rounded in _rounded_rows(W, frame, rule):
+        codes[rows] = rounded[back].T
     return Plane(
-        np.ascontiguousarray(codes[back].T),
+        codes,
         row_scale=row_scale,
         col_scale=Scale(col_scale.index[back], col_scale.per_octave),
         trellis=settings.trellis,
         trellis_from=rule.trellis_from,
         spread=Spread(spread.rows, spread.cols[back]),
     )
+
+
+def _rounded_rows(W: Tensor, frame: Frame, rule: RoundingRule) -> Iterable[tuple[slice, NDArray[np.int32]]]:
+    """As `rounded_rows`, where the frame says; without triton always on the CPU."""
+    if frame.device != CPU:
+        from pgolf.quant.rounding import diagonals  # brings triton, where it is installed
+
+        if diagonals.HAS_KERNEL:
+            return [(slice(None), diagonals.round_on_device(W, frame.U, frame.V, rule, frame.device))]
+    return rounded_rows(W, frame.U, frame.V, rule)
 
 
 @dataclass(frozen=True)
@@ -187,7 +233,12 @@ def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lat
     fit = fitting_scale if free else lambda wanted, _, finest: Scale.nearest(wanted, finest)
     row_scale = fit(ideal_rows * row_level, len(ideal_cols), settings.scale_per_octave)
     shift = drift(row_scale, ideal_rows * row_level) if free else 1.0  # what rows are off together, columns make good
-    col_scale = fit(ideal_cols * col_level / shift, len(ideal_rows), settings.scale_per_octave)
+    wanted = ideal_cols * col_level / shift
+    col_scale = fit(wanted, len(ideal_rows), settings.scale_per_octave)
+    if (
+        reach := farthest(W, row_scale, col_scale)
+    ) > 2 * LARGEST_CODE:  # rows that share a step lost the room they need
+        col_scale = fit(wanted * (reach / LARGEST_CODE), len(ideal_rows), settings.scale_per_octave)
     rows, cols = spread.rows, spread.cols
     if free:
         if coarser(row_scale, settings) or coarser(col_scale, settings):  # another lattice has other codes
@@ -205,6 +256,12 @@ def chosen_lattice(W: Tensor, frame: Frame, c: float, settings: Settings) -> Lat
     )
 
 
+def farthest(W: Tensor, rows: Scale, cols: Scale) -> float:
+    """The largest code that W [C, R] would have on these scales."""
+    largest = (W.abs() / torch.from_numpy(cols.values())[:, None]).amax(dim=0).double().numpy()
+    return float((largest / rows.values()).max(initial=0.0))
+
+
 def coarser(scale: Scale, settings: Settings) -> bool:
     """Whether the scale tells less than the settings would have it."""
     return scale.per_octave != settings.scale_per_octave or (len(scale.index) > 1 and not np.ptp(scale.index))
@@ -219,7 +276,9 @@ def water_filled(W: Tensor, frame: Frame, c: float, states: int) -> tuple[NDArra
     """Lattice steps of the rows [R] and columns [C] of W [C, R]; the rows' geometric mean is 1."""
     cols = c * math.sqrt(distortion(0) / distortion(states)) * frame.U.diagonal().double().numpy()
     rows = 1 / np.sqrt(frame.g)
-    largest = (W.abs() / torch.from_numpy(cols).float()[:, None]).amax(dim=0).double().numpy()
+    steps, largest = torch.from_numpy(cols).float()[:, None], np.empty(len(rows))
+    for some in scratch.pieces(len(rows), len(cols)):
+        largest[some] = (W[:, some].abs() / steps).amax(dim=0).double().numpy()
     rows = np.maximum(rows, largest / LARGEST_CODE)
     middle = math.exp(np.log(rows).mean())
     return rows / middle, cols * middle
@@ -230,7 +289,9 @@ def spreads(W: Tensor, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> 
 
     The variance that feedback adds to the targets is left out: counting it changed nothing at 2 and 3 bits.
     """
-    V = np.square(W.numpy() / cols[:, None].astype(np.float32) / rows.astype(np.float32))
+    V = W.numpy() / cols[:, None].astype(np.float32)
+    np.divide(V, rows.astype(np.float32), out=V)
+    np.square(V, out=V)
     tiny = np.float32(2.0**-16)  # a variance below this is zero for every purpose, and keeps rows of zeros finite
     across = np.ones(len(cols), np.float32)
     for _ in range(4):
@@ -245,13 +306,20 @@ def spreads(W: Tensor, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> 
 def level_factors(spread: Spread, settings: Settings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Factors [R] and [C] whose product is about decoded level / lattice point for each entry."""
     classes = np.arange(-40, 41)  # beyond, levels no longer depend on the class
-    width = np.clip(spread.rows[None, :] + spread.cols[:, None], classes[0], classes[-1]) - classes[0]
-    factor = np.log(level_of_class(classes, settings)).astype(np.float32)[width]
-    weight = np.exp2(np.minimum(classes, 8) * (2 / SPREAD_STEPS)).astype(np.float32)[
-        width
-    ]  # by variance, while it matters
-    rows = (weight * factor).sum(axis=0) / weight.sum(axis=0)
-    cols = (weight * (factor - rows)).sum(axis=1) / weight.sum(axis=1)
+    factors = np.log(level_of_class(classes, settings)).astype(np.float32)
+    weights = np.exp2(np.minimum(classes, 8) * (2 / SPREAD_STEPS)).astype(np.float32)  # by variance, while it matters
+    rows, cols = np.empty(len(spread.rows), np.float32), np.empty(len(spread.cols), np.float32)
+
+    def of(down: slice, across: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        width = np.clip(spread.rows[None, down] + spread.cols[across, None], classes[0], classes[-1]) - classes[0]
+        return weights[width], factors[width]
+
+    for some in scratch.pieces(len(rows), len(cols)):
+        weight, factor = of(some, slice(None))
+        rows[some] = (weight * factor).sum(axis=0) / weight.sum(axis=0)
+    for some in scratch.pieces(len(cols), len(rows)):
+        weight, factor = of(slice(None), some)
+        cols[some] = (weight * (factor - rows)).sum(axis=1) / weight.sum(axis=1)
     return np.exp(rows.astype(np.float64)), np.exp(cols.astype(np.float64))
 
 

@@ -77,34 +77,45 @@ class RoundingRule:
 
 
 def round_matrix(W: Tensor, U: Tensor, V: Tensor | None, rule: RoundingRule) -> NDArray[np.int32]:
-    """int32 [C, R]: codes of W [C, R]; U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal).
+    """int32 [C, R]: all codes of `rounded_rows`."""
+    codes = np.empty(W.shape, np.int32)
+    for rows, rounded in rounded_rows(W, U, V, rule):
+        codes[:, rows] = rounded
+    return codes
+
+
+def rounded_rows(
+    W: Tensor, U: Tensor, V: Tensor | None, rule: RoundingRule
+) -> Iterator[tuple[slice, NDArray[np.int32]]]:
+    """(rows of the weight, their codes int32 [C, n]) of W [C, R], one block of rows after another.
+
+    U [C, C] and V [R, R] are the upper factors of H⁻¹ and G⁻¹ (None: G diagonal).
 
     Transposed, because the inner loops run along what is a column of the weight. The feedback of a block's error E to the
     later rows does not depend on H: the best later rows are −G_ll⁻¹ G_lb E.
     """
-    T, codes = W.clone(), np.empty(W.shape, np.int32)
+    T = W if V is None else W.clone()  # nothing is fed to later rows where G is diagonal
     state = np.zeros(len(W), np.int32)
     for start, commit, stop in row_blocks(W.shape[1], rule.states, V is not None):
         if start % STRIP == 0:
             state[:] = 0
         part = rule.of_rows(slice(start, stop))
-        push = np.empty((0, 0), np.float32) if V is None else row_push(V[start:stop, start:stop], part)
+        push = np.empty((0, 0), np.float32) if V is None else row_push(V[start:stop, start:stop], part).numpy()
         block = T[:, start:stop].contiguous()
-        rounded = round_row_block(block, U, push, part, state, commit - start)
-        codes[:, start:commit] = rounded[:, : commit - start]
+        rounded = round_row_block(block, U, push, part, state, commit - start)[:, : commit - start]
+        yield slice(start, commit), rounded
         if V is not None and commit < W.shape[1]:
             scale = np.outer(rule.decoded_cols, rule.decoded_rows[start:commit])
-            error = block[:, : commit - start] - torch.from_numpy(codes[:, start:commit] * scale)
+            error = block[:, : commit - start] - torch.from_numpy(rounded * scale)
             pushed = torch.linalg.solve_triangular(V[start:commit, start:commit], error, upper=True, left=False)
             T[:, commit:] -= pushed @ V[start:commit, commit:]
-    return codes
 
 
-def row_push(V: Tensor, rule: RoundingRule) -> NDArray[np.float32]:
+def row_push(V: Tensor, rule: RoundingRule) -> Tensor:
     """float32 [n, n]: lattice steps that an error of one step in row i moves the target of row l by: −V_il/V_ii."""
-    rows = torch.from_numpy(rule.rows)
+    rows = torch.from_numpy(rule.rows).to(V.device)
     push = -V / V.diagonal()[:, None] * rows[:, None] / rows
-    return push.triu(1).contiguous().numpy()
+    return push.triu(1).contiguous()
 
 
 def row_blocks(rows: int, states: int, feedback: bool) -> Iterator[tuple[int, int, int]]:

@@ -9,10 +9,12 @@ from torch import nn
 
 from pgolf.data.shards import WindowSampler
 from pgolf.fitting import packing
+from pgolf.fitting.estimate import Estimate, estimate
 from pgolf.models import checkpoint
 from pgolf.quant.curvature.collect import calibrate
 from pgolf.quant.curvature.store import Curvature
 from pgolf.report import Report, write_json
+from pgolf.train.loop.trainer import Trainer
 from pgolf.train.model import rebuild
 
 QAT_TOKENS = 8192  # of a calibration in the middle of training, while the clock runs
@@ -31,6 +33,14 @@ def training_curvature(model: nn.Module, sampler: WindowSampler, *, tokens: int,
 def measured_while_training(model: nn.Module, sampler: WindowSampler, *, seed: int) -> Callable[[], Curvature]:
     """What `QAT` takes as its curvature: a function that measures the model as it then is."""
     return lambda: training_curvature(model, sampler, tokens=QAT_TOKENS, seed=seed)
+
+
+def estimated(trainer: Trainer, *, budget: str, seed: int) -> Estimate:
+    """What the averaged weights would pack to now. Its loss rises by nobody's word in a process group: ranks calibrate together,
+    and only the first is asked."""
+    alone = trainer.ranks.world == 1
+    curvature = training_curvature(trainer.model, trainer.sampler, tokens=QAT_TOKENS, seed=seed) if alone else None
+    return estimate(trainer.averaged_state(), budget=budget, curvature=curvature)
 
 
 def pack_checkpoint(path: Path, out: Path, sampler: WindowSampler, *, budget: str, seed: int) -> Report:

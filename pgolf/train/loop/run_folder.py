@@ -9,15 +9,18 @@ model.pgolf, model.json        with `pack`: the artifact and its report; its BPB
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pgolf.common import extras, files
 from pgolf.common.files import replacing
@@ -25,19 +28,21 @@ from pgolf.common.sizes import parse_size
 from pgolf.data import sidecar
 from pgolf.data.corpus import BOS, DataFiles, find_data
 from pgolf.data.shards import WindowSampler, check_vocabulary, read_shard
-from pgolf.errors import PgolfError, UsageError
+from pgolf.errors import PgolfError, StoppedError, UsageError
 from pgolf.loading import dense
 from pgolf.report import write_json
 from pgolf.scoring.bpb import EvalResult, evaluate
 from pgolf.train.loop.demo_model import DEMO, prepare_demo
+from pgolf.train.loop.foresight import Foreseen, Watch, bpb_of_a_nat, first_line
 from pgolf.train.loop.interrupts import interrupt_flag
 from pgolf.train.loop.memory import check_memory
-from pgolf.train.loop.metrics import MetricsLog, plot_loss
-from pgolf.train.loop.pack_after import measured_while_training, pack_checkpoint
+from pgolf.train.loop.metrics import MetricsLog, plot_loss, read_metrics
+from pgolf.train.loop.pack_after import estimated, measured_while_training, pack_checkpoint
 from pgolf.train.loop.process_group import Ranks, joined
 from pgolf.train.loop.recipes import RECIPES, Recipe, override
 from pgolf.train.loop.save import resume as resume_from
 from pgolf.train.loop.save import save_checkpoint, save_state
+from pgolf.train.loop.stop_if import StopIf, parse
 from pgolf.train.loop.trainer import StepInfo, Trainer
 from pgolf.train.model.gpt import GPT
 from pgolf.train.qat.hooks import QAT
@@ -86,6 +91,8 @@ def train(
     qat: QATSettings | str | None = None,
     pack: str | None = None,
     progress: AfterStep | None = None,
+    stop_if: StopIf | str | None = None,
+    foreseen: Callable[[Foreseen], None] | None = None,
 ) -> TrainReport:
     """Train `preset` (tiny, small, golf) into the folder `out`, which is made.
 
@@ -95,11 +102,15 @@ def train(
     data: a folder of shards (see `find_data`); None: the standard library's text, for tiny alone. overrides: "name=value"
     settings (see `override`); minutes: ends the run. device: None is CUDA where there is one. qat: settings, or as
     `parse_options` reads them. pack: a byte budget to pack the result to, by the best method. progress: called after
-    each step, on rank 0. UsageError, DataError, CheckpointError; BudgetError if the result does not fit `pack`;
-    PgolfError if the loss stops being finite; KeyboardInterrupt after saving.
+    each step, on rank 0. foreseen: called there with what the run is foreseen to come to, from a tenth of it on; stop_if: ends
+    the run where that is so, see `stop_if.parse`. UsageError, DataError, CheckpointError; BudgetError if the result does not
+    fit `pack`; StoppedError by stop_if and KeyboardInterrupt, both after saving; PgolfError if the loss stops being finite.
     """
     recipe = _recipe(preset, minutes, overrides)
     how = parse_options(qat) if isinstance(qat, str) else qat
+    ends = parse(stop_if) if isinstance(stop_if, str) else stop_if
+    if ends is not None and "size" in ends.names and pack is None:
+        raise UsageError("--stop-if asks for the size of the artifact: say with --pack SIZE what is to be packed")
     extras.need("sentencepiece", "matplotlib")  # an error now, not after hours
     if pack is not None:
         parse_size(pack)
@@ -107,7 +118,7 @@ def train(
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack:
         with joined(wanted) as (ranks, own):
-            run = _Run(Path(out), recipe, ranks, own, seed, how)
+            run = _Run(Path(out), recipe, ranks, own, seed, how, pack, ends, foreseen)
             stack.callback(run.release)
             run.open(resume)
             found = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
@@ -143,10 +154,21 @@ class _Run:
     """One folder, one recipe, one process."""
 
     def __init__(
-        self, out: Path, recipe: Recipe, ranks: Ranks, device: torch.device, seed: int, qat: QATSettings | None
+        self,
+        out: Path,
+        recipe: Recipe,
+        ranks: Ranks,
+        device: torch.device,
+        seed: int,
+        qat: QATSettings | None,
+        pack: str | None = None,
+        ends: StopIf | None = None,
+        foreseen: Callable[[Foreseen], None] | None = None,
     ) -> None:
         self.out, self.recipe, self.ranks, self.device, self.seed = out, recipe, ranks, device, seed
-        self.qat = qat
+        self.qat, self.pack, self.ends, self.foreseen = qat, pack, ends, foreseen
+        self.hopeless = ""  # why --stop-if ends the run
+        self._values: dict[str, float] = {}  # last foreseen
         self._held: int | None = None
         self.state, self.checkpoint, self.log = out / "state.pt", out / "checkpoint.pt", out / "train.jsonl"
 
@@ -161,6 +183,8 @@ class _Run:
         if not self.state.exists() and resume:
             raise UsageError(f"nothing to resume: there is no {self.state}")
         self.ranks.agree(0.0, self.device)  # nobody writes before all have looked
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"{self.out} is a file: -o names the folder of a run")
         self.out.mkdir(parents=True, exist_ok=True)
         taken = self.writes and not self._take()
         if self.ranks.agree(float(taken), self.device) > 0:
@@ -174,7 +198,10 @@ class _Run:
         return files.is_free(self._held)
 
     def release(self) -> None:
-        """Others may train there."""
+        """Others may train there; a folder in which nothing was written yet goes."""
+        if self.writes:
+            with suppress(OSError):  # it holds something, or was never made
+                self.out.rmdir()
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -184,11 +211,12 @@ class _Run:
         trainer, config = self._trainer(files), self._config(files)
         if resume:
             resume_from(trainer, self.state, self._settings(trainer))
+        first = self._first_line(trainer, files)
         with interrupt_flag(echoed="RANK" in os.environ) as trainer.interrupted:
             if self.writes:
-                self._train_and_save(trainer, config, progress)
+                self._train_and_save(trainer, first, config, progress)
             else:
-                trainer.run(_stopped)
+                trainer.run(self._leave)
         return trainer
 
     def close(self, trainer: Trainer, files: DataFiles, pack: str | None) -> TrainReport:
@@ -241,26 +269,84 @@ class _Run:
             "shard tokens": [len(shard) for shard in trainer.sampler.shards],
         }
 
-    def _train_and_save(self, trainer: Trainer, config: dict[str, Any], progress: AfterStep | None) -> None:
+    def _train_and_save(
+        self, trainer: Trainer, first: Mapping[str, float], config: dict[str, Any], progress: AfterStep | None
+    ) -> None:
         log, saved = MetricsLog(self.log, keep=trainer.step_count), trainer.seconds
+        watch = self._watch(trainer, first)
 
         def after(info: StepInfo) -> None:
             nonlocal saved
-            log(info)
+            log(info, **(first if info.step == 1 else {}))
+            if watch is not None:
+                self._judge(trainer, info, watch)
             if info.interrupted or info.progress >= 1.0 or info.seconds - saved > SAVE_SECONDS:
                 saved = info.seconds
                 self._save(trainer, config)
-            _stopped(info)
+            self._leave(info)
             if progress is not None:
                 progress(info)
 
         try:
             trainer.run(after)
+        except StoppedError:
+            raise
         except PgolfError as error:
             kept = f"{self.checkpoint} is the last good one" if self.checkpoint.exists() else "nothing was saved yet"
             raise type(error)(f"{error}; {kept}") from None
         finally:
             log.close()
+        if watch is not None and watch.failed:
+            trainer.notes.append(f"size and packed score were not foreseen to the end: {watch.failed}")
+
+    def _first_line(self, trainer: Trainer, files: DataFiles) -> dict[str, float]:
+        """What the first line of train.jsonl says of the whole run. UsageError for a --stop-if of a BPB that it cannot know."""
+        counts = self._byte_counts(files)
+        first = first_line(
+            parameters=sum(param.numel() for param in trainer.model.parameters()),
+            vocab_size=self.recipe.model.vocab_size,
+            batch_tokens=self.recipe.batch_size * self.recipe.seq_len,
+            seq_len=self.recipe.seq_len,
+            ranks=self.ranks.world,
+            minutes=self.recipe.train.minutes,
+            bpb_per_nat=math.nan if counts is None else bpb_of_a_nat(counts, SCORED_TOKENS),
+        )
+        if self.ends is not None and self.ends.names & {"final", "packed"} and "bpb_per_nat" not in first:
+            raise UsageError(
+                "--stop-if asks for a BPB: that needs a validation shard, and its tokenizer or byte sidecar"
+            )
+        return first
+
+    def _watch(self, trainer: Trainer, first: Mapping[str, float]) -> Watch | None:
+        """Who foresees the end, where somebody asks."""
+        if self.ends is None and self.foreseen is None:
+            return None
+        budget = self.pack
+        estimate = None if budget is None else lambda: estimated(trainer, budget=budget, seed=self.seed)
+        return Watch(first, read_metrics(self.log) if trainer.step_count else [], estimate)
+
+    def _judge(self, trainer: Trainer, info: StepInfo, watch: Watch) -> None:
+        """Look ahead; where --stop-if holds, every rank is to leave after the next step, as after a signal."""
+        if (seen := watch.after(asdict(info))) is not None:
+            self._values = seen.values()
+            if self.foreseen is not None:
+                self.foreseen(seen)
+        if self.ends is not None and not self.hopeless and info.progress < 1.0:
+            values = {**self._values, "step": float(info.step), "seconds": info.seconds}
+            self.hopeless = self.ends.reason(values)
+            if self.hopeless and trainer.interrupted is not None:
+                trainer.interrupted.set()
+
+    def _leave(self, info: StepInfo) -> None:
+        """Every rank leaves after the same step, for the same reason."""
+        if not info.interrupted:
+            return
+        if self.ends is None or not self.ranks.agree(float(bool(self.hopeless)), self.device):
+            raise KeyboardInterrupt
+        why = self.hopeless or "rank 0 has the reason"
+        raise StoppedError(
+            f"--stop-if ended the run after step {info.step:,}: {why}; {self.checkpoint} is saved, --resume without it goes on"
+        )
 
     def _save(self, trainer: Trainer, config: dict[str, Any]) -> None:
         looped = getattr(trainer.model, "looped", True)  # a checkpoint from before the loop starts is one without it
@@ -294,15 +380,15 @@ class _Run:
         )
 
     def _score(self, model: Any, files: DataFiles) -> EvalResult | None:
-        if files.val is None or (files.tokenizer is None and not sidecar.beside(files.val)):
+        counts = self._byte_counts(files)
+        if counts is None or files.val is None:
             return None
         model.compute_dtype = torch.float32
         tokens = read_shard(files.val)
-        counts = sidecar.byte_counts(files.val, tokens, tokenizer=files.tokenizer)
         return evaluate(model.forward_logits, tokens, counts, seq_len=self.recipe.seq_len, max_tokens=SCORED_TOKENS)
 
-
-def _stopped(info: StepInfo) -> None:
-    """Every rank leaves after the same step."""
-    if info.interrupted:
-        raise KeyboardInterrupt
+    def _byte_counts(self, files: DataFiles) -> NDArray[np.integer] | None:
+        """Of the validation shard's tokens; None where it, or what counts its bytes, is not here."""
+        if files.val is None or (files.tokenizer is None and not sidecar.beside(files.val)):
+            return None
+        return sidecar.byte_counts(files.val, read_shard(files.val), tokenizer=files.tokenizer)
