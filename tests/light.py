@@ -22,6 +22,7 @@ WORKS = (  # in a folder of helpers.sweep_inputs
     ("pack", "ckpt.pt", "--budget", "9kB", "--method", "gptq"),
     ("calibrate", "ckpt.pt", "--model", "toy.py:Toy", "--calib", "random", "--tokens", "256", "-o", "c.safetensors"),
     ("oracle", "run.log"),
+    ("triage", "."),
 )
 REFUSED = {  # command line: the extra that it must name
     ("pack", "ckpt.pt", "-o", "auto.pgolf"): "pack",

@@ -217,9 +217,10 @@ def test_nothing_uses_the_network(tmp_path, monkeypatch):
         "export m.pgolf --script use.py -o out",
         "audit out",
         "oracle run.log",
+        "triage out",
         f"sweep ckpt.pt {text} --methods rtn --bits 4 --calib none --jobs 1 -o s",
     ):
         run(command)
     assert {"tokenize", "train", "bench", "demo", "diff"} == COMMANDS.keys() - {
-        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "audit", "oracle", "sweep",
+        "pack", "eval", "calibrate", "unpack", "inspect", "estimate", "export", "audit", "oracle", "sweep", "triage",
     }  # fmt: skip
