@@ -58,6 +58,7 @@ SOURCES = {
     ),
     "kills": Source("-m fuzz.kills --kills 200", ("fuzz/kills.py", "pgolf/common/files.py", "pgolf/common/folders.py")),
     "limit": Source("benchmarks/limit.py", ("pgolf/quant/methods", "pgolf/quant/rounding", "pgolf/packer/coder")),
+    "memory": Source("benchmarks/memory.py", PACKING),
     "modelling": Source("benchmarks/modelling.py", (*TRAINING, *PACKING)),
     "oracle": Source("benchmarks/oracle.py --write", ("benchmarks/oracle_runs.py", "pgolf/oracle")),
     "pack36m": Source("benchmarks/pack36m.py", PACKING),
