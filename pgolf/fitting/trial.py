@@ -115,7 +115,8 @@ class Job:
     @property
     def leaders(self) -> list[str]:
         """Names of the quantized tensors but those that are rounded with an earlier one."""
-        return [name for name in self.quantized if name not in self._followers()]
+        followers = self._followers()
+        return [name for name in self.quantized if name not in followers]
 
     def together(self, name: str) -> tuple[str, ...]:
         """The names of all tensors that are rounded with a leader, itself first."""
