@@ -59,7 +59,7 @@ SOURCES = {
     "kills": Source("-m fuzz.kills --kills 200", ("fuzz/kills.py", "pgolf/common/files.py", "pgolf/common/folders.py")),
     "limit": Source("benchmarks/limit.py", ("pgolf/quant/methods", "pgolf/quant/rounding", "pgolf/packer/coder")),
     "modelling": Source("benchmarks/modelling.py", (*TRAINING, *PACKING)),
-    "oracle": Source("benchmarks/oracle.py", ("pgolf/oracle",)),
+    "oracle": Source("benchmarks/oracle.py --write", ("benchmarks/oracle_runs.py", "pgolf/oracle")),
     "pack36m": Source("benchmarks/pack36m.py", PACKING),
     "qat": Source("benchmarks/qat.py", (*TRAINING, *PACKING)),
     "qat_overhead": Source("-m pgolf bench --only qat", ("pgolf/bench", "pgolf/train/qat")),

@@ -83,6 +83,7 @@ def steps(place: Place) -> list[Step]:
         _bench(place, "load", "loading and decoding the trained artifact", 2, _of_artifact(place), ARTIFACT),
         _bench(place, "products", "quant_linear beside torch.matmul", 6, "quant_linear"),
         _bench(place, "speed", "evaluation dense, unpacked and packed", 4, "eval"),
+        _bench(place, "fitting", "curvature and rounding of 36M parameters", 4, "fitting"),
         _bench(place, "qat", "what QAT costs an update", 5, "qat"),
         _sweep(place),
         _pack(place, "tuned", "the same with the closed loop", 8, TUNED, "--tune", "512" if place.dry else "500k"),

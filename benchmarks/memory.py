@@ -91,8 +91,8 @@ def _anonymous(pid: int) -> int:
 def point(size: str, calib: str, tree: Path, place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One row: what it takes to pack a model of a size."""
     folder, weights = folder_of(size, place)
-    budget = str(round(weights * options.bits / 8))
-    words = ["-m", "pgolf", "pack", str(folder), "--budget", budget, "--calib", calib, "--tokens", str(options.tokens)]
+    words = ["-m", "pgolf", "pack", str(folder), "--calib", calib, "--tokens", str(options.tokens)]
+    words += ["--budget", str(round(weights * options.bits / 8))] if options.bits else []
     words += ["--seq-len", str(SEQUENCE)] if calib != "none" else []
     more = ["-o", str(place / "made.pgolf"), "--force", "--json", *options.more.split()]
     found = watched([*words, *more], tree)
@@ -101,6 +101,7 @@ def point(size: str, calib: str, tree: Path, place: Path, options: argparse.Name
         "weights": weights,
         "calib": calib,
         "tokens": options.tokens if calib != "none" else 0,
+        "bits": options.bits,
         "more": options.more,
         **found,
         "seconds_per_million": 1e6 * found["seconds"] / weights,
@@ -114,7 +115,9 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SHAPES))
     parser.add_argument("--calib", default="none,random", help="none, random")
     parser.add_argument("--tokens", type=int, default=TOKENS)
-    parser.add_argument("--bits", type=float, default=3.0)
+    parser.add_argument(
+        "--bits", type=float, default=3.0, help="a weight, as a budget; 0: one position of the knob, no search"
+    )
     parser.add_argument("--more", default="", help="further options of pgolf pack, in one word")
     parser.add_argument("--tree", metavar="NAME=DIR", default=f"now={HERE}", help="the checkout that packs")
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
@@ -125,8 +128,8 @@ def main() -> None:
         for size in options.sizes.split(","):
             for calib in options.calib.split(","):
                 row = {"tree": name} | point(size, calib, Path(root).resolve(), Path(place), options)
-                same = ("tree", "size", "calib", "tokens", "more")
-                points = [p for p in points if any(p[key] != row[key] for key in same)] + [row]
+                same = ("tree", "size", "calib", "tokens", "bits", "more")
+                points = [p for p in points if any(p.get(key) != row[key] for key in same)] + [row]
                 print(json.dumps(row), flush=True)
                 from pgolf import report
 

@@ -1,4 +1,4 @@
-"""Fits the oracle on figures of contest runs and says how good it is: `python -m benchmarks.oracle [--write]`.
+"""Fits the oracle on figures of contest runs and says how good it is: `python benchmarks/oracle.py [--write]`.
 
 Needs ../shared/data/oracle. --write replaces pgolf/oracle/coefficients.json and benchmarks/results/oracle.json; the same figures
 give the same bytes. Whole folders are left out wherever an error is reported; "nested" also chooses among CHOICES without them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.oracle_runs import PLANNED, Row, figures, number, rows_at, scores
 from pgolf.common.files import write_text
@@ -82,8 +85,8 @@ def inside(row: Row, limits: dict[str, list[float]]) -> bool:
 
 def scale_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     table = np.array([[row.found[name] for name in NAMES] for row in rows])
+    table[:, np.isnan(table).all(0)] = 0.0  # what no log of this kind says
     middle = np.nanmedian(table, 0)
-    middle, table = np.nan_to_num(middle), np.where(np.isnan(middle), 0.0, table)  # what no log of this kind says
     spread = np.maximum(1.4826 * np.nanmedian(np.abs(table - middle), 0), 0.5 * np.nanstd(table, 0)) + 1e-3
     return middle, spread
 
@@ -297,7 +300,7 @@ def curve_errors(runs: list[tuple[dict[str, str], Run]]) -> tuple[dict[str, Any]
 def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is shipped, target -> (errors, leads)) of one knot and kind."""
     limits = ranges(rows)
-    rows = [row for row in rows if inside(row, limits)]
+    every_row, rows = rows, [row for row in rows if inside(row, limits)]
     middle, spread = (np.round(x, 4) for x in scale_of(rows))
     entry: dict[str, Any] = {"range": limits, "middle": middle.tolist(), "spread": spread.tolist()}
     said = {}
@@ -309,6 +312,7 @@ def fitted(name: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         mean, drop = naive(fit, fit.speaks)
         use = fit.speaks
         item = error_of(fit.y[use], foreseen[use], fit.folders[use])
+        item["outside"] = int(Fit(every_row, target, middle, spread).speaks.sum() - use.sum())
         item["mean_of_all"] = error_of(fit.y[use], mean[use], fit.folders[use])["mean"]
         item["level_less_drop"] = error_of(fit.y[use], drop[use], fit.folders[use])["mean"]
         alone = fit.left_out(every, fit.authors)

@@ -39,7 +39,9 @@ def power_law(size: int, generator: torch.Generator, scale: float) -> Tensor:
 
 
 class Synthetic:
-    """State dict and curvature of a made-up model; `get` as pgolf.Curvature has it."""
+    """State dict and curvature of a made-up model; `matrices` as pgolf.Curvature has it."""
+
+    unreached, notes = frozenset[str](), ()
 
     def __init__(self, seed: int = 0) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -60,7 +62,7 @@ class Synthetic:
         spread = torch.exp(0.3 * torch.randn(rows, 1, generator=g) + 0.4 * torch.randn(1, cols, generator=g))
         self.state[name] = 0.05 * spread * torch.randn(rows, cols, generator=g)
 
-    def get(self, name: str) -> list[MatrixCurvature | None] | None:
+    def matrices(self, name: str) -> list[MatrixCurvature | None] | None:
         return [self.curvatures[name]] if name in self.curvatures else None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -21,7 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 PLACE = torch.device("cuda", 0)
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero", "unique_consecutive", "_unique2", "masked_select"}
-KEPT_IN = [f"kernels.{name}" for name in ("dequant", "packed", "quant_linear", "rans_decode", "softcap_nll", "strips")]
+KEPT_IN = [
+    f"kernels.{name}"
+    for name in ("dequant", "packed", "quant_linear", "rans_decode", "round_block", "softcap_nll", "strips")
+]
 current: list[Gpu] = []
 
 
@@ -213,8 +216,11 @@ def gpu() -> Iterator[Gpu]:
     patches = [patch(f"pgolf.{name}.launch", launched) for name in KEPT_IN]
     patches += [
         patch("torch.Generator", Generator),
-        patch("pgolf.kernels.device._need_cuda", lambda _: None),
+        patch("pgolf.kernels.device._need_cuda", lambda *_: None),
         patch("torch.cuda.synchronize", lambda *_: None),
+        patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
+        patch("torch.cuda.Stream", lambda *_: None),
+        patch("torch.cuda.stream", lambda *_: nullcontext()),
         patch("torch.cuda.get_device_properties", lambda *_: Properties),
         patch("torch.Tensor.pin_memory", lambda self, *_: self),
     ]

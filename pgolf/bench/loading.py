@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -38,7 +40,8 @@ def synthetic(path: Path, sizes: Sizes, coder: str = "rans") -> Path:
 def loading(path: Path, device: torch.device) -> dict[str, Any]:
     """Seconds from file to weights on the device: ours, and the same tensors coded by brotli.
 
-    first_seconds: of the process's first load, with whatever has to be compiled, and the device's own start.
+    first_seconds: of the process's first load, with whatever has to be compiled, and the device's own start; first_use: of
+    two fresh processes' (None where nothing is compiled), which `first_use` tells apart.
     """
     began = time.perf_counter()
     dense.load(path, device)
@@ -54,8 +57,36 @@ def loading(path: Path, device: torch.device) -> dict[str, Any]:
         }
         sizes = {"rans": path.stat().st_size, "brotli": other.stat().st_size}
         lrzip = _lrzip(entries, Path(folder))
+    fresh = first_use(path, device) if device.type == "cuda" else None
     weights = sum(int(np.prod(entry.shape)) for entry in entries.values() if entry.alias is None)
-    return {"weights": weights, "bytes": sizes, "first_seconds": first, "seconds": seconds, "lrzip": lrzip}
+    return {"weights": weights, "bytes": sizes, "first_seconds": first, "first_use": fresh,
+        "seconds": seconds, "lrzip": lrzip}  # fmt: skip
+
+
+FIRST = """
+import sys, time, torch
+from pgolf.loading import dense
+device = torch.device(sys.argv[2])
+torch.zeros(1, device=device)
+began = time.perf_counter()
+dense.load(sys.argv[1], device)
+if device.type == "cuda":
+    torch.cuda.synchronize()
+print(time.perf_counter() - began)
+"""
+
+
+def first_use(path: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of the first load of a process, its device started: "compiled", where no kernel was ever compiled here, and
+    "kept", where an earlier process left them in Triton's cache on disk, as one does by default."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for name in ("compiled", "kept"):
+            line = [sys.executable, "-c", FIRST, str(path), str(device)]
+            environment = os.environ | {"TRITON_CACHE_DIR": folder}
+            done = subprocess.run(line, env=environment, check=True, capture_output=True, text=True)
+            found[name] = float(done.stdout)
+    return found
 
 
 def _lrzip(entries: Mapping[str, Entry], folder: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pgolf.bench import kernels, loading, scored, training
+from pgolf.bench import fitting, kernels, loading, scored, training
 from pgolf.bench.sizes import Sizes
 
 MISSING = "a CUDA device: kernels, evaluation and all bars need one (see benchmarks/gpu.sh)"
-MEASURES = ("load", "limits", "rans_decode", "dequant", "softcap_nll", "quant_linear", "eval", "qat")
+MEASURES = ("load", "limits", "rans_decode", "dequant", "softcap_nll", "quant_linear", "eval", "fitting", "qat")
 ON_ANY = ("load", "qat")  # what a processor can be asked for at its real size
 LIMITED = {"dequant", "softcap_nll"}  # they are told as shares of the limits
 
@@ -50,6 +50,7 @@ def _measured(names: Sequence[str], path: Path, device: torch.device, sizes: Siz
         "softcap_nll": lambda: kernels.scoring(device, sizes, facts["limits"]),
         "quant_linear": lambda: kernels.products(device, sizes),
         "eval": lambda: scored.evaluation(device, sizes),
+        "fitting": lambda: fitting.fitting(device, sizes),
         "qat": lambda: training.qat_overhead(device, sizes),
     }
     assert tuple(measures) == MEASURES
@@ -68,6 +69,8 @@ def bars(facts: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
         at_most["seconds to decode 36M codes"] = facts["rans_decode"]["seconds_for_36M"], 5e-3
     if "load" in facts:
         at_most["seconds to load"] = facts["load"]["seconds"]["rans"], 50e-3
+    if "fitting" in facts:
+        at_most["seconds of curvature and rounding"] = facts["fitting"]["seconds"], 60.0
     if "qat" in facts:
         at_most["QAT, share of a step"] = facts["qat"]["ste"]["overhead"], 0.1
     if "dequant" in facts:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.common.files import not_a_file
+from pgolf.common.files import not_a_file, same_file
 from pgolf.common.progress import Progress, silent
 from pgolf.errors import UsageError, printable
 
@@ -192,7 +192,7 @@ def refuse_unwritable(path: Path | None, *read: Path | str | None) -> None:
         raise UsageError(
             "- would be standard output, where no file can be put whole or not at all: name the file to write"
         )
-    if any(_is_one(path, Path(other)) for other in read if other is not None):
+    if any(same_file(path, Path(other)) for other in read if other is not None):
         raise UsageError(f"{path} is a file that this command reads, or writes already: give another name")
     if what := not_a_file(path):
         raise UsageError(f"{path} is {what}: name the file to write")
@@ -200,14 +200,6 @@ def refuse_unwritable(path: Path | None, *read: Path | str | None) -> None:
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UsageError(f"{path}: nothing can be written in the folder {path.parent}")
-
-
-def _is_one(path: Path, other: Path) -> bool:
-    """Whether two names lead to one file, links included."""
-    try:
-        return path.samefile(other)
-    except OSError:  # one of them is not there
-        return path.resolve() == other.resolve()
 
 
 def print_table(table: Table) -> None:
@@ -243,7 +235,7 @@ def _lines() -> Progress:
     def update(what: str, done: int, total: int) -> None:
         nonlocal said
         now, work = time.monotonic(), _work_of(what)
-        began.setdefault(work, now)
+        began[work] = began.get(work, now) if done else now  # a search does the same work again
         if now - said >= LINE_SECONDS:
             said = now
             left = f", about {_shown((now - began[work]) * (total - done) / done)} left" if 0 < done < total else ""

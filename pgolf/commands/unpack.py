@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.shared import force_option, gathered, json_option, print_lines, refuse_overwrite
+from pgolf.common.files import same_file
 from pgolf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def unpack(art: Path, out: Path, force: bool, as_json: bool, how: FormatOptions)
     from pgolf.report.terminal import left_out_lines
 
     kind = _format(out, how)
+    if how.like is not None and same_file(out, how.like):
+        raise UsageError(f"-o {out} is the folder of --like, whose weights would be lost: name another")
     refuse_overwrite(_weights(out, kind), force, art)
     entries, meta = dense.read(art)
     state = dense.tensors_of(entries)

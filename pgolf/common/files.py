@@ -83,6 +83,14 @@ def not_a_file(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
+def same_file(path: Path, other: Path) -> bool:
+    """Whether two names lead to one file or folder, through links too, or would if it were there."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there
+        return path.resolve() == other.resolve()
+
+
 def _new_file(name: Path) -> int:
     """A descriptor of a file that is new, with the permissions that the user's umask gives."""
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgolf.common.files import same_file
 from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
@@ -85,6 +86,9 @@ def pack(
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
+
+    if path is not None and isinstance(model, (str, Path)) and same_file(Path(path), Path(model)):
+        raise UsageError(f"{path} is the checkpoint itself, which would be lost: give another name")
 
     def made() -> Job:
         goal, live = asked()

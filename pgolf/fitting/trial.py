@@ -20,6 +20,7 @@ from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.common.sizes import show_size
 from pgolf.errors import MemoryLimitError, is_out_of_memory
+from pgolf.fitting.damage import of_entry, overflows
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.search import OutOfTime
@@ -34,13 +35,11 @@ from pgolf.packer.format.shares import Shares
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS, describe
 from pgolf.quant.curvature.factor import watched
-from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
 Kind = TypeVar("Kind", bound=np.generic)
-NEAR = 0.5  # of the largest number of a dtype: rounding moves no value further at any step worth having
 
 
 @dataclass(frozen=True)
@@ -185,6 +184,7 @@ class Job:
         alone, done, size = set(wanted) - self._followers(), 0, 0.0
         names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
         entries, total = dict[str, Entry](), sum(self.weights(self.together(name)) for name in names)
+        self.progress("quantize", 0, total)
         with one_thread_each() as pool:
             futures = {name: pool.submit(self._entries, name, step) for name in names}
             for count, name in enumerate(names, 1):
@@ -429,63 +429,15 @@ class Job:
 
         A cast has no error to speak of, but a rise where the curvature is known.
         """
-        cast = entry.planes is None and entry.stored is not None and name in self.curvatures
-        shape = matrix_shape(entry.shape)
-        if shape is None or not (entry.planes or cast) or not self.source.tensors[name].is_floating_point():
-            return None, None
-        original = self.source.tensors[name].reshape(shape)
-        known = self.curvatures.get(name)
-        if entry.planes is None:
-            assert known is not None
-            exact = original.to(torch.float32)
-            made = exact.to(getattr(torch, str(entry.stored))).float()
-            return None, _rise_of(list(made - exact), known)
-        errors = [error_of(plane, weight) for plane, weight in zip(entry.planes, original, strict=True)]
-        norm = _energy(original.reshape(-1, shape[-1]))
-        error = math.sqrt(sum(map(_energy, errors)) / norm) if norm else 0.0
-        return error, None if known is None else _rise_of(errors, known)
+        return of_entry(entry, self.source.tensors.get(name), self.curvatures.get(name))
 
     def rise(self, trial: Trial) -> float:
         """Predicted rise of the loss over all tensors whose curvature is known, nats per token."""
         return sum(self.damage(name, entry)[1] or 0.0 for name, entry in trial.entries.items())
 
 
-def error_of(plane: Plane, weight: Tensor) -> Tensor:
-    """float32 [R, C]: what a plane gives, less the weight."""
-    out = torch.empty(plane.codes.shape)
-    for rows in scratch.pieces(*plane.codes.shape):
-        torch.sub(torch.from_numpy(plane.part(rows).reconstruct()), weight[rows].to(torch.float32), out=out[rows])
-    return out
-
-
-def _energy(matrix: Tensor) -> float:
-    """The sum of all squares."""
-    return sum(float(matrix[rows].float().double().square().sum()) for rows in scratch.pieces(*matrix.shape))
-
-
 def _is_float(dtype: str) -> bool:
     return bool(getattr(torch, dtype).is_floating_point)
-
-
-def _rise_of(errors: Sequence[Tensor], known: Sequence[MatrixCurvature | None]) -> float:
-    """Predicted rise of the loss, over the slices whose curvature is known."""
-    return sum(loss_rise(e, c) for e, c in zip(errors, known, strict=True) if c is not None)
-
-
-def overflows(tensor: Tensor, planes: Sequence[Plane]) -> bool:
-    """Whether what the codes of a tensor give is not finite in its dtype: float16 ends at 65,504, float8 at 448."""
-    if tensor.dtype in {torch.float32, torch.float64} or not tensor.numel():
-        return False
-    if max(float(part.float().abs().max()) for part in _parts(tensor)) < NEAR * torch.finfo(tensor.dtype).max:
-        return False
-    with np.errstate(over="ignore"):
-        made = [torch.from_numpy(plane.reconstruct()).to(tensor.dtype).float() for plane in planes]
-    return not all(bool(torch.isfinite(matrix).all()) for matrix in made)
-
-
-def _parts(tensor: Tensor) -> Sequence[Tensor]:
-    flat = tensor.detach().reshape(-1)
-    return [flat[part] for part in scratch.pieces(len(flat), 1)]
 
 
 def kept_entry(tensor: Tensor, plan: TensorPlan) -> Entry:

@@ -38,7 +38,7 @@ def load(
     if names is not None:
         decoder_on(device)
         with named(path):
-            return {name: tensor.to(device) for name, tensor in matching(mapped(path), names).items()}
+            return matching(mapped(path), names, device)
     return load_by(path, decoder_on(device))
 
 
@@ -90,14 +90,17 @@ def mapped(path: str | Path) -> Partly:
         return Partly(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""))
 
 
-def matching(file: Partly, patterns: str | Sequence[str]) -> dict[str, Tensor]:
-    """The tensors whose names match any of the globs, tied names sharing one. Raises UsageError for one that matches none."""
+def matching(file: Partly, patterns: str | Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors whose names match any of the globs, on a device, tied names sharing one.
+
+    Raises UsageError for a glob that matches none.
+    """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in file.names):
             raise UsageError(f"{pattern!r} matches no tensor; names look like {', '.join(file.names[:3])}")
     names = [name for name in file.names if any(fnmatchcase(name, pattern) for pattern in wanted)]
-    made = {home: tensor_of(file, home) for home in dict.fromkeys(map(file.home, names))}
+    made = {home: tensor_of(file, home).to(device) for home in dict.fromkeys(map(file.home, names))}
     return {name: made[file.home(name)] for name in names}
 
 

@@ -6,9 +6,10 @@ it by its class.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -38,6 +39,9 @@ class Summary:
         return "\n".join(lines)
 
 
+LARGE = 1 << 24  # weights of a matrix: 32 MiB in bfloat16, where an H100's cache of 50 MiB begins to be full
+
+
 class PackedLinear(nn.Linear):
     """An nn.Linear whose weight is a PackedWeight."""
 
@@ -60,18 +64,25 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, nn.
 
 
 def load_module(
-    path: str | Path, module: nn.Module, *, packed: bool = False, device: torch.device | str | None = None
+    path: str | Path,
+    module: nn.Module,
+    *,
+    packed: bool | Literal["auto"] = False,
+    device: torch.device | str | None = None,
 ) -> Summary:
     """Load an artifact into `module` where it is, strictly, after moving it to `device` (None: where it is).
 
     packed: parameters of 8 bits a code or less stay packed (`PackedWeight`), which small batches and memory like;
-    otherwise all are dense, which large batches like.
+    otherwise all are dense, which large batches like. "auto": packed are those alone whose products with a few rows are
+    expected to be faster so, on a GPU matrices of LARGE weights and more; no GPU has confirmed that number yet.
     Raises ArtifactError, DeviceError, and ModelError that names keys and shapes that do not fit.
     """
     place = need(device_of(module) if device is None else device)
     decoder = dense.decoder_on(place)
     entries, meta = dense.read(path, decoder)
     reasons = _why_dense(entries) if packed else dict.fromkeys(entries, "as asked")
+    if packed == "auto":
+        reasons |= {name: why for name, why in _why_no_faster(entries, place).items() if why and not reasons[name]}
     names = usermodel.names_in(module, entries)
     reasons |= {name: why for name, why in _why_not_there(module, entries, names).items() if not reasons[name]}
     chosen = [name for name in entries if not reasons[name]]
@@ -160,6 +171,15 @@ def _kind(entry: Entry) -> str:
     if len(entry.shape) != (3 if len(entry.planes) > 1 else 2):
         return f"{len(entry.shape)} dimensions"
     return ""
+
+
+def _why_no_faster(entries: dict[str, Entry], place: torch.device) -> dict[str, str]:
+    """The same of tensors that products would not gain from: on a processor all, on a GPU those that a product in bfloat16
+    reads from its cache, or in less time than launches take."""
+    if place.type != "cuda":
+        return dict.fromkeys(entries, f"nothing to gain on {place.type}")
+    sizes = {name: math.prod(entries[entry.alias or name].shape[-2:]) for name, entry in entries.items()}
+    return {name: "too small to gain" if size < LARGE else "" for name, size in sizes.items()}
 
 
 def _why_not_there(module: nn.Module, entries: dict[str, Entry], names: dict[str, str]) -> dict[str, str]:

@@ -102,6 +102,8 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of one file, missing name -> the stored name that its metadata says). Raises CheckpointError."""
+    if path.is_file():
+        torchfile.refuse_magic(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict

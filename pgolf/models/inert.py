@@ -33,7 +33,9 @@ _DATA = frozenset(  # classes of the standard library that are not called like c
     }.items()
     for name in names.split()
 )
-_OF_TORCH = ("torch.nn.modules.", "torch.nn.functional.", "torch._C._nn.", "torch.nn.parallel.", "torch.optim.")
+_OF_TORCH = tuple(
+    f"torch.{part}." for part in ("nn.modules", "nn.functional", "_C._nn", "nn.parallel", "nn.utils", "optim")
+)
 _LIBRARIES = ("torch.", "torchao.", "builtins.", "torch_xla.")  # of which only the above are data
 _PARTS = ("_parameters", "_buffers", "_modules")  # of a module
 

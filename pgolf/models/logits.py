@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, ValuesView
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch.utils.checkpoint import CheckpointFunction
 from pgolf.errors import CurvatureError, ModelError, PgolfError, is_out_of_memory
 from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_of
 from pgolf.models.restored import restored_buffers
+from pgolf.models.returned import NoLogits, are_probabilities, logits_in, refused
 
-MULTIPLES = tuple(1 << n for n in range(11))  # that a length may have to be of: of 16 in some kernels, of 128 in others
+# That a length may have to be of: of 16 in some kernels, of 128 in others; of 24, or 48 and nothing else, in some trainers.
+MULTIPLES = tuple(sorted(k << n for n in range(11) for k in (1, 3) if k << n <= 1024))
 MIXED = re.compile(r"same dtype|scalar type|should be the same")  # what torch says of operands of two dtypes
 FROZEN = "Inference tensors cannot be saved for backward"
 
@@ -60,10 +62,6 @@ class Form:
     rows: int | None = None
 
 
-class NoLogits(ModelError):
-    """The model ran, and nothing that it gave can be logits."""
-
-
 class Logits:
     """See `logits_of`. How the model wants to be called is learned at the first call, by a pass over one sequence."""
 
@@ -71,6 +69,7 @@ class Logits:
         self.model = model
         self._ways = ways_of(model, logits)
         self._form: Form | None = None
+        self._seen_together = False  # several sequences were run, or tried, at once
         self._lengths: set[int] = set()
 
     @property
@@ -99,17 +98,10 @@ class Logits:
         except PgolfError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or self.learn(ids) == form:
                 raise _explained(error, ids) from error
-            if self.learn(ids) == form:
-                if len(ids) == 1 or form.way.alone:
-                    raise _explained(error, ids) from error
-                form = replace(form, way=replace(form.way, alone=True))
-                found = self._one_by_one(form, ids, error)
-                self._form = form
-            else:
-                assert self._form is not None
-                found = _run(self._form, ids)
+            assert self._form is not None
+            found = _run(self._form, ids)
         if form.rows and found.shape[-1] <= int(ids.max()):
             raise CurvatureError(
                 f"the model returns logits for a vocabulary of {found.shape[-1]}, its table has {form.rows} rows: hidden states? "
@@ -117,15 +109,6 @@ class Logits:
             )
         refuse_beyond(int(ids.max()), found.shape[-1])
         return found
-
-    def _one_by_one(self, form: Form, ids: Tensor, error: Exception) -> Tensor:
-        """The logits of ids where each sequence is run by itself. Raises for `error` where that fails as well."""
-        try:
-            return _run(form, ids)
-        except PgolfError:
-            raise
-        except Exception:
-            raise _explained(error, ids) from error
 
     def unchecked(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """The same function for ids like these that were checked before: it asks no tensor for its values.
@@ -142,9 +125,9 @@ class Logits:
             mixed = torch.autocast(ids.device.type, form.way.autocast) if form.way.autocast else nullcontext()
             with mixed:
                 out = form.way.call(ids)
-            found = _in_result(out, ids, form.rows)
+            found = logits_in(out, ids, form.rows)
             if found is None:
-                raise _refused(out, ids)
+                raise refused(out, ids)
             return found
 
         return run
@@ -165,7 +148,10 @@ class Logits:
         failures: list[Exception] = []
         for way in [self._form.way] if self._form else self._ways:
             try:
-                self._form = _learned(way, sample, self._form)
+                found = _learned(way, sample, self._form)
+                if len(ids) > 1 and not self._seen_together:
+                    found, self._seen_together = _of_rows(found, ids[:2].contiguous()), True
+                self._form = found
             except PgolfError as error:
                 if not isinstance(error, NoLogits):
                     raise
@@ -178,9 +164,9 @@ class Logits:
                 return self._form
         if self._form is None and not isinstance(failures[0], NoLogits):
             for way in self._ways:
-                if (found := _form_or_none(way.flattened(), sample)) is not None:
-                    self._form = found
-                    return found
+                self._form = _form_or_none(way.flattened(), sample)
+                if self._form is not None:
+                    return self._form
         raise _verdict(failures, ids)
 
     def _check(self, ids: Tensor) -> None:
@@ -206,6 +192,19 @@ def _learned(way: Way, ids: Tensor, known: Form | None) -> Form:
             if longer is not None:
                 return replace(longer, multiple=_multiple(longer, length, ids))
         raise
+
+
+def _of_rows(form: Form, ids: Tensor) -> Form:
+    """A form that gives logits of one sequence, for ids [2, T]: one after the other where they fail together."""
+    try:
+        _run(form, ids)
+    except PgolfError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return replace(form, way=replace(form.way, alone=True))
+    return form
 
 
 def _form_or_none(way: Way, ids: Tensor) -> Form | None:
@@ -267,8 +266,8 @@ def _observed(form: Form, ids: Tensor) -> Form:
     way, watch = form.way, Watch(ids)
     out = _outcome(way, ids, watch)
     rows = min(filter(None, (form.rows, watch.rows)), default=None)
-    returned = _in_result(out, ids, rows)
-    if returned is not None and _are_probabilities(returned):
+    returned = logits_in(out, ids, rows)
+    if returned is not None and are_probabilities(returned):
         raise NoLogits("the model returns probabilities: name a method that gives what its softmax takes, logits=...")
     if way.extra == 0 and returned is None and watch.logits() is None and watch.logits(1) is not None:
         longer = _filled(ids, ids.shape[1] + 1)
@@ -276,11 +275,11 @@ def _observed(form: Form, ids: Tensor) -> Form:
         _outcome(way, longer, watch)
         way = replace(way, extra=1)
         if watch.logits(1) is None:
-            raise _refused(out, ids)
+            raise refused(out, ids)
         return Form(way, form.multiple, rows)
     seen = watch.logits(way.extra)
     if returned is None and seen is None:
-        raise _refused(out, ids)
+        raise refused(out, ids)
     return Form(replace(way, targets=seen is not None and (way.targets or returned is None)), form.multiple, rows)
 
 
@@ -294,9 +293,9 @@ def _run(form: Form, ids: Tensor) -> Tensor:
     out = _outcome(way, full, watch)
     found = watch.logits(way.extra) if watch else None
     if found is None:
-        found = _in_result(out, full, form.rows)
+        found = logits_in(out, full, form.rows)
     if found is None:
-        raise _refused(out, full)
+        raise refused(out, full)
     return found[:, :length]
 
 
@@ -360,51 +359,6 @@ def _explained(error: Exception, ids: Tensor) -> PgolfError:
     return CurvatureError(
         f"the model fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}"
     )
-
-
-def _in_result(out: Any, ids: Tensor, rows: int | None) -> Tensor | None:
-    """The logits [B, T, V] in what a model returned: a tensor, a tuple, a dict or an object with `.logits`.
-
-    rows: of the table that the ids were looked up in. Of several that could be logits, the one as wide is taken, for
-    hidden states have their shape too; under another name than `.logits` only that one.
-    """
-    likely = _of_shape(_tensors_in(out), ids)
-    fitting = [m for m in likely or _of_shape(_tensors_within(out), ids) if m.shape[-1] == rows]
-    return next(iter([*fitting, *likely]), None)
-
-
-def _of_shape(tensors: list[Tensor], ids: Tensor) -> list[Tensor]:
-    """Those with one row a position, as [B, T, V]."""
-    wide = [m.view(*ids.shape, -1) if m.dim() == 2 and m.shape[0] == ids.numel() else m for m in tensors]
-    return [m for m in wide if m.dim() == 3 and m.shape[:2] == ids.shape and m.is_floating_point()]
-
-
-def _are_probabilities(found: Tensor) -> bool:
-    sums = found.detach().float().sum(-1)
-    return bool((found >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
-
-
-def _tensors_within(out: Any, depth: int = 4) -> list[Tensor]:
-    """All tensors in nested dicts, lists, tuples and dataclasses."""
-    if isinstance(out, Tensor):
-        return [out]
-    values = vars(out) if is_dataclass(out) and not isinstance(out, type) else out
-    values = values.values() if isinstance(values, dict) else values
-    members = values if depth and isinstance(values, (list, tuple, ValuesView)) else ()
-    return [tensor for member in members for tensor in _tensors_within(member, depth - 1)]
-
-
-def _tensors_in(out: Any) -> list[Tensor]:
-    inside = out.get("logits", out) if isinstance(out, dict) else getattr(out, "logits", out)
-    return [m for m in (inside if isinstance(inside, (tuple, list)) else [inside]) if isinstance(m, Tensor)]
-
-
-def _refused(out: Any, ids: Tensor) -> NoLogits:
-    members = _tensors_in(out)
-    got = ", ".join(str(list(m.shape)) for m in members) or type(out).__name__
-    hint = "only a loss" if got == "[]" else "only the last position" if f"[{ids.shape[0]}, 1, " in got else "no logits"
-    want = f"[{ids.shape[0]}, {ids.shape[1]}, vocabulary]"
-    return NoLogits(f"the model returns {hint} (shape {got}, wanted {want}): name a method that does, logits=...")
 
 
 _one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch below are the process's, not a thread's

@@ -43,7 +43,7 @@ _WANTED = (  # what a pickle asks for: what it then is, and the mend
     ),
     ("torch.distributed.", "its tensors are sharded over ranks (DTensor): gather each with tensor.full_tensor()"),
     ("torchao.", "its tensors are quantized by torchao: save the state dict from before quantize_()"),
-    ("torch.nn.modules.", "it is a whole module in the old format, with its code: load it in your trainer"),
+    ("torch.nn.modules.", "it is a whole module, pickled with its code: load it in your trainer"),
 )
 
 
@@ -73,6 +73,13 @@ def refuse_foreign(path: Path) -> None:
         raise CheckpointError(f"{path}: is a tar archive: unpack it and name what was in it")
     if not start and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is an empty file")
+    refuse_magic(path)
+
+
+def refuse_magic(path: Path) -> None:
+    """Raises CheckpointError for a file that begins as those of another kind do."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _MAGIC)))
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path}: {what}")

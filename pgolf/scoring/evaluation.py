@@ -24,7 +24,7 @@ from pgolf.scoring import audit, bpb, documents
 from pgolf.scoring.audit import Check
 from pgolf.scoring.reading import Reading
 from pgolf.scoring.results import Result
-from pgolf.scoring.static import StaticLosses
+from pgolf.scoring.static import HiddenThenHead, StaticLosses
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
@@ -168,7 +168,17 @@ def _fast_losses(model: nn.Module, reading: Reading, logits: str | None) -> Stat
     """For windows; test-time training goes its own way."""
     if reading.ttt:
         return None
-    return StaticLosses(model, logits_of(model, logits), seq_len=reading.seq_len, batch_size=CUDA_BATCH)
+    windows = windows_that_fit(model, reading.seq_len, logits)
+    return StaticLosses(model, logits_of(model, logits), seq_len=reading.seq_len, batch_size=windows)
+
+
+def windows_that_fit(model: nn.Module, seq_len: int, logits: str | None = None) -> int:
+    """Windows of a batch on the model's GPU: CUDA_BATCH, or as many as have their logits in a quarter of its free memory,
+    as float32. Of a model with a head apart they are never there whole."""
+    if isinstance(model, HiddenThenHead):
+        return CUDA_BATCH
+    free, _ = torch.cuda.mem_get_info(device_of(model))
+    return int(max(1, min(CUDA_BATCH, free // 4 // (4 * seq_len * _vocab_size(model, logits)))))
 
 
 def _our_scorer(

@@ -8,7 +8,7 @@ way to learn first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from pgolf.scoring.bpb import num_targets
 from pgolf.scoring.windows import Window, chunk_windows, segments
 
 SEED = 0  # of A
+COPIES = 4  # of the adapted weights, in float32, that a document in work needs: themselves, gradients, what torch keeps
+MOST_TOGETHER = 64  # documents side by side
 TINY = 1e-30  # a matrix without gradient stays as it is
 
 
@@ -53,13 +55,16 @@ def score_and_learn(
     settings: TTTSettings = TTTSettings(),
     logits: Callable[..., Any] | str | None = None,
     progress: Advance | None = None,
+    documents: int | None = None,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored before anything is learned from it.
 
     Every document begins from the model itself. Its last chunk teaches nobody, so it takes no step.
     starts: positions of the documents' first tokens; neither context nor additions cross them. seq_len: longest
     context, the chunk included. logits: as in `pgolf.models.logits.logits_of`. progress: called with (scored, total)
-    after every document. Raises UsageError, DataError for tokens that the model does not know, ModelError.
+    after every document, or group of them. documents: that are scored side by side, each with additions of its own; None:
+    on the CPU one, on a GPU as many as fit if the model can be run so (`torch.vmap`). Raises UsageError, DataError for
+    tokens that the model does not know, ModelError.
     """
     if settings.chunk > seq_len:
         raise UsageError(f"a chunk of {settings.chunk} tokens must fit the sequence length {seq_len}")
@@ -69,13 +74,39 @@ def score_and_learn(
     with undisturbed(runner.model, gradients=False):
         runner.check(tokens, min(seq_len, total))
         learner = _Learner(runner, settings)
-        for first, end in segments(total, starts):
-            learner.forget()
-            for window in chunk_windows(first, end, seq_len, settings.chunk):
-                nats[window.scored : window.stop] = learner.score(tokens, window, learn=window.stop < end)
+        texts = segments(total, starts)
+        together = learner.together(tokens, texts, seq_len) if documents is None else documents
+        for at in range(0, len(texts), together):
+            group = texts[at : at + together]
+            learner.forget(len(group))
+            for step in steps(group, seq_len, settings.chunk):
+                for window, row in zip(step.windows, learner.score(tokens, step), strict=True):
+                    nats[window.scored : window.stop] = row
             if progress is not None:
-                progress(end, total)
+                progress(group[-1][1], total)
     return nats
+
+
+@dataclass(frozen=True)
+class Step:
+    """Windows of one shape, of different documents (their numbers in a group); learn: whether a step is taken on each."""
+
+    documents: tuple[int, ...]
+    windows: tuple[Window, ...]
+    learn: bool
+
+
+def steps(group: Sequence[tuple[int, int]], seq_len: int, chunk: int) -> Iterator[Step]:
+    """The chunks of documents (first, end), side by side: each after the ones before it in its own document."""
+    waiting = [list(chunk_windows(first, end, seq_len, chunk)) for first, end in group]
+    for place in range(max(map(len, waiting), default=0)):
+        alike: dict[tuple[tuple[int, int], bool], list[int]] = {}
+        for document, windows in enumerate(waiting):
+            if place < len(windows):
+                learn = windows[place].stop < group[document][1]
+                alike.setdefault((windows[place].shape, learn), []).append(document)
+        for (_, learn), documents in alike.items():
+            yield Step(tuple(documents), tuple(waiting[d][place] for d in documents), learn)
 
 
 class _Runner(nn.Module):
@@ -84,10 +115,19 @@ class _Runner(nn.Module):
     def __init__(self, model: nn.Module, logits: Callable[..., Any] | str | None) -> None:
         super().__init__()
         self.model = model
-        self._run = logits_of(model, logits)
+        self._logits = logits_of(model, logits)
+        self._run: Callable[[Tensor], Tensor] = self._logits
 
     def forward(self, ids: Tensor) -> Tensor:
         return self._run(ids)
+
+    def unchecked(self, ids: Tensor) -> None:
+        """From here on ids are not looked at, which torch.vmap does not allow; these are ids like those that come."""
+        self._run = self._logits.unchecked(ids)
+
+    def checked(self) -> None:
+        """From here on they are."""
+        self._run = self._logits
 
     def check(self, tokens: NDArray[np.integer], length: int) -> None:
         """DataError for tokens beyond the vocabulary."""
@@ -111,39 +151,78 @@ class _Learner:
         self._down = {name: _down(weight, settings.rank, generator) for name, weight in self._weights.items()}
         self.forget()
 
-    def forget(self) -> None:
-        """Start from the model itself."""
+    def together(self, tokens: NDArray[np.integer], texts: Sequence[tuple[int, int]], seq_len: int) -> int:
+        """How many documents to score side by side: on a GPU as many as a quarter of its free memory holds."""
+        place = device_of(self._runner)
+        if place.type != "cuda" or len(texts) < 2:
+            return 1
+        if not self.takes_several(tokens, next(chunk_windows(*texts[0], seq_len, self._settings.chunk))):
+            return 1
+        held = COPIES * sum(4 * weight.numel() for weight in self._weights.values())
+        return max(1, min(MOST_TOGETHER, torch.cuda.mem_get_info(place)[0] // 4 // held))
+
+    def takes_several(self, tokens: NDArray[np.integer], window: Window) -> bool:
+        """Whether a window comes out beside another as it does alone."""
+        self.forget(2)
+        try:
+            with torch.no_grad():
+                pair = self._losses(tokens, Step((0, 1), (window, window), learn=False))
+                alone = self._losses(tokens, Step((0,), (window,), learn=False))
+        except RuntimeError:  # of torch.vmap, which does not take every model
+            return False
+        return torch.allclose(pair[1], alone[0], rtol=0.02, atol=0.05)  # bfloat16 models differ by so much
+
+    def forget(self, documents: int = 1) -> None:
+        """Start so many documents from the model itself."""
         self._up = {
-            name: torch.zeros(*weight.shape[:-1], self._down[name].shape[-2], device=weight.device, requires_grad=True)
+            name: torch.zeros(documents, *weight.shape[:-1], self._down[name].shape[-2], device=weight.device)
             for name, weight in self._weights.items()
         }
 
-    def score(self, tokens: NDArray[np.integer], window: Window, *, learn: bool) -> NDArray[np.float32]:
-        """float32 [stop - scored]: nats of the window's scored targets; then, if asked, one step on their mean."""
-        with torch.set_grad_enabled(learn):
-            losses = self._losses(tokens, window)
+    def score(self, tokens: NDArray[np.integer], step: Step) -> NDArray[np.float32]:
+        """float32 [windows, stop - scored]: nats of the scored targets; then, if asked, a step of each on their mean."""
+        with torch.set_grad_enabled(step.learn):
+            ups = self._ups(step)
+            losses = self._losses(tokens, step, ups)
             nats: NDArray[np.float32] = losses.detach().cpu().numpy()
             if not np.isfinite(nats).all():
-                where = f"between tokens {window.start} and {window.stop}"
+                where = f"between tokens {step.windows[0].start} and {step.windows[-1].stop}"
                 raise ModelError(f"the model's logits are not finite {where}: lower --ttt-lr if only --ttt finds this")
-            if learn:
-                self._learn(losses.mean())
+            if step.learn:
+                self._learn(losses.mean(1).sum(), ups, step)
         return nats
 
-    def _losses(self, tokens: NDArray[np.integer], window: Window) -> Tensor:
-        ids = torch.from_numpy(tokens[window.start : window.stop + 1].astype(np.int64))
-        ids = ids.to(device_of(self._runner))
-        logits = functional_call(self._runner, self._adapted(), (ids[None, :-1],))[0]
-        skip = window.scored - window.start
+    def _ups(self, step: Step) -> dict[str, Tensor]:
+        """The additions' B of a step's documents, [documents, ..., O, r]."""
+        chosen = self._chosen(step)
+        return {name: up.index_select(0, chosen).requires_grad_(step.learn) for name, up in self._up.items()}
+
+    def _chosen(self, step: Step) -> Tensor:
+        return torch.tensor(step.documents).to(device_of(self._runner))
+
+    def _losses(self, tokens: NDArray[np.integer], step: Step, ups: dict[str, Tensor] | None = None) -> Tensor:
+        """[windows, stop - scored]."""
+        rows = np.stack([tokens[w.start : w.stop + 1] for w in step.windows]).astype(np.int64)
+        ids = torch.from_numpy(rows).to(device_of(self._runner))
+        skip = step.windows[0].scored - step.windows[0].start
+        ups = self._ups(step) if ups is None else ups
+        if len(rows) == 1:
+            return self._of_one({name: up[0] for name, up in ups.items()}, ids[0], skip)[None]
+        self._runner.unchecked(ids[:1, :-1])
+        try:
+            return torch.vmap(lambda up, row: self._of_one(up, row, skip))(ups, ids)
+        finally:
+            self._runner.checked()
+
+    def _of_one(self, ups: dict[str, Tensor], ids: Tensor, skip: int) -> Tensor:
+        """[targets]: the nats of one window, with one document's additions."""
+        adapted = {
+            name: weight + (ups[name] @ self._down[name]).to(weight.dtype) for name, weight in self._weights.items()
+        }
+        logits = functional_call(self._runner, adapted, (ids[None, :-1],))[0]
         return F.cross_entropy(logits[skip:].float(), ids[skip + 1 :], reduction="none")
 
-    def _adapted(self) -> dict[str, Tensor]:
-        return {
-            name: weight + (self._up[name] @ self._down[name]).to(weight.dtype)
-            for name, weight in self._weights.items()
-        }
-
-    def _learn(self, loss: Tensor) -> None:
+    def _learn(self, loss: Tensor, ups: dict[str, Tensor], step: Step) -> None:
         """Every matrix moves by the same share of its size, down its own gradient.
 
         B's gradient is scaled to a root mean square of `lr`, so that one learning rate suits matrices and models of any
@@ -152,11 +231,13 @@ class _Learner:
         """
         if not loss.requires_grad:
             raise ModelError("the model computes its logits without gradients (torch.no_grad?): --ttt cannot learn")
-        ups = list(self._up.values())
+        found = torch.autograd.grad(loss, list(ups.values()), materialize_grads=True)
+        chosen = self._chosen(step)
         with torch.no_grad():
-            for up, gradient in zip(ups, torch.autograd.grad(loss, ups, materialize_grads=True), strict=True):
+            for (name, up), gradient in zip(ups.items(), found, strict=True):
                 size = gradient.square().mean((-2, -1), keepdim=True).sqrt()
-                up -= self._settings.lr * gradient / size.clamp_min(TINY)
+                moved = up - self._settings.lr * gradient / size.clamp_min(TINY)
+                self._up[name].index_copy_(0, chosen, moved)
 
 
 def _down(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:

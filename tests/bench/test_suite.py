@@ -61,3 +61,11 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path, monkeypatch):
     assert facts["load"]["seconds"].keys() == {"rans", "brotli"}
     assert facts["load"]["first_seconds"] > 0
     assert "there is no CUDA device" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_first_load_of_a_process_is_told_apart(tmp_path):
+    path = loading.synthetic(tmp_path / "a.pgolf", TOY)
+    found = loading.first_use(path, torch.device("cpu"))
+    assert found.keys() == {"compiled", "kept"}
+    assert min(found.values()) > 0

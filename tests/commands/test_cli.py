@@ -162,7 +162,7 @@ def test_mistakes_get_one_line_and_an_exit_code(folder, arguments, code, message
 
 def test_it_runs_as_a_module():
     said = subprocess.run([sys.executable, "-m", "pgolf", "inspect"], check=False, capture_output=True, text=True)
-    assert said.stderr.startswith("Usage: pgolf inspect [OPTIONS]")
+    assert said.stderr == "pgolf: Missing argument 'ART': see pgolf inspect --help\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

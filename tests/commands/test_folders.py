@@ -204,6 +204,36 @@ class Own(LlamaForCausalLM):
 """
 
 
+def test_an_encoder_is_not_run_as_if_it_could_not_see_ahead(here):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    transformers.BertForMaskedLM(config).save_pretrained("bert")
+    report = json.loads(run("pack", "bert", "--budget", "60kB", "--json").stdout)
+    assert any("bert without is_decoder is an encoder" in note for note in report["notes"])
+    assert report["loss_rise"] is None
+    assert "a token sees those that follow" in run("calibrate", "bert", "-o", "k", code=3).stderr
+    config.is_decoder = True
+    transformers.BertLMHeadModel(config).save_pretrained("decoder")
+    report = json.loads(run("pack", "decoder", "--budget", "60kB", "--tokens", "64", "--json").stdout)
+    assert report["loss_rise"] is not None
+
+
+def test_contexts_end_where_the_configuration_says(here):
+    from pgolf.commands.models import usable_context
+
+    model = folders.module("llama")
+    assert usable_context(model, None) == model.config.max_position_embeddings == 64
+    assert usable_context(model, None, 100) == 100, "rotary positions go on beyond, where that is asked for"
+
+
+def test_a_pointer_of_git_lfs_is_no_damaged_file(here):
+    made = other(here, "llama")
+    (made / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
+    assert "git lfs pull" in run("pack", made, code=3).stderr
+
+
 def test_code_that_lies_in_a_folder_is_run_on_demand_only(here, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(here / "cache"))
     auto = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}

@@ -28,3 +28,18 @@ def test_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         "measure: 0 of 8",
         "measure: 8 of 8",
     ]
+
+
+def test_the_time_left_is_that_of_the_pass_that_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(shared.time, "monotonic", lambda: now)
+    with shared.progress_bars() as update:
+        for seconds in (100, 40):
+            update("quantize", 0, 4)
+            now += seconds
+            update("quantize, 1 of 3 tensors", 2, 4)
+            update("quantize, 3 of 3 tensors", 4, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"quantize, 1 of 3 tensors: 2 of 4, about {left}" for left in ("2 min left", "40 s left")]

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import pgolf
+from pgolf.common import scratch
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.trial import Job
 from pgolf.packer.coder import general
 from pgolf.packer.format import artifact
-from tests.helpers import generator
+from pgolf.quant.settings import Settings
+from tests.helpers import generator, toy_module, toy_state
 
 
 def mostly_kept():
@@ -76,3 +78,18 @@ def test_kept_tensors_count_as_they_are_stored():
     kept = whole.size - whole.encoded.tensor_bits["w"] / 8
     assert job.kept_bytes() == pytest.approx(kept, abs=200)  # the tables of `w`
     assert job.kept_bytes() + job.expected_bytes(1.0) == pytest.approx(whole.size, rel=0.02)
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_piece_by_piece_and_from_files_it_is_the_same_artifact(trellis, monkeypatch):
+    def made():
+        model = toy_module(toy_state())
+        curvature = pgolf.calibrate(model, torch.arange(64).reshape(2, 32) % 50)
+        return pgolf.pack(model, None, budget=9000, curvature=curvature, settings=Settings(trellis=trellis))
+
+    usual = made()
+    for constant, value in (("MANY", 1), ("LARGE", 1), ("PIECE", 200)):
+        monkeypatch.setattr(scratch, constant, value)
+    small = made()
+    assert small.data == usual.data
+    assert small.loss_rise == pytest.approx(usual.loss_rise, rel=1e-5)

@@ -93,7 +93,7 @@ def _asynchronous(ptx: str) -> set[int]:
 
 def cases() -> dict[str, Any]:
     """Name -> compiled kernel, on the shapes that the benchmark times."""
-    from pgolf.kernels import dequant, packed, quant_linear, rans_decode, softcap_nll, strips
+    from pgolf.kernels import dequant, packed, quant_linear, rans_decode, round_block, softcap_nll, strips
     from pgolf.packer.coder.trellis import STRIP
 
     f32, bf16, i8, i16 = torch.float32, torch.bfloat16, torch.int8, torch.int16
@@ -127,6 +127,15 @@ def cases() -> dict[str, Any]:
     out["strips restore"] = compiled(
         strips.restore_kernel, firsts=i64, fields=torch.uint8, listed=i32, out=i32, first=1024, **of_strips, **shape
     )
+    floats = "targets bare errors U push rows cols decoded_rows decoded_cols lam bits parabola"
+    whole = "state out row_classes col_classes before"
+    of_blocks = dict.fromkeys(floats.split(), f32) | dict.fromkeys(whole.split(), i32) | {"info": i64}
+    numbers = {"count": 512, "first": -24, "trellis_from": -2, "tables": 29, "last": 64, "widest": 99}
+    for states, fed in ((1, True), (8, True), (8, False), (64, True)):
+        out[f"round {states} {fed}"] = compiled(
+            round_block.round_kernel, STATES=states, FED=fed, LINES=round_block.LINES, ROWS=round_block.ROWS,
+            INFO=round_block.INFO, num_warps=round_block.warps(states), **of_blocks, **numbers,
+        )  # fmt: skip
     high = dict(zip(packed.WIDTHS, (None, i8, i16, i32), strict=True))
     for bits, inputs, size in ((4, 16, 8192), (5, 1, 512), (6, 16, 8192), (8, 64, 8192)):
         words = packed.unit_words(size)

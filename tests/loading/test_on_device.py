@@ -253,3 +253,13 @@ def test_a_packed_module_is_copied_and_packed_again(tmp_path):
     assert sizes[0] == sizes[1]
     again = pgolf.load(tmp_path / "again.pgolf")["bank"]
     torch.testing.assert_close(again, packed.bank.dense(), rtol=0.1, atol=0.2)
+
+
+def test_auto_packs_where_products_gain(tmp_path, monkeypatch):
+    pgolf.pack(Banked(), tmp_path / "b.pgolf", method="rtn", rules=["*=int8"])
+    assert modules.load_module(tmp_path / "b.pgolf", Banked(), packed="auto").dense["bank"] == "nothing to gain on cpu"
+    monkeypatch.setattr(modules, "LARGE", 48 * 64)
+    entries, _ = dense.read(tmp_path / "b.pgolf")
+    why = modules._why_no_faster(entries, torch.device("cuda"))
+    assert {name for name, reason in why.items() if not reason} == {"embedding.weight", "biased.weight"}
+    assert why["bank"] == "too small to gain"

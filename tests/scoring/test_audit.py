@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +127,9 @@ def test_learning_before_scoring_is_caught_in_our_own_training(monkeypatch: pyte
     """A chunk scored a second time, after the step on it."""
     honest = ttt._Learner.score
 
-    def twice(self, tokens, window, *, learn):
-        honest(self, tokens, window, learn=learn)
-        return honest(self, tokens, window, learn=False)
+    def twice(self, tokens, step):
+        honest(self, tokens, step)
+        return honest(self, tokens, replace(step, learn=False))
 
     monkeypatch.setattr(ttt._Learner, "score", twice)
     found = verdicts(lambda tokens: READINGS["ttt"].score(Counting(), tokens, BOS), READINGS["ttt"])
@@ -143,7 +144,7 @@ def test_a_leak_across_documents_is_caught():
 
 
 def test_additions_that_outlive_their_document_are_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ttt._Learner, "forget", lambda self: hasattr(self, "_up") or FORGET(self))
+    monkeypatch.setattr(ttt._Learner, "forget", lambda self, count=1: hasattr(self, "_up") or FORGET(self, count))
     found = verdicts(lambda tokens: READINGS["ttt"].score(Counting(), tokens, BOS), READINGS["ttt"])
     assert found["documents"] is False
 

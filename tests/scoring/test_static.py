@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pgolf.models.logits import logits_of
 from pgolf.scoring import bpb
+from pgolf.scoring.evaluation import windows_that_fit
 from pgolf.scoring.static import StaticLosses, to_device
 from pgolf.train.model.gpt import GPT, GPTConfig
 from tests.helpers import generator, toy_module, toy_state
@@ -74,6 +76,15 @@ def test_a_model_that_gives_only_its_loss_is_watched_as_ever():
 
     logits = logits_of(Loss())
     assert logits.unchecked(torch.arange(32).view(2, 16)) is logits
+
+
+@pytest.mark.parametrize(("free", "windows"), [(0, 1), (1 << 20, 4), (1 << 40, 32)])
+def test_batches_are_as_large_as_memory_allows(free, windows, monkeypatch):
+    """Of 1,024 tokens of a vocabulary of 16; a model whose head is apart never has all of its logits."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1 << 40))
+    model = nn.Embedding(16, 16)
+    assert windows_that_fit(model, 1024) == windows
+    assert windows_that_fit(GPT(TINY), 1024) == 32
 
 
 @pytest.mark.gpu

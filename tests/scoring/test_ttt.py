@@ -104,6 +104,38 @@ def test_without_learning_it_is_a_sliding_window():
     np.testing.assert_allclose(nats, slid, atol=1e-5)
 
 
+class Stubborn(Counting):
+    """Looks at its ids, which torch.vmap does not allow."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        assert int(ids.max()) < VOCAB
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("model", [Banked(), Counting()])
+def test_documents_side_by_side(model: nn.Module):
+    tokens, starts = stream(30, 45, 2, 17, 45, 3, 30)
+    one = learned(model, tokens, starts, documents=1)
+    for documents in (2, 3, 100):
+        np.testing.assert_allclose(learned(model, tokens, starts, documents=documents), one, atol=2e-5)
+
+
+def test_models_that_cannot_be_run_side_by_side_are_found():
+    tokens, _ = stream(30)
+    for model, wanted in ((Banked(), True), (Counting(), True), (Stubborn(), False)):
+        learner = ttt._Learner(ttt._Runner(model, None), LEARN)
+        assert learner.takes_several(tokens, Window(0, 0, 8)) == wanted
+
+
+def test_chunks_come_in_the_order_of_their_documents():
+    group = [(0, 20), (20, 23), (23, 43)]
+    found = list(ttt.steps(group, 16, 8))
+    assert [step.documents for step in found] == [(0, 2), (1,), (0, 2), (0, 2)]
+    assert [step.learn for step in found] == [True, False, True, False]
+    scored = sorted((w.scored, w.stop) for step in found for w in step.windows)
+    assert [a for a, _ in scored[1:]] == [b for _, b in scored[:-1]]
+
+
 def test_one_step_by_hand():
     """A chunk of 8, one step of B down its gradient, of the root mean square `lr`; then the next chunk."""
     tokens, starts = stream(17)
@@ -141,7 +173,7 @@ def test_tied_weights_and_banks_learn():
     learner = ttt._Learner(ttt._Runner(Banked(), None), LEARN)
     tokens, _ = stream(40)
     with torch.enable_grad():
-        learner.score(tokens, Window(0, 0, 16), learn=True)
+        learner.score(tokens, ttt.Step((0,), (Window(0, 0, 16),), learn=True))
     moved = {name: up.detach().square().mean((-2, -1)).sqrt() for name, up in learner._up.items()}
     assert moved.keys() == {"model.embedding.weight", "model.bank"}
     for size in moved.values():  # each matrix of a bank by itself

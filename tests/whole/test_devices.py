@@ -16,6 +16,8 @@ from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane, Scale
 from pgolf.quant.curvature.selftext import self_generate
+from pgolf.quant.rounding import diagonals
+from pgolf.quant.rounding.feedback import round_matrix
 from pgolf.scoring import bpb
 from pgolf.scoring.reading import Reading
 from pgolf.scoring.static import StaticLosses, to_device
@@ -102,7 +104,7 @@ def scores(device, how):
     model = to_device(GPT(TINY), torch.device(device))
     model.compute_dtype = torch.float32
     if how == "ttt":
-        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], 1)
+        return Reading(16, ttt=TTTSettings(rank=2, chunk=8)).score(model, TOKENS[:60], int(TOKENS[20]))
     fast = StaticLosses(model, logits_of(model), seq_len=16, batch_size=4, compile=False) if how == "fast" else None
     return bpb.score_windows(logits_of(model), TOKENS, seq_len=16, batch_size=4, losses=fast)
 
@@ -128,7 +130,14 @@ def test_whole_batches_wait_only_for_their_losses(monkeypatch):
         assert not there.waits
 
 
-def test_calibrating_and_packing(tmp_path):
+def on_the_cpu(W, U, V, rule, device):
+    """The kernel's interpreter would take minutes; `test_round_block` holds it to these codes."""
+    assert device == torch.device("cuda:0")
+    return round_matrix(W, U, V, rule)
+
+
+def test_calibrating_and_packing(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagonals, "round_on_device", on_the_cpu)
     batch = torch.from_numpy(TOKENS[:128].astype(np.int64)).view(4, 32)
     sizes, sums = [], []
     for device in ("cpu", "cuda"):

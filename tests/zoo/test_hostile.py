@@ -125,7 +125,7 @@ def quantized():
 
 def test_an_old_file_of_a_whole_module_says_so(folder):
     torch.save(nn.Linear(4, 4), "c.pt", _use_new_zipfile_serialization=False)
-    assert "it is a whole module in the old format, with its code" in refusal("pack", "c.pt")
+    assert "it is a whole module, pickled with its code" in refusal("pack", "c.pt")
 
 
 def test_safetensors_are_known_by_their_bytes(folder):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn.utils import prune
 
 import pgolf
 from pgolf.cli import main
@@ -172,6 +173,14 @@ def test_a_whole_module_is_its_state_dict(wrap, folder):
     loaded, _ = packed(wrap(module))
     holds(loaded, module.state_dict())
     assert loaded["head.weight"].data_ptr() == loaded["table.weight"].data_ptr()
+
+
+def test_a_pruned_module_is_what_it_was_pruned_from(folder):
+    module = nn.Linear(64, 64)
+    prune.l1_unstructured(module, "weight", 0.5)
+    loaded, _ = packed(module)
+    holds(loaded, module.state_dict())
+    assert loaded.keys() == {"bias", "weight_orig", "weight_mask"}
 
 
 def test_every_tensor_of_a_whole_module_is_kept_too(folder):

@@ -29,7 +29,7 @@ from pgolf.packer.coder.strips import (
     strip_starts,
     to_strips,
 )
-from pgolf.packer.coder.trellis import PARITY_CHECKS, on_path, transitions
+from pgolf.packer.coder.trellis import PARITY_CHECKS, STRIP, on_path, transitions
 from pgolf.packer.plane import Plane, Spread
 
 Array = NDArray[Any]
@@ -81,23 +81,30 @@ class _Prepared:
 
 
 def _prepare(matrix: Array, layout: Layout, slots: Array, symbols: Array, loops: Loops | None) -> _Prepared:
-    """Fills slots and symbols."""
-    sums, trellis = class_sums(layout.spread), int(layout.trellis > 0)
-    class_of, put_aside = classes.classes_of(sums.values, layout.trellis)
-    codes, where = to_strips(classes.narrowed(matrix)), sums.where()
-    (2 * class_of).astype(np.uint8).take(where, out=slots, mode="clip")
-    if trellis:
-        on = (sums.values >= layout.trellis_from)[where]
-        if not on_path(codes, on, strip_lengths(layout.spread.shape), layout.trellis):
-            raise ValueError("codes do not follow the trellis")
-        slots += (codes & 1).astype(np.uint8)
-    wide, widths = _wide(where, put_aside)
-    middles = aside.middle(codes[wide].astype(np.int32), widths, 1 + trellis)
-    if wide.size:
-        codes[wide] = aside.shorten(codes[wide].astype(np.int32), widths, 1 + trellis)
-    symbols[:] = classes.symbols(codes >> trellis)
-    counts = (loops.count if loops else classes.count)(slots, symbols, families.SLOTS)
-    return _Prepared(slots, symbols, wide, widths, middles, counts)
+    """Fills slots and symbols, one row of strips after another: temporaries are as large as that."""
+    sums, codes, states = class_sums(layout.spread), classes.narrowed(matrix), layout.trellis
+    class_of, put_aside = classes.classes_of(sums.values, states)
+    table, on = (2 * class_of).astype(np.uint8), sums.values >= layout.trellis_from
+    counts, found = np.zeros((families.SLOTS, 256), np.int64), list[tuple[Array, Array, Array]]()
+    ends = np.cumsum([0, *(codes[top : top + STRIP].size for top in range(0, len(codes), STRIP))])
+    for top, start, stop in zip(range(0, len(codes), STRIP), ends[:-1], ends[1:], strict=True):
+        block = codes[top : top + STRIP]
+        some = ClassSums(sums.values, sums.rows[top : top + STRIP], sums.cols)
+        part, where = to_strips(block), some.where()
+        table.take(where, out=slots[start:stop], mode="clip")
+        if states:
+            if not on_path(part, on[where], strip_lengths(block.shape), states):
+                raise ValueError("codes do not follow the trellis")
+            slots[start:stop] += (part & 1).astype(np.uint8)
+        wide, widths = _wide(where, put_aside)
+        middles = aside.middle(part[wide].astype(np.int32), widths, 1 + (states > 0))
+        if wide.size:
+            part[wide] = aside.shorten(part[wide].astype(np.int32), widths, 1 + (states > 0))
+        symbols[start:stop] = classes.symbols(part >> (states > 0))
+        counts += (loops.count if loops else classes.count)(slots[start:stop], symbols[start:stop], families.SLOTS)
+        found.append((wide + start, widths, middles))
+    wide, widths = _joined([w for w, _, _ in found], np.int64), _joined([n for _, n, _ in found], np.int32)
+    return _Prepared(slots, symbols, wide, widths, _joined([m for _, _, m in found], np.int32), counts)
 
 
 def _wide(where: Array, put_aside: Array) -> tuple[Array, Array]:

@@ -167,13 +167,14 @@ class Collector:
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor:
         """Add up what is wanted of a parameter's gradient, and let go of it: together they are as large as the model."""
-        gradient = gradient.detach() if gradient.layout == torch.strided else gradient.detach().to_dense()
-        if gradient.numel() and gradient.dim() > 1:
-            squares = _squares(gradient)
+        strided = gradient.layout == torch.strided
+        dense = gradient.detach() if strided else gradient.detach().to_dense()
+        if dense.numel() and dense.dim() > 1:
+            squares = _squares(dense)
             self._squares[name] = self._squares.get(name, torch.zeros_like(squares)) + squares
-        if gradient.numel() and self.curvature.covered(name) != "traced":
-            self._sketch(name, gradient.float().reshape(sides(tuple(gradient.shape))))
-        return gradient.new_zeros(()).expand(gradient.shape)
+        if dense.numel() and self.curvature.covered(name) != "traced":
+            self._sketch(name, dense.float().reshape(sides(tuple(dense.shape))))
+        return dense.new_zeros(()).expand(dense.shape) if strided else gradient
 
     def _sketch(self, name: str, gradient: Tensor) -> None:
         """Add ∇∇ᵀ and ∇ᵀ∇ of every slice [n, R, C] of a parameter whose use is not followed: see store.py."""

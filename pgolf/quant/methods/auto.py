@@ -11,13 +11,14 @@
   factor sees; halfway to unbiased levels won 0.07 bits a weight at 3.1 bits and 0.1 at 2.5 in measured KL.
 * Columns go in ascending order of H's diagonal: what matters most comes last and absorbs what the others left.
 * Without curvature H = G = I and c is relative to the rms of the matrix: an equal relative error for every tensor.
-* Curvature on a GPU is factored there, which is the work that grows with the cube of the width. Rounding is always on the
-  CPU: the compiled loops run there. That costs one copy of the matrix and its two factors a tensor.
+* Curvature on a GPU is factored there, which is the work that grows with the cube of the width, and matrices are rounded
+  there by a kernel; everything else is on the CPU. That costs one copy of the matrix and its two factors a tensor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +41,7 @@ FROZEN_BELOW = -2  # spread class (σ = 0.7 lattice steps) under which an entry 
 LARGEST_CODE = 2.0**18  # steps are raised until weights stay within: only matrices far off their curvature's scale
 GAP = {0: 0.2546, 4: 0.090, 8: 0.076, 16: 0.065, 32: 0.055, 64: 0.047, 128: 0.040, 256: 0.034}  # bits over the bound
 
+CPU = torch.device("cpu")
 LEAST_DAMP = 1e-6  # of the mean: rows without any gradient still get a finite step
 LEAST_KEPT = 0.6  # of the weight: below, most codes are zero and no level makes up for that
 # Level of least squared error over lattice point under rate-aware rounding of a Gaussian: (spread classes, levels)
@@ -53,12 +55,14 @@ class Frame:
 
     order: int64 [C], the order of the columns. U: float32 [C, C], H⁻¹ = UᵀU in that order. g: float64 [R], what an
     error of the row costs after later rows absorbed their part. V: float32 [R, R], G⁻¹ = VᵀV, or None: G is diagonal.
+    device: where the curvature was, and where rounding is to be.
     """
 
     order: Tensor
     U: Tensor
     g: NDArray[np.float64]
     V: Tensor | None = None
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,9 @@ def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
         V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
-        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu())
+        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu(), H.device)
     g = G.diagonal() if G.dim() == 2 else G
-    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy())
+    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy(), device=H.device)
 
 
 def distortion(states: int) -> float:
@@ -185,7 +189,7 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
     )
     back, codes = frame.order.argsort().numpy(), np.empty(tuple(weight.shape), np.int32)
-    for rows, rounded in rounded_rows(W, frame.U, frame.V, rule):
+    for rows, rounded in _rounded_rows(W, frame, rule):
         codes[rows] = rounded[back].T
     return Plane(
         codes,
@@ -195,6 +199,16 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
         trellis_from=rule.trellis_from,
         spread=Spread(spread.rows, spread.cols[back]),
     )
+
+
+def _rounded_rows(W: Tensor, frame: Frame, rule: RoundingRule) -> Iterable[tuple[slice, NDArray[np.int32]]]:
+    """As `rounded_rows`, where the frame says; without triton always on the CPU."""
+    if frame.device != CPU:
+        from pgolf.quant.rounding import diagonals  # brings triton, where it is installed
+
+        if diagonals.HAS_KERNEL:
+            return [(slice(None), diagonals.round_on_device(W, frame.U, frame.V, rule, frame.device))]
+    return rounded_rows(W, frame.U, frame.V, rule)
 
 
 @dataclass(frozen=True)
