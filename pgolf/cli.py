@@ -65,7 +65,8 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there
             ctx.exit(0)
         except PgolfError as error:
-            click.echo(f"pgolf: {error}", err=True)
+            if not error.told_elsewhere:
+                click.echo(f"pgolf: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             click.echo("pgolf: interrupted; nothing is half-written", err=True)

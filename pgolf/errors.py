@@ -33,6 +33,7 @@ class PgolfError(Exception):
     """
 
     exit_code = 3
+    told_elsewhere = False  # whether another process of the job prints it
 
     def __str__(self) -> str:
         return printable(super().__str__())

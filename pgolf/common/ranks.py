@@ -1,4 +1,4 @@
-"""What pgolf does in a job of several processes: rank 0 packs for all.
+"""What pgolf does in a job of several processes: what one of them does alone, and how the others wait.
 
 Without an initialised process group of more than one rank nothing of torch.distributed is touched.
 """
@@ -30,6 +30,11 @@ def rank() -> int:
     return distributed.get_rank() if grouped() else 0
 
 
+def size() -> int:
+    """How many processes work together, 1 where this one is alone."""
+    return distributed.get_world_size() if grouped() else 1
+
+
 def on_first(work: Callable[[], Result]) -> Result:
     """What `work` returns on rank 0, on every rank; the others wait. What it raises is raised on every rank.
 
@@ -45,7 +50,7 @@ def on_first(work: Callable[[], Result]) -> Result:
         raise error
     result, failure = message[0]
     if failure is not None:
-        raise failure
+        raise relayed(failure)
     return result  # type: ignore[return-value]  # a Result, as there was no failure
 
 
@@ -77,3 +82,9 @@ def told(error: BaseException | None) -> PgolfError | None:
     if error is None or isinstance(error, PgolfError):
         return error
     return PgolfError(f"another rank failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
+
+
+def relayed(error: PgolfError) -> PgolfError:
+    """An error of another rank, which alone prints it."""
+    error.told_elsewhere = True
+    return error

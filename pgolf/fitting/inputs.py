@@ -104,6 +104,11 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
         return checkpoint.from_nest(model, state=state)
     if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
         raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
+    if split := next((name for name, p in model.named_parameters() if hasattr(p, "ds_id")), None):
+        raise CheckpointError(
+            f"parameter {split!r} is split over ranks by DeepSpeed's ZeRO-3: run zero_to_fp32.py of a checkpoint's folder and "
+            "pack what it writes"
+        )
     held, known = model.state_dict(keep_vars=False), blueprint.of(model)
     tensors = {bare: held[name] for bare, name in known.full.items()}
     taken = stripped({name: bare for bare, name in known.full.items()})

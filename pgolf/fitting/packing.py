@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgolf.common import ranks
 from pgolf.common.files import same_file
 from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError
@@ -26,6 +25,7 @@ from pgolf.fitting.measure import measured, noise_notes, put, tried
 from pgolf.fitting.report_of import report_of
 from pgolf.fitting.reprice import Patience, note_of, repriced
 from pgolf.fitting.resume import working
+from pgolf.fitting.shared_among_ranks import led
 from pgolf.packer.format import artifact
 from pgolf.report import Report
 from pgolf.report.pack_report import Asked
@@ -81,8 +81,8 @@ def pack(
     artifact so far is returned; with one, bytes depend on the machine's speed.
     text: int64 [sequences, tokens] that the module packed can read, or a `Live` for another module: the artifact's KL and its
     rise of the loss are measured on sequences held back. tune: tokens of the rest ("1.5M") on which what still floats repairs
-    what is rounded (docs/METHOD.md); seed: of their order. In a process group rank 0 packs and
-    writes; all ranks get its report, or its error.
+    what is rounded (docs/METHOD.md); seed: of their order. In a process group all ranks
+    that were given the same round matrices, rank 0 does the rest and writes; all get its report, or its error.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
@@ -90,11 +90,10 @@ def pack(
     if path is not None and isinstance(model, (str, Path)) and same_file(Path(path), Path(model)):
         raise UsageError(f"{path} is the checkpoint itself, which would be lost: give another name")
 
-    def alone() -> Report:
-        goal = goal_of(budget, target_rise, code, bits=bits, max_kl=max_kl, max_rise=max_rise)
-        live, tokens = live_of(model, text), tokens_of(tune)
-        _refuse_together(goal, deadline, live, tokens)
-        job = job_of(
+    def made() -> Job:
+        goal, live = asked()
+        _refuse_together(goal, deadline, live, tokens_of(tune))
+        return job_of(
             model,
             curvature,
             method=method,
@@ -106,6 +105,13 @@ def pack(
             state=state,
             drop=drop,
         )
+
+    def asked() -> tuple[Goal, Live | None]:
+        goal = goal_of(budget, target_rise, code, bits=bits, max_kl=max_kl, max_rise=max_rise)
+        return goal, live_of(model, text)
+
+    def packed(job: Job) -> Report:
+        (goal, live), tokens = asked(), tokens_of(tune)
         if path is not None and deadline is None:
             job = working(job, Path(path))
         started = time.perf_counter()
@@ -130,7 +136,7 @@ def pack(
                 work.path_for(Path(path)).unlink(missing_ok=True)
         return report
 
-    return ranks.on_first(alone)
+    return led(made, packed)
 
 
 def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, tokens: int | None) -> None:

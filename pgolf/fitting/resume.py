@@ -20,7 +20,7 @@ TRIALS = 2  # a search takes one to three
 
 def working(job: Job, path: Path) -> Job:
     """The job, with its work kept where it is worth that."""
-    return replace(job, work=Work.at(folder_for(path), _key(job))) if seconds(job) >= WORTH else job
+    return replace(job, work=Work.at(folder_for(path), key_of_job(job))) if seconds(job) >= WORTH else job
 
 
 def seconds(job: Job) -> float:
@@ -30,7 +30,8 @@ def seconds(job: Job) -> float:
     return TRIALS * cost / workers()
 
 
-def _key(job: Job) -> str:
+def key_of_job(job: Job) -> str:
+    """64 hexadecimal digits that jobs share where they round the same weights in the same way at the same prices."""
     tensors = [part for name in sorted(job.source.tensors) for part in (name, job.source.tensors[name])]
     sides = [
         part

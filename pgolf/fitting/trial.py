@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,19 @@ class Trial:
         return shares.of(self.encoded.data, self.entries, self.encoded.tensor_bits)
 
 
+class Crew(Protocol):
+    """Other processes that hold the same job and do their part of it: see shared_among_ranks.py."""
+
+    def knows(self, job: Job) -> bool:
+        """Whether they hold this job."""
+
+    def rounded(self, job: Job, step: float) -> dict[str, Entry]:
+        """What `Job.rounded` gives of all tensors."""
+
+    def expected_bits(self, job: Job, step: float) -> dict[str, float]:
+        """What `Job.expected_bits_of` gives of all leaders, in their order."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A checkpoint and how each of its tensors is to be packed, ready for any position of the knob.
@@ -83,6 +96,7 @@ class Job:
     stacks: first name -> all names whose matrices are rounded and stored as one, see stacks.py.
     notes: what the report says of the curvature.
     work: where what is done is kept from one process to the next, None nowhere.
+    crew: the ranks that round with this one, None where it is alone.
     """
 
     source: Checkpoint
@@ -101,6 +115,7 @@ class Job:
     stacks: Stacks = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     work: Work | None = None
+    crew: Crew | None = None
 
     @property
     def quantized(self) -> list[str]:
@@ -115,7 +130,8 @@ class Job:
     @property
     def leaders(self) -> list[str]:
         """Names of the quantized tensors but those that are rounded with an earlier one."""
-        return [name for name in self.quantized if name not in self._followers()]
+        followers = self._followers()
+        return [name for name in self.quantized if name not in followers]
 
     def together(self, name: str) -> tuple[str, ...]:
         """The names of all tensors that are rounded with a leader, itself first."""
@@ -157,9 +173,18 @@ class Job:
         """
         if self.work and (found := self.work.coded(step)):
             return Trial(step, *found)
-        alone, done, size = self.plans.keys() - self._followers(), 0, 0.0
+        crew = self.crew if self.crew and self.crew.knows(self) else None
+        entries = crew.rounded(self, step) if crew else self.rounded(self.plans, step)
+        trial = self.coded(entries, step)
+        if self.work:
+            self.work.keep_coded(step, trial.encoded)
+        return trial
+
+    def rounded(self, wanted: Iterable[str], step: float) -> dict[str, Entry]:
+        """The entries of tensors, and of those that are rounded with them, at one position of the knob."""
+        alone, done, size = set(wanted) - self._followers(), 0, 0.0
         names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
-        entries, total = dict[str, Entry](), self.weights(self.plans)
+        entries, total = dict[str, Entry](), sum(self.weights(self.together(name)) for name in names)
         self.progress("quantize", 0, total)
         with one_thread_each() as pool:
             futures = {name: pool.submit(self._entries, name, step) for name in names}
@@ -169,10 +194,7 @@ class Job:
                 size += self._foreseen_bytes(name)
                 so_far = f", {show_size(size)}" if size else ""
                 self.progress(f"quantize, {count} of {len(names)} tensors{so_far}", done, total)
-        trial = self.coded(entries, step)
-        if self.work:
-            self.work.keep_coded(step, trial.encoded)
-        return trial
+        return entries
 
     def _foreseen_bytes(self, name: str) -> float:
         """About what the codes of a tensor take, where its method foresaw them."""
@@ -380,7 +402,12 @@ class Job:
 
     def expected_bits(self, step: float) -> dict[str, float]:
         """About what the codes of each quantized tensor would take, where `foresees`."""
-        leaders = self.leaders
+        if self.crew and self.crew.knows(self):
+            return self.crew.expected_bits(self, step)
+        return self.expected_bits_of(self.leaders, step)
+
+    def expected_bits_of(self, leaders: Sequence[str], step: float) -> dict[str, float]:
+        """The same of some of them."""
         with one_thread_each() as pool:
             return dict(zip(leaders, pool.map(lambda name: self._bits(name, step), leaders), strict=True))
 

@@ -14,6 +14,7 @@ from torch import distributed
 import pgolf
 from pgolf.errors import PgolfError
 from pgolf.fitting import plan
+from pgolf.fitting.trial import Job
 from tests.helpers import generator, toy_module, toy_state
 
 SHORT = 4  # seconds
@@ -38,6 +39,20 @@ def slow(rank):
         plan.make = late
 
 
+def watched(folder, curvature):
+    """The names of the matrices that this rank rounds from here on; rank 0 keeps the curvature for one that packs alone."""
+    if distributed.get_rank() == 0:
+        curvature.save(folder / "shared.curv")
+    seen, plain = set(), Job.round
+
+    def noted(job, name, index, step):
+        seen.add(name)
+        return plain(job, name, index, step)
+
+    Job.round = noted
+    return seen
+
+
 def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
     distributed.init_process_group(
         "gloo",
@@ -57,6 +72,10 @@ def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
             slow(rank)
         if mode == "killed" and rank == 0:
             plan.make = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        rounded = watched(folder, curvature) if mode == "shared" else None
+        if mode == "other weights" and rank == 1:
+            with torch.no_grad():
+                model.get_parameter("up.weight").mul_(2)
         report = pgolf.pack(model, folder / "m.pgolf", budget=budget, curvature=curvature)
         state = pgolf.load(folder / "m.pgolf")
         facts = {
@@ -65,6 +84,8 @@ def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
             "bytes": report.artifact_bytes,
             "bits": [int(t.view(torch.uint8).long().sum()) for t in state.values() if t.dim()],
         }
+        if rounded is not None:
+            facts["rounded"] = sorted(rounded)
     except PgolfError as error:
         facts = {"error": type(error).__name__, "says": str(error)}
     (folder / f"rank{rank}.json").write_text(json.dumps(facts))

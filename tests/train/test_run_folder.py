@@ -182,7 +182,7 @@ def test_log_forgets_what_a_resumed_run_repeats(tmp_path: Path):
 def test_two_ranks_equal_one_with_doubled_accumulation(folder: Path, tmp_path: Path):
     """Tolerance: the same gradients summed in another order, in float32, through a few steps of Muon.
 
-    Rank 0 then packs the result by itself, when the others have gone.
+    Both then calibrate and round, and rank 0 writes.
     """
     settings = [*SMALL, "matrix_lr=0.01", "embedding_lr=0.001", "vector_lr=0.001", "warmup=0", "grad_clip=100"]
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2"

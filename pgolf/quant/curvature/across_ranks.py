@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pgolf.common.ranks import grouped, told, tried
+from pgolf.common.ranks import grouped, relayed, told, tried
 from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
 
 
@@ -26,7 +26,7 @@ def summed(collect: Callable[[], Curvature]) -> Curvature:
         raise error
     failed = [(i, told) for i, (_, told) in enumerate(heads) if told is not None]
     if failed:
-        raise type(failed[0][1])(f"rank {failed[0][0]}: {failed[0][1]}")
+        raise relayed(type(failed[0][1])(f"rank {failed[0][0]}: {failed[0][1]}"))
     assert mine is not None
     first, *others = [head for head, _ in heads]
     total: Curvature = first.merge(others)  # everything but the matrices: those are added where they are

@@ -88,6 +88,11 @@ def refuse_sharded(model: nn.Module) -> None:
             raise CurvatureError(
                 f"parameter {name!r} is sharded over ranks ({kind}): calibrate a model that holds it whole"
             )
+        if hasattr(parameter, "ds_id"):  # DeepSpeed's ZeRO-3 marks what it has split
+            raise CurvatureError(
+                f"parameter {name!r} is split over ranks by DeepSpeed's ZeRO-3: calibrate a model that holds it whole, with "
+                "the weights that zero_to_fp32.py writes"
+            )
         if parameter.is_meta:
             raise CurvatureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")
 

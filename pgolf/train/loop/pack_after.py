@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pgolf.common import ranks
 from pgolf.data.shards import WindowSampler
 from pgolf.fitting import packing
 from pgolf.fitting.estimate import Estimate, estimate
@@ -23,11 +24,15 @@ OTHER_SEED = 1 << 20  # added to the run's seed: calibration windows are then no
 
 
 def training_curvature(model: nn.Module, sampler: WindowSampler, *, tokens: int, seed: int) -> Curvature:
-    """The curvature of `model` over about `tokens` tokens of the sampler's own shards."""
+    """The curvature of `model` over about `tokens` tokens of the sampler's own shards, shared out among the ranks of a group.
+
+    Over several ranks it is another sample of one rank's: labels are drawn by rank, and sums are of parts.
+    """
     windows = WindowSampler(
         sampler.shards, sampler.seq_len, max(1, tokens // sampler.seq_len), seed + OTHER_SEED, sampler.bos
     )
-    return calibrate(model, windows.batch(0)[:, :-1], seed=seed)
+    mine = windows.batch(0)[ranks.rank() :: ranks.size(), :-1]
+    return calibrate(model, mine if len(mine) else [], seed=seed)
 
 
 def measured_while_training(model: nn.Module, sampler: WindowSampler, *, seed: int) -> Callable[[], Curvature]:
@@ -46,11 +51,13 @@ def estimated(trainer: Trainer, *, budget: str, seed: int) -> Estimate:
 def pack_checkpoint(path: Path, out: Path, sampler: WindowSampler, *, budget: str, seed: int) -> Report:
     """Pack a checkpoint of our trainer by the best method into `out` with its report beside it, as .json.
 
-    Raises BudgetError where it cannot fit.
+    In a group every rank calls this: they calibrate and round together, rank 0 reads and writes. Raises BudgetError where it
+    cannot fit.
     """
-    source = checkpoint.read(path)
+    source = ranks.on_first(lambda: checkpoint.read(path))
     model = rebuild.from_config(source.config or {}, source.state_dict())
     curvature = training_curvature(model, sampler, tokens=PACK_TOKENS, seed=seed)
     report = packing.pack(source, out, budget=budget, curvature=curvature)
-    write_json(out.with_suffix(".json"), report.to_json() | {"path": out.name})
+    if ranks.rank() == 0:
+        write_json(out.with_suffix(".json"), report.to_json() | {"path": out.name})
     return report

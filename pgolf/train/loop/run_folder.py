@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pgolf.common import extras, files
 from pgolf.common.files import replacing
+from pgolf.common.ranks import on_first
 from pgolf.common.sizes import parse_size
 from pgolf.data import sidecar
 from pgolf.data.corpus import BOS, DataFiles, find_data
@@ -116,16 +117,13 @@ def train(
         parse_size(pack)
         extras.need("numba", "scipy")
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with ExitStack() as stack:
-        with joined(wanted) as (ranks, own):
-            run = _Run(Path(out), recipe, ranks, own, seed, how, pack, ends, foreseen)
-            stack.callback(run.release)
-            run.open(resume)
-            found = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
-            trainer = run.train(found, resume, progress)
-        return run.close(
-            trainer, found, pack
-        )  # after the group: only rank 0 packs, and nobody is there to wait with it
+    with ExitStack() as stack, joined(wanted) as (ranks, own):
+        run = _Run(Path(out), recipe, ranks, own, seed, how, pack, ends, foreseen)
+        stack.callback(run.release)
+        run.open(resume)
+        found = _files(preset, data, tokenizer, run, recipe.model.vocab_size)
+        trainer = run.train(found, resume, progress)
+        return run.close(trainer, found, pack)
 
 
 def _recipe(preset: str, minutes: float | None, overrides: Sequence[str]) -> Recipe:
@@ -222,17 +220,19 @@ class _Run:
     def close(self, trainer: Trainer, files: DataFiles, pack: str | None) -> TrainReport:
         """Score what the checkpoint holds, in float32; write train.json and loss.png; pack, and score that.
 
-        Rank 0 does it alone: calibration and packing, which work together in a group, must find none.
+        Rank 0 scores and writes, all calibrate and round together; every rank gets rank 0's report, or its error.
         """
-        if not self.writes:
-            return self._report(trainer, None)
-        config = self._config(files)
+        report = on_first(lambda: self._closed(trainer, files))
+        if pack is None:
+            return report
+        path = self.out / "model.pgolf"
+        made = pack_checkpoint(self.checkpoint, path, trainer.sampler, budget=pack, seed=self.seed)
+        return on_first(lambda: self._closed_packed(report, path, made.artifact_bytes, trainer, files))
+
+    def _closed(self, trainer: Trainer, files: DataFiles) -> TrainReport:
         report = self._report(trainer, self._score(trainer.model, files))
         plot_loss(self.log, self.out / "loss.png")
-        self._write(report, config)
-        if pack is not None:
-            report = replace(report, packed=self._packed(trainer, files, pack))
-            self._write(report, config)
+        self._write(report, self._config(files))
         return report
 
     def _trainer(self, files: DataFiles) -> Trainer:
@@ -357,13 +357,16 @@ class _Run:
         facts = report.to_json() | {"config": config, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         write_json(self.out / "train.json", facts)
 
-    def _packed(self, trainer: Trainer, files: DataFiles, budget: str) -> dict[str, Any]:
-        """The artifact of the checkpoint: its name, bytes, and score."""
-        path = self.out / "model.pgolf"
-        made = pack_checkpoint(self.checkpoint, path, trainer.sampler, budget=budget, seed=self.seed)
+    def _closed_packed(
+        self, report: TrainReport, path: Path, num_bytes: int, trainer: Trainer, files: DataFiles
+    ) -> TrainReport:
+        """The report with the artifact of the checkpoint: its name, bytes, and score."""
         trainer.model.load_state_dict(dense.load(path))
         score = self._score(trainer.model, files)
-        return {"file": path.name, "bytes": made.artifact_bytes, "score": None if score is None else asdict(score)}
+        packed = {"file": path.name, "bytes": num_bytes, "score": None if score is None else asdict(score)}
+        report = replace(report, packed=packed)
+        self._write(report, self._config(files))
+        return report
 
     def _report(self, trainer: Trainer, score: EvalResult | None) -> TrainReport:
         parameters = sum(param.numel() for param in trainer.model.parameters())
