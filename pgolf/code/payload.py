@@ -121,10 +121,16 @@ class _Names:
         named = {k.arg: self.value(k.value) for k in node.keywords if k.arg}
         if isinstance(node.func, ast.Name) and node.func.id == "compile":
             return self.value(node.args[0])
+        arguments = [self.value(argument) for argument in node.args]
         if isinstance(node.func, ast.Attribute) and node.func.attr in {"encode", "decode", "replace", "strip", "join"}:
             text = self.value(node.func.value)
-            return getattr(text, node.func.attr)(*map(self.value, node.args), **named)
-        return _FUNCTIONS[self._dotted(node.func)](*map(self.value, node.args), **named)
+            _refuse_growth(node.func.attr, text, arguments)
+            made = getattr(text, node.func.attr)(*arguments, **named)
+        else:
+            made = _FUNCTIONS[self._dotted(node.func)](*arguments, **named)
+        if isinstance(made, str | bytes) and len(made) > LARGEST:
+            raise ValueError("larger than any script")
+        return made
 
     def _dotted(self, node: ast.expr) -> str:
         match node:
@@ -135,6 +141,25 @@ class _Names:
             case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(value=str(name))]):
                 return name
         raise ValueError("not known")
+
+
+def _refuse_growth(what: str, text: Any, arguments: list[Any]) -> None:
+    """Raises ValueError where a few characters would become more than any script has; TypeError as the method would."""
+    size = 0
+    if what == "replace":
+        size = text.count(arguments[0]) * len(arguments[1])
+    elif what == "join":
+        size = len(text) * len(arguments[0]) + sum(map(len, arguments[0]))
+    elif what == "encode":
+        size = 4 * len(text)  # utf-32
+    if size > LARGEST:
+        raise ValueError("larger than any script")
+
+
+def _bytes(value: Any = b"", *encoding: str) -> bytes:
+    if isinstance(value, int) and value > LARGEST:
+        raise ValueError("larger than any script")
+    return bytes(value, *encoding)
 
 
 def _zlib(data: bytes, wbits: int = zlib.MAX_WBITS, **_: Any) -> bytes:
@@ -169,7 +194,7 @@ def _ended(raw: bytes, whole: bool) -> bytes:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "zlib.decompress": _zlib, "gzip.decompress": _gzip, "bz2.decompress": _bz2, "lzma.decompress": _lzma,
-    "brotli.decompress": _brotli, "bytes": bytes, "bytes.fromhex": bytes.fromhex,
+    "brotli.decompress": _brotli, "bytes": _bytes, "bytes.fromhex": bytes.fromhex,
     "base64.b85decode": base64.b85decode, "base64.a85decode": base64.a85decode, "base64.b64decode": base64.b64decode,
     "base64.b32decode": base64.b32decode, "base64.b16decode": base64.b16decode, "base64.decodebytes": base64.decodebytes,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -281,3 +282,22 @@ def test_mistakes_are_named(tmp_path):
         weigh.counted([broken])
     with pytest.raises(UsageError, match="no such file"):
         weigh.counted([tmp_path / "missing.py"])
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        "bytes(10**11)",
+        "bytes(100000000000)",
+        "'a'" + ".replace('a', 'aa')" * 40,
+        "'a'" + ".replace('a', 'aaaaaaaaaa')" * 12,
+        "'aaaaaaaaaa'" + ".join(['', '', '', '', '', '', '', '', '', '', ''])" * 9,
+        "'a'" + ".encode('utf-32').decode('latin1')" * 30,
+    ],
+)
+def test_a_few_characters_become_no_gigabytes(grown):
+    tracemalloc.start()
+    assert payload.inner(f"exec({grown})".encode()) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * payload.LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -140,9 +141,15 @@ def test_pgolf_must_be_imported_before_or_after(tmp_path: Path, imports: str) ->
 def test_no_weights_of_somebody_elses_are_touched(tmp_path: Path) -> None:
     source, artifact = packed(tmp_path, "llama")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    said = run("unpack", artifact, "-o", source, "--format", "pgolf-hf", "--like", source, "--force", code=2).stderr
-    assert "holds other weights (model.safetensors): name another folder" in said
-    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    there = tmp_path / "another"
+    shutil.copytree(source, there)
+    for target, words in (
+        (source, "the folder of --like, whose weights"),
+        (there, "holds other weights (model.safetensors)"),
+    ):
+        said = run("unpack", artifact, "-o", target, "--format", "pgolf-hf", "--like", source, "--force", code=2).stderr
+        assert words in said
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
 def test_a_folder_with_an_artifact_gives_its_rest_to_a_plain_one(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from torch import nn
 import pgolf
 from pgolf.cli import main
 from pgolf.data.shards import write_shard
-from pgolf.errors import CheckpointError, CurvatureError, ModelError
+from pgolf.errors import CurvatureError, ModelError
+from pgolf.loading import dense
+from pgolf.packer.format import artifact
 from tests.helpers import generator
 from tests.zoo import animals
 from tests.zoo.animals import plain
@@ -361,8 +363,10 @@ def test_a_packed_module_can_be_copied(tmp_path):
     with torch.no_grad():
         again[1].weight.low.zero_()
     assert not torch.equal(again(ids), module(ids)), "the words are its own"
-    with pytest.raises(CheckpointError, match="is a PackedWeight, not plain numbers"):
-        pgolf.pack(module, None)
+    once_more = pgolf.pack(module, None, method="keep").data
+    assert torch.equal(
+        dense.tensors_of(artifact.decode(once_more)[0])["1.weight"], pgolf.load(tmp_path / "m.pgolf")["1.weight"]
+    )
 
 
 def test_a_wide_shard_and_a_link_to_one(folder):
