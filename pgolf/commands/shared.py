@@ -213,6 +213,9 @@ def print_table(table: Table) -> None:
         def render_str(self, text: str, **_: Any) -> Text:
             return Text(printable(text))
 
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process itself, as if something had failed
+
     width = None if sys.stdout.isatty() else 160
     Plain(width=width, soft_wrap=False).print(table)
 

@@ -190,6 +190,19 @@ def test_a_reader_that_has_seen_enough_and_a_terminal_of_few_letters(folder):
     assert said.stdout.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command", [["inspect", "a.pgolf"], ["inspect", "a.pgolf", "--json"], ["diff", "a.pgolf", "a.pgolf"]]
+)
+def test_a_reader_that_is_gone_before_the_first_line(command, folder):
+    artifact()
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "pgolf", *command]
+    said = subprocess.run(words, env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
 def test_a_name_that_is_no_text(folder):
     name = os.fsdecode(b"\xe6\xff.pt")
