@@ -186,7 +186,7 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
         priced = repriced(job, trial, goal, student, live, Patience(limits.until, rounding))
         job, trial, found, told = priced.job, priced.trial, priced.found, [*told, *note_of(priced)]
         if limits.tokens:
-            made, found, outcome = tuned(replace(job, work=None), trial, goal, student, live, limits, rounding)
+            made, found, outcome = tuned(replace(job, work=None), trial, goal, student, live, limits, rounding, found)
             job, trial = made.job, made.trial
         report = report_of(job, trial, goal, told)
         told_of = measured(job, found, student, live, {row.name: row.loss_rise for row in report.rows})

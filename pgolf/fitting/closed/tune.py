@@ -65,17 +65,23 @@ def tokens_of(text: Size | None) -> int | None:
 
 
 def tuned(
-    job: Job, opened: Trial, goal: Goal, student: Student, live: Live, limits: Limits, foreseen: float
+    job: Job,
+    opened: Trial,
+    goal: Goal,
+    student: Student,
+    live: Live,
+    limits: Limits,
+    foreseen: float,
+    before: Divergence,
 ) -> tuple[Made, Divergence, Tuned]:
     """The better of the open loop's artifact and the closed loop's, by the KL on the text held back, that, and what was seen.
 
-    opened: the open loop's trial; foreseen: seconds that its last rounding and coding took. Leaves the weights of what is kept in
-    the student. Raises UsageError where there is no text to tune on.
+    opened: the open loop's trial; before: what it does on the text held back; foreseen: seconds that its last rounding and
+    coding took. Leaves the weights of what is kept in the student. Raises UsageError where there is no text to tune on.
     """
     if live.text is None:
         raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
     job = _settled(job, opened)
-    before = tried(job, opened, student, live)
     best, best_found, notes, seen, work = Made(opened, job), before, list[str](), 0, None
     if not job.quantized:
         notes.append("no tensor is quantized")
