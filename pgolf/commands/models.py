@@ -100,12 +100,14 @@ def at_hand(
 
 
 def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
-    """The curvature of a model over its text; its notes say how that was cut."""
+    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut."""
+    from pgolf.common import ranks  # torch.distributed
     from pgolf.quant.curvature.collect import calibrate
 
+    mine = known.ids[ranks.rank() :: ranks.size()]
     curvature = calibrate(
         known.model,
-        known.ids,
+        mine if len(mine) else [],
         tokens=calibration.tokens,
         seed=calibration.seed,
         logits=user.logits,
