@@ -73,6 +73,21 @@ def on_first(work: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]  # a Result, as there was no failure
 
 
+def from_all(work: Callable[[], Result]) -> list[Result]:
+    """What `work` returns on each rank, on every rank. Where one fails all raise: it its own error, the others the first's."""
+    if not grouped():
+        return [work()]
+    mine, error = tried(work)
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, (mine, told(error)), group=patient_group())
+    if error is not None:
+        raise error
+    for number, (_, failure) in enumerate(found):
+        if failure is not None:
+            raise relayed(type(failure)(f"rank {number}: {failure}"))
+    return [result for result, _ in found]
+
+
 def patient_group() -> Any:
     """A group of all ranks in which one may be waited for as long as it takes, made once; None, the job's own, without gloo.
 

@@ -6,12 +6,11 @@ NCCL moves GPU memory only, so sums that live on the CPU visit the rank's GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from pgolf.common.ranks import grouped, relayed, told, tried
+from pgolf.common.ranks import from_all, grouped
 from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
 
 
@@ -19,20 +18,17 @@ def summed(collect: Callable[[], Curvature]) -> Curvature:
     """The curvature over all ranks' tokens, the same on every rank; where one fails, all raise."""
     if not grouped():
         return collect()
-    mine, error = tried(collect)
-    heads: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(heads, (None if mine is None else _head(mine), told(error)))
-    if error is not None:
-        raise error
-    failed = [(i, told) for i, (_, told) in enumerate(heads) if told is not None]
-    if failed:
-        raise relayed(type(failed[0][1])(f"rank {failed[0][0]}: {failed[0][1]}"))
-    assert mine is not None
-    first, *others = [head for head, _ in heads]
+    mine: list[Curvature] = []
+
+    def head() -> Curvature:
+        mine.append(collect())
+        return _head(mine[0])
+
+    first, *others = from_all(head)
     total: Curvature = first.merge(others)  # everything but the matrices: those are added where they are
     for key in sorted(total.sums):
         for side in SIDES:
-            _add_up(total, mine, key, side)
+            _add_up(total, mine[0], key, side)
     return total
 
 
