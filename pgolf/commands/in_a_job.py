@@ -56,7 +56,7 @@ def say(line: str) -> None:
 def run(name: str, command: Callable[[], Any]) -> NoReturn:
     """Run a command on every rank, or on rank 0 where the others could do nothing, and end this process as the job ends.
 
-    command: ends by SystemExit.
+    command: ends by SystemExit, or returns an exit code.
     """
     from torch import cuda, distributed  # slow to start
 
@@ -91,18 +91,17 @@ def _end_of(command: Callable[[], Any], rank: int) -> End:
     """How a command ends here. Only rank 0 prints."""
     try:
         if rank == 0:
-            command()
+            code = command()
         else:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                command()
+                code = command()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        return End(code, _said[-1] if _said else "", rank)
+        code = end.code
     except KeyboardInterrupt:
         return End(INTERRUPTED, "interrupted", rank)
     except BaseException as error:  # a bug, or what torch says where a rank is gone
         return End(BUG, "".join(traceback.format_exception(error)), rank)
-    return End(0, "", rank)
+    return End(code if isinstance(code, int) else int(code is not None), _said[-1] if _said else "", rank)
 
 
 class _Job:
