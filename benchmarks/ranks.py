@@ -7,7 +7,7 @@ held to one core. Rounds are interleaved; of each number of ranks the best is ke
 others use them, the wall says little: `busiest` is the largest sum of processor seconds that one rank took, which is the wall
 of a machine that has a free core for each.
 
-golf3m is ../shared/data, calibrated on its text; stock and contest are benchmarks/models with random weights, on random tokens.
+golf3m is ../shared/data, calibrated on its text; the others are benchmarks/models with random weights, on random tokens.
 Models are added to those in RESULT.json.
 """
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import GOLF3M, RESULTS, ROOT, machine
 
 LENGTH = 512  # tokens of a sequence
-SIZES = {"golf3m": "1MB", "stock": "1MB", "contest": "16MB"}
+GOLF = "golf3m"
 
 
 def job(model: str, ranks: int, tokens: int) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ def rank_of(model: str, tokens: int) -> dict[str, Any]:
     from torch import distributed
 
     import pgolf
+    from benchmarks.headline import MODELS
     from pgolf.models import checkpoint, usermodel
     from tests.helpers import toy_module, toy_state
 
@@ -72,7 +73,7 @@ def rank_of(model: str, tokens: int) -> dict[str, Any]:
     marks = [(time.perf_counter(), time.process_time())]
     curvature = pgolf.calibrate(module, text[rank::ranks])
     marks.append((time.perf_counter(), time.process_time()))
-    made = pgolf.pack(source, None, budget=SIZES[model], curvature=curvature)
+    made = pgolf.pack(source, None, budget="1MB" if model == GOLF else MODELS[model][2], curvature=curvature)
     marks.append((time.perf_counter(), time.process_time()))
     distributed.barrier()
     distributed.destroy_process_group()
@@ -96,7 +97,7 @@ def _inputs(model: str, tokens: int) -> tuple[Path, str, Any]:
     from pgolf.data.shards import read_shard
 
     rows = max(1, tokens // LENGTH)
-    if model != "golf3m":
+    if model != GOLF:
         place = Path(os.environ["PGOLF_INPUTS"])
         ids = torch.randint(1024, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
         return place / f"{model}.pt", (place / f"{model}.spec").read_text(), ids
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--models", default="golf3m" if (GOLF3M / "golf3m").exists() else "stock")
+    parser.add_argument("--models", default=GOLF if (GOLF3M / "golf3m").exists() else "stock")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "ranks.json")
@@ -154,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["PGOLF_INPUTS"] = place
         for model in args.models.split(","):
-            if model != "golf3m":
+            if model != GOLF:
                 (Path(place) / f"{model}.spec").write_text(checkpoint(model, Path(place))[1])
             row = measured(model, [int(n) for n in args.ranks.split(",")], args.rounds, args.tokens)
             found = [each for each in found if each["model"] != model] + [row | {"date": machine()["date"]}]

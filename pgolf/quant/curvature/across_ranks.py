@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from pgolf.common import scratch
 from pgolf.common.ranks import from_all, grouped
 from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
 
@@ -49,14 +51,16 @@ def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
         return
     size = key.length(total.shapes[key.name], side)
     value = getattr(mine.sums.get(key, Sums()), side)
-    value = torch.zeros([size] * len(stand_in)) if value is None else value
+    value = torch.from_numpy(scratch.zeros((size,) * len(stand_in), np.float32)) if value is None else value
     setattr(total.sums[key], side, _all_reduced(value))
 
 
 def _all_reduced(value: Tensor) -> Tensor:
-    """The sum over the ranks, on the CPU."""
-    shared = value.clone(memory_format=torch.contiguous_format)
+    """The sum over the ranks, on the CPU; in place where it is there already, for the sums of a large model lie in files."""
+    shared = value.cpu().contiguous()
     if distributed.get_backend() == "nccl":
-        shared = shared.to(torch.device("cuda", torch.cuda.current_device()))
+        moved = shared.to(torch.device("cuda", torch.cuda.current_device()))
+        distributed.all_reduce(moved)
+        return shared.copy_(moved)
     distributed.all_reduce(shared)
-    return shared.cpu()
+    return shared
