@@ -17,6 +17,7 @@ from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
     device_option,
+    first_rank,
     force_option,
     gathered,
     json_option,
@@ -206,6 +207,8 @@ def pack(
                 tune=tokens,
                 seed=calibration.seed,
             )
+    if not first_rank():
+        return
     facts = made.to_json() | {"path": str(out)}
     if report_file:
         write_json(report_file, facts)
