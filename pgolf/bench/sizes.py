@@ -32,7 +32,7 @@ class Sizes:
     batch: int = 32
     batches: int = 40
     trained: str = "golf"
-    updates: int = 10
+    updates: int = 40
     peak_tflops: float = 989.0
     toy: bool = False
 
