@@ -42,6 +42,7 @@ class There(Tensor):
 
     device = property(lambda self: PLACE)  # for Python; torch's own C++ takes it for a tensor of the CPU
     is_cuda = property(lambda self: True)
+    data = property(lambda self: self.detach(), lambda self, new: setattr(self, "held", new.held))
     is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:

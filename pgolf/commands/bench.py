@@ -51,7 +51,7 @@ def bench(
     names = [word.strip() for word in only.split(",")] if only else []
     if unknown := [name for name in names if name not in MEASURES]:
         raise UsageError(f"--only {unknown[0]}: known are {', '.join(MEASURES)}")
-    place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = need(device)
     sizes = TOY if toy else Sizes(layers=layers, peak_tflops=peak_tflops)
     facts = measure_all(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True), names)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
