@@ -208,6 +208,7 @@ def to_anywhere(original):
 
 class Properties:
     multi_processor_count = 1
+    cuda_stream = 0
 
 
 @contextmanager
@@ -222,6 +223,8 @@ def gpu() -> Iterator[Gpu]:
         patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
         patch("torch.cuda.Stream", lambda *_: None),
         patch("torch.cuda.stream", lambda *_: nullcontext()),
+        patch("torch.cuda.current_stream", lambda *_: Properties),
+        patch("torch.cuda.is_current_stream_capturing", lambda: False),
         patch("torch.cuda.get_device_properties", lambda *_: Properties),
         patch("torch.Tensor.pin_memory", lambda self, *_: self),
     ]

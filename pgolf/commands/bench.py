@@ -19,7 +19,9 @@ from pgolf.errors import UsageError
 )
 @click.option("--peak-tflops", metavar="X", type=float, default=989.0, show_default=True, help="bf16 peak, for MFU.")
 @click.option(
-    "--only", metavar="M,...", help="load, limits, rans_decode, dequant, softcap_nll, quant_linear, eval, fitting, qat."
+    "--only",
+    metavar="M,...",
+    help="load, limits, rans_decode, dequant, softcap_nll, quant_linear, others, eval, fitting, qat.",
 )
 @click.option(
     "--toy", is_flag=True, help="Every size small, on any device: shows that all of it runs, measures nothing."
