@@ -55,7 +55,7 @@ class There(Tensor):
     def to(self, *args: object, **kwargs: object) -> Tensor:
         if is_cpu([*args, *kwargs.values()]):
             dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), self.dtype)
-            return self.cpu().to(dtype)
+            return Back.apply(self) if kwargs.get("non_blocking") else self.cpu().to(dtype)
         kept = {key: value for key, value in kwargs.items() if not is_cuda(value)}
         rest = [a for a in args if not is_cuda(a)]
         return super().to(*rest, **kept) if rest or kept else self
@@ -206,6 +206,16 @@ def to_anywhere(original):
     return to
 
 
+class Event:
+    """What the host waits for without stopping the device."""
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
 class Properties:
     multi_processor_count = 1
     cuda_stream = 0
@@ -220,6 +230,8 @@ def gpu() -> Iterator[Gpu]:
         patch("torch.Generator", Generator),
         patch("pgolf.kernels.device._need_cuda", lambda *_: None),
         patch("torch.cuda.synchronize", lambda *_: None),
+        patch("torch.cuda.Event", Event),
+        patch("torch.cuda.device", lambda *_: nullcontext()),
         patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
         patch("torch.cuda.Stream", lambda *_: None),
         patch("torch.cuda.stream", lambda *_: nullcontext()),
