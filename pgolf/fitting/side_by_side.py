@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pgolf.common.one_thread import one_thread_each
+from pgolf.fitting.market import Form
+from pgolf.fitting.plan import TensorPlan
+from pgolf.fitting.work import Work
 from pgolf.packer.plane import Plane
 from pgolf.quant import METHODS
+from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.settings import Settings
 
-if TYPE_CHECKING:
-    from pgolf.fitting.trial import Job
-
 MOST = 1 << 25  # weights that lie on the device at once, some eight numbers for each
+
+
+class Matrices(Protocol):
+    """What is asked of a `Job`."""
+
+    @property
+    def plans(self) -> Mapping[str, TensorPlan]: ...
+    @property
+    def curvatures(self) -> Mapping[str, list[MatrixCurvature | None]]: ...
+    @property
+    def work(self) -> Work | None: ...
+    def prepare(self, name: str) -> list[Any]: ...
+    def slice_of(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]: ...
+    def kept_form(self, name: str, step: float) -> Form | None: ...
+    def hurry(self, weights: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class _Matrix:
     settings: Settings
 
 
-def rounded(job: Job, names: Iterable[str], step: float) -> dict[str, list[Plane]]:
+def rounded(job: Matrices, names: Iterable[str], step: float) -> dict[str, list[Plane]]:
     """Tensor -> the planes of its slices, of tensors whose curvature is on a device and whose method has a way for several."""
     able = [name for name in names if _may_gain(job, name, step)]
     if not able:
@@ -64,7 +80,7 @@ def rounded(job: Job, names: Iterable[str], step: float) -> dict[str, list[Plane
     }
 
 
-def _finished(job: Job, part: Sequence[_Matrix]) -> list[Plane]:
+def _finished(job: Matrices, part: Sequence[_Matrix]) -> list[Plane]:
     job.hurry(sum(matrix.weight.numel() for matrix in part))
     staged = METHODS[part[0].settings.method].staged
     assert staged is not None
@@ -72,7 +88,7 @@ def _finished(job: Job, part: Sequence[_Matrix]) -> list[Plane]:
     return staged.finish_together([m.weight for m in part], [m.prepared for m in part], [m.settings for m in part])
 
 
-def _may_gain(job: Job, name: str, step: float) -> bool:
+def _may_gain(job: Matrices, name: str, step: float) -> bool:
     plan = job.plans[name]
     known = job.curvatures.get(name, [])
     if plan.settings is None or all(each is None or each.inputs.device.type == "cpu" for each in known):
