@@ -148,6 +148,8 @@ class Collector:
             self._backward(logits, generator)
         self._gram = self._last = None
         self.curvature.tokens += ids.numel()
+        if self._large:
+            scratch.give_back()
 
     def _backward(self, logits: Tensor, generator: torch.Generator) -> None:
         if not logits.requires_grad:
