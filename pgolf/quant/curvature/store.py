@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pgolf.common.files import replacing
@@ -254,11 +253,12 @@ class Curvature:
             for side in SIDES:
                 if (value := getattr(sums, side)) is not None:
                     tensors[f"{i:06d}.{side}"] = value.detach().cpu().contiguous()
-        data = to_bytes(tensors, {"pgolf.curvature": json.dumps(self._header(), sort_keys=True)})
+        told = {"pgolf.curvature": json.dumps(self._header(), sort_keys=True)}
         path = Path(path)
         try:
             with replacing(path) as file:
-                file.write(data)
+                for part in _safetensors(tensors, told):
+                    file.write(part)
         except OSError as error:
             raise CurvatureError(f"cannot write {path}: {error.strerror}") from error
 
@@ -290,6 +290,20 @@ class Curvature:
             return _parsed(json.loads(text), tensors)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise CurvatureError(f"{path} is a damaged curvature file: {error}") from error
+
+
+def _safetensors(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> Iterator[Any]:
+    """A safetensors file of float32 tensors in parts: its own writer would hold all of them in memory once more."""
+    head: dict[str, Any] = {"__metadata__": dict(told)}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + 4 * tensors[name].numel()
+        head[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    data = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    data += b" " * (-len(data) % 8)
+    yield len(data).to_bytes(8, "little") + data
+    for name in sorted(tensors):
+        yield tensors[name].numpy().data
 
 
 def _parsed(header: Any, tensors: Mapping[str, Tensor]) -> Curvature:
