@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from pgolf.fitting.kept_curvature import KeptCurvature
     from pgolf.fitting.live import Live
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
@@ -99,22 +100,47 @@ def at_hand(
     return _from_text(model, user, calibration, text, context, tune)
 
 
-def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
-    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut."""
+def calibrated_on(
+    known: AtHand,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+    kept: KeptCurvature | None = None,
+) -> Curvature:
+    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut.
+
+    kept: where it may lie from before a break.
+    """
     from pgolf.common import ranks  # torch.distributed
     from pgolf.quant.curvature.collect import calibrate
 
     mine = known.ids[ranks.rank() :: ranks.size()]
-    curvature = calibrate(
-        known.model,
-        mine if len(mine) else [],
-        tokens=calibration.tokens,
-        seed=calibration.seed,
-        logits=user.logits,
-        progress=lambda done, total: progress("calibrate", done, total or 0),
-    )
+
+    def measured() -> Curvature:
+        return calibrate(
+            known.model,
+            mine if len(mine) else [],
+            tokens=calibration.tokens,
+            seed=calibration.seed,
+            logits=user.logits,
+            progress=lambda done, total: progress("calibrate", done, total or 0),
+        )
+
+    curvature = measured() if kept is None else kept.or_measured(measured)
     curvature.notes += known.notes
     return curvature
+
+
+def kept_for(
+    out: Path, source: Checkpoint, known: AtHand, user: ModelOptions, calibration: CalibrationOptions
+) -> KeptCurvature:
+    """Where the curvature of a pack to `out` is kept. The model's own file counts; what that imports is told by the module."""
+    from pgolf.fitting.kept_curvature import KeptCurvature
+
+    tensors = [part for name in sorted(source.tensors) for part in (name, source.tensors[name])]
+    code = Path(user.file).read_bytes() if user.file and Path(user.file).is_file() else b""
+    asked = (user.model, user.logits, calibration.tokens, calibration.seed, calibration.device)
+    return KeptCurvature.beside(out, [*tensors, known.ids, code, asked, source.config, repr(known.model)])
 
 
 def calibrate_model(

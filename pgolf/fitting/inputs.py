@@ -165,6 +165,8 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
         if not all(_finite(m) for m in mine if m is not None):
             raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
         found[name] = [m and _kept(m) for m in mine] if large else mine
+        if large:
+            scratch.give_back()
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found

@@ -68,7 +68,7 @@ def build(
     module = _made(config, dtype, what, code)
     if state is not None:
         given = state if _fits(module, state, dropped) else _renamed(module, state, what)
-        load_state(module, given, dropped)
+        load_state(module, given, dropped, filed=True)
     return module.eval()
 
 
