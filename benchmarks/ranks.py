@@ -8,7 +8,7 @@ others use them, the wall says little: `busiest` is the largest sum of processor
 of a machine that has a free core for each.
 
 golf3m is ../shared/data, calibrated on its text; the others are benchmarks/models with random weights, on random tokens.
-Models are added to those in RESULT.json.
+Models are added to those in RESULT.json, and the tables of docs/SCALE.md are made anew.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ def main() -> None:
     if args.rank is not None:
         print(json.dumps(rank_of(args.models, args.tokens)))
         return
+    from benchmarks import scale
     from benchmarks.headline import checkpoint
 
     found = json.loads(args.out.read_text())["models"] if args.out.exists() else []
@@ -162,6 +163,8 @@ def main() -> None:
     from pgolf import report
 
     report.write_json(args.out, {"models": found} | machine())
+    if args.out == RESULTS / "ranks.json":
+        scale.PAGE.write_text(scale.written(scale.PAGE.read_text()))
 
 
 if __name__ == "__main__":

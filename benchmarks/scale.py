@@ -1,14 +1,15 @@
 """What a calibrated pack costs as the model and the number of ranks grow: a small model of it, held to what was measured.
 
-    python benchmarks/scale.py      prints the tables of docs/SCALE.md
+    python benchmarks/scale.py [--write]      prints the tables of docs/SCALE.md, or puts them there
 
-Three constants are fitted to golf3m on one and two ranks of one thread (results/ranks.json), COPIES to the memory of 36M weights
-(results/memory.json); everything else follows from shapes. The other points of the two files are foreseen, not fitted. GPUs and
-several machines were not measured at all: their speeds are assumptions, named below.
+Three constants are fitted to a model of 19M weights on one and two ranks of one thread (results/ranks.json), COPIES to the
+memory of 36M weights (results/memory.json); everything else follows from shapes. The other points of the two files are foreseen,
+not fitted. GPUs and several machines were not measured at all: their speeds are assumptions, named below.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "SCALE.md"
 
 FULL = 4096  # rows up to which all of G is kept, MAX_FULL_OUTPUTS of pgolf.quant.curvature.collect
 FLOAT, CODE, TRIALS = 4, 1, 2  # bytes of a sum and of a code; positions of the knob that a search tries
@@ -75,6 +78,7 @@ class Shape:
 
 
 GOLF3M = Shape("golf3m", 256, 128, 768, 5, 1024, gated=False)
+HALF = Shape("half", 512, 256, 2048, 5, 8192, gated=False)
 CONTEST = Shape("contest", 512, 256, 2048, 11, 8192, gated=False)
 QWEN = {  # of benchmarks/memory.py
     "3M": Shape("3M", 128, 64, 704, 6, 8192),
@@ -118,13 +122,13 @@ def rows(model: str) -> dict[int, dict[str, Any]]:
 
 
 def fitted() -> Constants:
-    """The constants, of golf3m on one and two ranks."""
-    measured = rows("golf3m")
+    """The constants, of half of the contest's model on one and two ranks."""
+    measured = rows(HALF.name)
     shared = 2 * (measured[1]["pack_busiest"] - measured[2]["pack_busiest"])
     return Constants(
-        operations=measured[1]["tokens"] * GOLF3M.operations / measured[1]["calibrate_busiest"],
-        rounding=(shared - GOLF3M.factoring / CHOLESKY) / (GOLF3M.weights * TRIALS),
-        serial=(measured[1]["pack_busiest"] - shared) / GOLF3M.weights,
+        operations=measured[1]["tokens"] * HALF.operations / measured[1]["calibrate_busiest"],
+        rounding=(shared - HALF.factoring / CHOLESKY) / (HALF.weights * TRIALS),
+        serial=(measured[1]["pack_busiest"] - shared) / HALF.weights,
     )
 
 
@@ -146,23 +150,29 @@ def cost(shape: Shape, tokens: int, ranks: int, constants: Constants, *, threads
 
 def checked() -> Iterator[str]:
     """A table of what was measured beside what is foreseen."""
-    constants = fitted()
-    yield "| model | weights | tokens | ranks | busiest rank, s: measured | foreseen | off by |"
-    yield "|---|---|---|---|---|---|---|"
-    for shape in (GOLF3M, CONTEST):
+    yield "| model | weights | tokens | ranks | busiest rank, s: measured | of one rank's | foreseen | off by |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for shape in (GOLF3M, HALF, CONTEST):
         for ranks, row in rows(shape.name).items():
-            foreseen = cost(shape, row["tokens"], ranks, constants)
-            yield _compared(shape, row["tokens"], ranks, row["busiest"], foreseen.calibrate + foreseen.pack)
+            yield _compared(shape, row["tokens"], ranks, row["busiest"], row["busiest_ratio"])
     for point in _memory_points():
-        foreseen = cost(QWEN[point["size"]], point["tokens"], 1, constants)
-        yield _compared(
-            QWEN[point["size"]], point["tokens"], 1, point["processor_seconds"], foreseen.calibrate + foreseen.pack
-        )
+        yield _compared(QWEN[point["size"]], point["tokens"], 1, point["processor_seconds"], 1.0)
 
 
-def _compared(shape: Shape, tokens: int, ranks: int, measured: float, foreseen: float) -> str:
-    off = f"{100 * (foreseen / measured - 1):+.0f}%"
-    return f"| {shape.name} | {shape.weights:,} | {tokens:,} | {ranks} | {measured:.1f} | {foreseen:.1f} | {off} |"
+def _compared(shape: Shape, tokens: int, ranks: int, measured: float, ratio: float) -> str:
+    found = cost(shape, tokens, ranks, fitted())
+    foreseen = found.calibrate + found.pack
+    cells = (
+        shape.name,
+        f"{shape.weights:,}",
+        f"{tokens:,}",
+        ranks,
+        f"{measured:.1f}",
+        f"{ratio:.2f}x",
+        f"{foreseen:.1f}",
+        f"{100 * (foreseen / measured - 1):+.0f}%",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _memory_points() -> list[dict[str, Any]]:
@@ -196,9 +206,28 @@ def extrapolated() -> Iterator[str]:
             yield f"| {shape.name} | {8 * machines} | {found.calibrate:,.0f} | {sums} | {found.pack:,.0f} | {codes} | {sizes} |"
 
 
+def tables() -> list[list[str]]:
+    """All of them, each as its lines."""
+    return [list(table) for table in (checked(), memory(), extrapolated())]
+
+
+def written(page: str) -> str:
+    """A page with the tables of today in place of those that begin in the same way."""
+    lines = page.split("\n")
+    for table in tables():
+        start = lines.index(table[0])
+        end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+        lines[start:end] = table
+    return "\n".join(lines)
+
+
 def main() -> None:
-    for table in (checked(), memory(), extrapolated()):
-        print("\n".join(table), end="\n\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
+    if parser.parse_args().write:
+        PAGE.write_text(written(PAGE.read_text()))
+    else:
+        print("\n\n".join("\n".join(table) for table in tables()))
 
 
 if __name__ == "__main__":

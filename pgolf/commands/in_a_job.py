@@ -74,7 +74,8 @@ def run(name: str, command: Callable[[], Any]) -> NoReturn:
     if name in SHARED:
         job.ended(_end_of(command, rank))
     elif rank == 0:
-        click.echo(f"pgolf: {name} is the work of rank 0 alone, the others wait for it", err=True)
+        if not name.startswith("-"):
+            click.echo(f"pgolf: {name} is the work of rank 0 alone, the others wait for it", err=True)
         with ranks.alone():
             job.ended(_end_of(command, rank))
     outcome = job.outcome()

@@ -17,9 +17,19 @@ from pgolf.common import ranks
 from tests.helpers import free_port, sweep_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ("--model", "toy.py:Toy", "--calib", "val.bin")
-PACK = ("pack", "ckpt.pt", "--budget", "9kB", *MODEL, "--tokens", "1024")
-LONG = ("calibrate", "ckpt.pt", *MODEL[:2], "--calib", "self", "--tokens", "60000000", "-o", "c.safetensors")
+PACK = ("pack", "ckpt.pt", "--budget", "9kB", "--model", "toy.py:Toy", "--tokens", "1024")
+LONG = (
+    "calibrate",
+    "ckpt.pt",
+    "--model",
+    "toy.py:Toy",
+    "--calib",
+    "self",
+    "--tokens",
+    "60000000",
+    "-o",
+    "c.safetensors",
+)
 
 
 @pytest.fixture
@@ -45,13 +55,20 @@ def started(folder: Path, *words: str, places: Sequence[Path] = ()) -> list[subp
 
 
 def ended(jobs: Sequence[subprocess.Popen[str]]) -> tuple[list[int], str, str]:
-    """(exit codes, all that was printed, all errors) of both."""
+    """(exit codes, all that was printed, all errors) of both.
+
+    Without what torch warns of where rank 0, which keeps the store here in place of torchrun, is the first to be gone.
+    """
     told = [job.communicate(timeout=90) for job in jobs]
-    return [job.returncode for job in jobs], "".join(out for out, _ in told), "".join(err for _, err in told)
+    errors = [line for _, said in told for line in said.splitlines(keepends=True)]
+    if any("TCPStore" in line for line in errors):
+        errors = [line for line in errors if line.startswith("pgolf: ")]
+    return [job.returncode for job in jobs], "".join(out for out, _ in told), "".join(errors)
 
 
-def test_a_pack_is_shared_and_told_once(folder: Path) -> None:
-    codes, out, errors = ended(started(folder, *PACK))
+@pytest.mark.parametrize("calib", ["val.bin", pytest.param("self", marks=pytest.mark.slow)])
+def test_a_pack_is_shared_and_told_once(folder: Path, calib: str) -> None:
+    codes, out, errors = ended(started(folder, *PACK, "--calib", calib))
     assert (codes, errors) == ([0, 0], "")
     assert out.count("written            ckpt.pgolf") == 1
     assert (folder / "ckpt.pgolf").stat().st_size <= 9000

@@ -100,6 +100,7 @@ def test_alone_nothing_is_exchanged():
     assert not ranks.grouped()
     assert ranks.rank() == 0
     assert ranks.on_first(lambda: 3) == 3
+    assert ranks.from_all(lambda: 3) == [3]
     with pytest.raises(PgolfError, match="mine"):
         ranks.on_first(lambda: (_ for _ in ()).throw(PgolfError("mine")))
 
