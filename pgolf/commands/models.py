@@ -37,20 +37,28 @@ def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False)
 def model_with(source: Path, user: ModelOptions) -> nn.Module:
     """The model (see `Maker`) holding a checkpoint's or artifact's weights."""
     from pgolf.loading import dense
+    from pgolf.models import huggingface
 
-    if not source.is_dir() and is_artifact(source):
-        entries, meta = dense.read(source)
-        return user.maker.build(dense.tensors_of(entries), meta.get("config"), source, dense.dropped_of(meta))
+    if artifact := artifact_at(source):
+        entries, meta = dense.read(artifact)
+        config = (huggingface.config(source) if source.is_dir() else None) or meta.get("config")
+        return user.maker.build(dense.tensors_of(entries), config, source, dense.dropped_of(meta))
     return build(read_checkpoint(source, user), user, source)
 
 
-def is_artifact(source: Path) -> bool:
-    """Whether a file begins as our artifacts do. Raises ArtifactError if it cannot be read."""
+def artifact_at(source: Path) -> Path | None:
+    """A file that begins as our artifacts do, or the one in a folder that has no other weights; None of anything else.
+
+    Raises ArtifactError if it cannot be read.
+    """
+    from pgolf.models import huggingface
     from pgolf.packer.format.container import MAGIC
 
+    if source.is_dir():
+        return huggingface.artifact_in(source)
     try:
         with source.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return source if file.read(len(MAGIC)) == MAGIC else None
     except OSError as error:
         raise ArtifactError(f"{source}: {error.strerror}") from None
 
