@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from pgolf.fitting.kept_curvature import KeptCurvature
     from pgolf.fitting.live import Live
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
@@ -36,20 +37,28 @@ def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False)
 def model_with(source: Path, user: ModelOptions) -> nn.Module:
     """The model (see `Maker`) holding a checkpoint's or artifact's weights."""
     from pgolf.loading import dense
+    from pgolf.models import huggingface
 
-    if not source.is_dir() and is_artifact(source):
-        entries, meta = dense.read(source)
-        return user.maker.build(dense.tensors_of(entries), meta.get("config"), source, dense.dropped_of(meta))
+    if artifact := artifact_at(source):
+        entries, meta = dense.read(artifact)
+        config = (huggingface.config(source) if source.is_dir() else None) or meta.get("config")
+        return user.maker.build(dense.tensors_of(entries), config, source, dense.dropped_of(meta))
     return build(read_checkpoint(source, user), user, source)
 
 
-def is_artifact(source: Path) -> bool:
-    """Whether a file begins as our artifacts do. Raises ArtifactError if it cannot be read."""
+def artifact_at(source: Path) -> Path | None:
+    """A file that begins as our artifacts do, or the one in a folder that has no other weights; None of anything else.
+
+    Raises ArtifactError if it cannot be read.
+    """
+    from pgolf.models import huggingface
     from pgolf.packer.format.container import MAGIC
 
+    if source.is_dir():
+        return huggingface.artifact_in(source)
     try:
         with source.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return source if file.read(len(MAGIC)) == MAGIC else None
     except OSError as error:
         raise ArtifactError(f"{source}: {error.strerror}") from None
 
@@ -99,22 +108,47 @@ def at_hand(
     return _from_text(model, user, calibration, text, context, tune)
 
 
-def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
-    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut."""
+def calibrated_on(
+    known: AtHand,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+    kept: KeptCurvature | None = None,
+) -> Curvature:
+    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut.
+
+    kept: where it may lie from before a break.
+    """
     from pgolf.common import ranks  # torch.distributed
     from pgolf.quant.curvature.collect import calibrate
 
     mine = known.ids[ranks.rank() :: ranks.size()]
-    curvature = calibrate(
-        known.model,
-        mine if len(mine) else [],
-        tokens=calibration.tokens,
-        seed=calibration.seed,
-        logits=user.logits,
-        progress=lambda done, total: progress("calibrate", done, total or 0),
-    )
+
+    def measured() -> Curvature:
+        return calibrate(
+            known.model,
+            mine if len(mine) else [],
+            tokens=calibration.tokens,
+            seed=calibration.seed,
+            logits=user.logits,
+            progress=lambda done, total: progress("calibrate", done, total or 0),
+        )
+
+    curvature = measured() if kept is None else kept.or_measured(measured)
     curvature.notes += known.notes
     return curvature
+
+
+def kept_for(
+    out: Path, source: Checkpoint, known: AtHand, user: ModelOptions, calibration: CalibrationOptions
+) -> KeptCurvature:
+    """Where the curvature of a pack to `out` is kept. The model's own file counts; what that imports is told by the module."""
+    from pgolf.fitting.kept_curvature import KeptCurvature
+
+    tensors = [part for name in sorted(source.tensors) for part in (name, source.tensors[name])]
+    code = Path(user.file).read_bytes() if user.file and Path(user.file).is_file() else b""
+    asked = (user.model, user.logits, calibration.tokens, calibration.seed, calibration.device)
+    return KeptCurvature.beside(out, [*tensors, known.ids, code, asked, source.config, repr(known.model)])
 
 
 def calibrate_model(
