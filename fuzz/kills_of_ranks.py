@@ -72,13 +72,13 @@ def run(points: int, seed: int, minutes: float = math.inf) -> dict[str, Any]:
             hit = told != LATE
             number += hit
             seen[f"{what.name}: {told}" if hit else LATE] += 1
-            slowest = max(slowest, taken)
+            slowest = max(slowest, taken if hit else 0.0)
             complaint = _complaint(folder, before, done) or (
                 f"{what.name} to {rank}: {told}" if "hung" in told else None
             )
             if not hit or (number % IN_A_ROW == 0 and not complaint):
                 finished += 1
-                seconds = _whole(folder) if hit else 0.8 * seconds  # what others do on the machine has changed
+                seconds = _whole(folder) if hit else taken
                 same = (folder / "run/model.pgolf").read_bytes() == (done / "run/model.pgolf").read_bytes()
                 complaint = _complaint(folder, before, done) or (None if same else "another artifact")
                 shutil.rmtree(folder)
@@ -124,13 +124,14 @@ def _whole(folder: Path) -> float:
 
 
 def _disturbed(folder: Path, what: signal.Signals, to: int, after: float) -> tuple[str, float]:
-    """(how the ranks ended, seconds from the signal to the end of both)."""
-    ranks = _started(folder)
-    time.sleep(after)
-    hit = os.waitpid(ranks[to], os.WNOHANG)[0] == 0
+    """(how the ranks ended, seconds from the signal to the end of both); or LATE and the seconds that they took."""
+    ranks, began, hit = _started(folder), time.monotonic(), True
+    while hit and time.monotonic() - began < after:
+        hit = os.waitpid(ranks[to], os.WNOHANG)[0] == 0
+        time.sleep(BLINK)
     if hit:
         os.kill(ranks[to], what)
-    began, codes = time.monotonic(), dict[int, int]()
+    lasted, began, codes = time.monotonic() - began, time.monotonic(), dict[int, int]()
     if not hit:
         codes[to] = 0
     while len(codes) < 2 and time.monotonic() - began < PATIENCE:
@@ -146,7 +147,7 @@ def _disturbed(folder: Path, what: signal.Signals, to: int, after: float) -> tup
     if len(codes) < 2:
         return (f"hung, only {sorted(codes)} ended", taken) if met else ("before the ranks had met", 0.0)
     if not hit:
-        return LATE, taken
+        return LATE, lasted
     return f"{codes[to]} there, {codes[1 - to]} here", taken
 
 
