@@ -37,7 +37,7 @@ def unusable(name: str) -> str:
     except ModuleNotFoundError as error:
         return name if error.name == name else f"{name} ({error})"
     except ImportError as error:
-        return f"{name} ({error})".splitlines()[0]
+        return f"{name} ({str(error).splitlines()[0]})"
     return ""
 
 

@@ -177,4 +177,4 @@ def test_a_package_that_cannot_be_imported_is_told_at_once(tmp_path, monkeypatch
     assert gpu_machine.unusable("json") == ""
     assert gpu_machine.unusable("no_such_package") == "no_such_package"
     assert gpu_machine.unusable("half") == "half (No module named 'not_there_at_all')"
-    assert gpu_machine.unusable("wants_more") == "wants_more (wants_more needs NumPy 2.3 or less"
+    assert gpu_machine.unusable("wants_more") == "wants_more (wants_more needs NumPy 2.3 or less)"
