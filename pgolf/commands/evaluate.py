@@ -18,6 +18,7 @@ from pgolf.commands.shared import (
     ModelOptions,
     TextOptions,
     data_option,
+    first_rank,
     gathered,
     json_option,
     model_options,
@@ -166,7 +167,7 @@ def evaluate(
         )
         with progress_bars() as progress:
             facts = compare(sources, against, data, bos, documents, user, options, progress)
-        if out:
+        if out and first_rank():
             report.write_json(out, facts)
         print_lines([json.dumps(facts)] if as_json else divergence_lines(facts))
         return
@@ -181,7 +182,7 @@ def evaluate(
         ]
     results, checks = [result for result, _ in found], [check for _, some in found for check in some]
     change = paired.difference(results[0].documents, results[1].documents) if len(results) == 2 else None
-    if out:
+    if out and first_rank():
         report.write_json(out, _facts([result.to_json() for result in results], change, checks))
     _show(_facts([result.summary() for result in results], change, checks), as_json)
     if failures := sorted({check.name for check in checks if check.passed is False}):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-SHARED = {"train", "pack", "calibrate"}  # every rank has work in them; the other commands are rank 0's
+SHARED = {"train", "pack", "calibrate", "eval"}  # every rank has work in them; the other commands are rank 0's
 SETTLE = 1.0  # seconds in which several ranks find the same mistake, or one hears why another is gone
 GRACE = 5.0  # seconds that a rank has to end by itself
 WORD = 1024  # bytes of a message

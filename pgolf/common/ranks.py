@@ -13,6 +13,9 @@ from datetime import timedelta
 from threading import Event
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import distributed
 
 from pgolf.errors import PgolfError
@@ -20,7 +23,7 @@ from pgolf.errors import PgolfError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)  # a job's own groups give up after minutes, and NCCL's watchdog kills it then
-TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")  # what tells a process of its job
+TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # what tells a process of its job
 _alone = Event()
 _waiting: list[weakref.ref[Any]] = []  # the job's group of all ranks, and ours of the same; torch holds both
 
@@ -86,6 +89,13 @@ def from_all(work: Callable[[], Result]) -> list[Result]:
         if failure is not None:
             raise relayed(type(failure)(f"rank {number}: {failure}"))
     return [result for result, _ in found]
+
+
+def total(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sum of an array over the ranks, in place, on every rank."""
+    if grouped():
+        distributed.all_reduce(torch.from_numpy(array), group=patient_group())
+    return array
 
 
 def patient_group() -> Any:

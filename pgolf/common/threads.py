@@ -14,8 +14,9 @@ Result = TypeVar("Result")
 
 
 def workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its part of the machine's, where torchrun started several there."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def on_threads(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgolf.common import ranks
 from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
@@ -91,6 +93,7 @@ def score_windows(
     device: torch.device | str | None = None,
     losses: Losses | None = None,
     progress: Advance | None = None,
+    shared: bool = False,
 ) -> NDArray[np.float32]:
     """float32 [N - 1]: nats of every target of `tokens` [N], each scored once.
 
@@ -100,12 +103,13 @@ def score_windows(
     that no context crosses from one to the next; None: one stream. device: where ids are put; None: the module's,
     the CPU where no module is known.
     losses: computes the losses in place of logits_fn, which then only says how large the vocabulary is; None: from logits.
-    progress: called with (scored, total) after every batch.
+    progress: called with (scored, total) after every batch. shared: every rank of a job calls this and runs a part of
+    the batches; all get one rank's nats, to the bit.
     DataError, UsageError, or ModelError for logits that are not finite.
     """
     total, done = num_targets(tokens), 0
     windows = sliding_windows(total, seq_len, stride or seq_len, starts)
-    nats = np.empty(total, np.float32)
+    nats, (rank, size) = np.zeros(total, np.float32), (ranks.rank(), ranks.size()) if shared else (0, 1)
     losses = losses or partial(_losses, logits_fn)
     model = _module_behind(logits_fn)
     place = torch.device(device or ("cpu" if model is None else device_of(model)))
@@ -114,15 +118,15 @@ def score_windows(
         check_vocabulary(tokens, vocab_size)
         launched = (
             (batch, fetched(losses(ids_of(tokens, batch, place), batch[0].shape[1])))
-            for batch in batches_of_equal_shape(windows, batch_size)
+            for batch in islice(batches_of_equal_shape(windows, batch_size), rank, None, size)
         )
         for batch, read in one_behind(launched):
             for window, row in zip(batch, _finite(read(), batch), strict=True):
                 nats[window.scored : window.stop] = row
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
-                progress(done, total)
-    return nats
+                progress(min(done * size, total), total)
+    return ranks.total(nats) if shared else nats
 
 
 def result_of(nats: NDArray[np.floating], byte_counts: NDArray[np.integer], seconds: float) -> EvalResult:

@@ -85,7 +85,8 @@ class Reading:
     ) -> NDArray[np.float32]:
         """float32 [N - 1]: nats of every target of `tokens` [N], in which `bos` starts a document.
 
-        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score_windows`.
+        logits: as in `pgolf.models.logits.logits_of`; losses, batch_size: as in `bpb.score_windows`. In a process group every
+        rank calls this: windows are shared among them, test-time training is not.
         Raises DataError, ModelError, UsageError.
         """
         if self.ttt:
@@ -107,4 +108,5 @@ class Reading:
             batch_size=batch_size,
             losses=losses,
             progress=progress,
+            shared=True,
         )

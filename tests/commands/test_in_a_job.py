@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from pgolf.commands import in_a_job
 from pgolf.common import ranks
-from tests.helpers import free_port, sweep_inputs
+from tests.helpers import free_port, sweep_inputs, without_times
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ("pack", "ckpt.pt", "--budget", "9kB", "--model", "toy.py:Toy", "--tokens", "1024")
@@ -109,12 +110,38 @@ def test_a_mistake_of_one_rank_ends_the_other_that_waits_for_it(folder: Path, tm
     assert not list(folder.glob("*.pgolf"))
 
 
-def test_what_one_rank_does_alone_knows_no_job(folder: Path) -> None:
-    words = ("eval", "ckpt.pt", "--model", "toy.py:Toy", "--data", "val.bin", "--bytes", "bytes.bin", "--seq-len", "64")
-    codes, out, errors = ended(started(folder, *words))
-    assert codes == [0, 0]
+EVAL = ("eval", "ckpt.pt", "--model", "toy.py:Toy", "--data", "val.bin", "--bytes", "bytes.bin", "--seq-len", "64")
+
+
+def test_ranks_share_the_windows_of_a_score_and_give_the_bits_of_one(folder: Path) -> None:
+    codes, out, errors = ended(started(folder, *EVAL, "--audit", "-o", "two.json"))
+    assert (codes, errors) == ([0, 0], "")
     assert out.count("bpb ") == 1
-    assert errors.count("pgolf: eval is the work of rank 0 alone") == 1
+    command, environment = [sys.executable, "-m", "pgolf", *EVAL, "--audit"], os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "-o", "one.json"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    one, two = (json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one.pop("tokens_per_second") > 0 < two.pop("tokens_per_second")
+    assert without_times(one) == without_times(two)
+
+
+def test_what_one_rank_does_alone_knows_no_job(folder: Path) -> None:
+    words = (
+        "sweep",
+        "ckpt.pt",
+        *EVAL[2:],
+        "--methods",
+        "gptq:int6",
+        "--bits",
+        "4",
+        "--baseline",
+        "none",
+        "--calib",
+        "val.bin",
+    )
+    codes, out, errors = ended(started(folder, *words, "--tokens", "256", "--jobs", "1", "-o", "s"))
+    assert codes == [0, 0], errors
+    assert out.count("written            s/") == 1
+    assert errors.count("pgolf: sweep is the work of rank 0 alone") == 1
 
 
 @pytest.mark.slow

@@ -53,3 +53,10 @@ def test_workers_without_affinities(monkeypatch, counted, expected):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
     assert threads.workers() == expected
+
+
+@pytest.mark.parametrize(("ranks", "cores", "expected"), [("4", 16, 4), ("3", 8, 2), ("8", 2, 1)])
+def test_ranks_of_one_machine_share_its_cores(monkeypatch, ranks, cores, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert threads.workers() == expected
