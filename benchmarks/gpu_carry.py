@@ -19,6 +19,7 @@ from benchmarks.gpu_steps import HERE, ROOT, SHARED, TEXT
 
 TOKENIZER = SHARED / "tokenizers" / "fineweb_8192_bpe.model"
 PACKAGES = ("brotli", "zstandard", "python-minifier")  # that the machine lacks: its list of packages has none of them
+RIVALS = ("gemlite",)  # for one comparison; without versions in constraints.txt, and only as source
 PYTHON, PLATFORMS = "3.12", ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 
 
@@ -36,12 +37,15 @@ def text(carry: Path, work: Path) -> None:
 
 
 def wheels(folder: Path) -> None:
-    """PACKAGES in their pinned versions for the GPU's machine."""
+    """PACKAGES in their pinned versions for the GPU's machine, and RIVALS, which are all Python."""
     pins = ("-c", str(ROOT / "constraints.txt"))
     where = [word for name in PLATFORMS for word in ("--platform", f"{name}_x86_64")]
     how = ("--no-deps", "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *where)
     download = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *pins, *how)
     subprocess.run([*download, "-d", str(folder), *PACKAGES], check=True)
+    wheel = (sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps")
+    if subprocess.run([*wheel, "-w", str(folder), *RIVALS], check=False).returncode:
+        print(f"no {', '.join(RIVALS)}: they will be missing in the comparison", file=sys.stderr)
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ class There(Tensor):
 
     device = property(lambda self: PLACE)  # for Python; torch's own C++ takes it for a tensor of the CPU
     is_cuda = property(lambda self: True)
+    data = property(lambda self: self.detach(), lambda self, new: setattr(self, "held", new.held))
     is_cpu = property(lambda self: False)
 
     def get_device(self) -> int:
@@ -54,7 +55,7 @@ class There(Tensor):
     def to(self, *args: object, **kwargs: object) -> Tensor:
         if is_cpu([*args, *kwargs.values()]):
             dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), self.dtype)
-            return self.cpu().to(dtype)
+            return Back.apply(self) if kwargs.get("non_blocking") else self.cpu().to(dtype)
         kept = {key: value for key, value in kwargs.items() if not is_cuda(value)}
         rest = [a for a in args if not is_cuda(a) and a is not None and a is not False]
         return super().to(*rest, **kept) if rest or kept else self
@@ -205,8 +206,19 @@ def to_anywhere(original):
     return to
 
 
+class Event:
+    """What the host waits for without stopping the device."""
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
 class Properties:
     multi_processor_count = 1
+    cuda_stream = 0
 
 
 @contextmanager
@@ -218,9 +230,13 @@ def gpu() -> Iterator[Gpu]:
         patch("torch.Generator", Generator),
         patch("pgolf.kernels.device._need_cuda", lambda *_: None),
         patch("torch.cuda.synchronize", lambda *_: None),
+        patch("torch.cuda.Event", Event),
+        patch("torch.cuda.device", lambda *_: nullcontext()),
         patch("torch.cuda.mem_get_info", lambda *_: (1 << 30, 1 << 30)),
         patch("torch.cuda.Stream", lambda *_: None),
         patch("torch.cuda.stream", lambda *_: nullcontext()),
+        patch("torch.cuda.current_stream", lambda *_: Properties),
+        patch("torch.cuda.is_current_stream_capturing", lambda: False),
         patch("torch.cuda.get_device_properties", lambda *_: Properties),
         patch("torch.Tensor.pin_memory", lambda self, *_: self),
     ]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pgolf.kernels import graphs
+
 FLUSH_BYTES = 1 << 28  # written to empty the second-level cache
 
 Work = Callable[[], Any]
@@ -41,10 +43,7 @@ def timed(work: Work, *, graph: bool, cold: bool, repeats: int = 30) -> float:
     for _ in range(3):
         work()
     if graph:
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            work()
-        work = captured.replay
+        work = graphs.captured(work, torch.device("cuda", torch.cuda.current_device())).replay
     flush = torch.empty(FLUSH_BYTES if cold else 0, dtype=torch.int8, device="cuda")
     taken = []
     for _ in range(repeats):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
 
-from pgolf.bench import clock
+from pgolf.bench import clock, foreseen
 from pgolf.bench.sizes import Sizes
-from pgolf.common.threads import on_threads
+from pgolf.fitting.inputs import job_of
 from pgolf.quant.curvature.collect import calibrate
-from pgolf.quant.methods import auto
 from pgolf.quant.settings import Settings
 from pgolf.train.model.gpt import GPT, PRESETS
 
 BATCHES = 2  # of calibration: 65,536 tokens at the real size
 
 
-def fitting(device: torch.device, sizes: Sizes) -> dict[str, float]:
-    """Seconds of the curvature of a model that was never trained, and of `auto` rounding of all of its matrices, once."""
+def fitting(device: torch.device, sizes: Sizes) -> dict[str, Any]:
+    """Seconds of the curvature of a model that was never trained, and of `auto` rounding of all of its matrices, once; what was
+    foreseen of the rounding."""
     config = PRESETS[sizes.preset]
     model = GPT(config).to(device)
     shape = BATCHES, sizes.batch, sizes.seq_len
@@ -28,14 +30,14 @@ def fitting(device: torch.device, sizes: Sizes) -> dict[str, float]:
     curvature = calibrate(model, list(ids.to(device)))
     clock.wait()
     between = time.perf_counter()
-    matrices = {name: p.detach().cpu() for name, p in model.named_parameters() if p.dim() == 2}
-    known = [(curvature.matrices(name) or [None])[0] for name in matrices]
-    on_threads(lambda weight, found: auto.quantize(weight, found, Settings()), list(matrices.values()), known)
+    job = job_of(model, curvature, search=True)
+    job.rounded(job.leaders, 1.0)
     ended = time.perf_counter()
     return {
-        "weights": sum(weight.numel() for weight in matrices.values()),
+        "weights": job.weights(job.quantized),
         "tokens": ids.numel(),
         "curvature_seconds": between - began,
         "rounding_seconds": ended - between,
+        "rounding_foreseen": foreseen.rounding(Counter(map(job.matrix_of, job.leaders)), Settings().trellis),
         "seconds": ended - began,
     }

@@ -9,11 +9,22 @@ from typing import Any
 
 import torch
 
-from pgolf.bench import fitting, kernels, loading, scored, training
+from pgolf.bench import fitting, kernels, loading, rivals, scored, training
 from pgolf.bench.sizes import Sizes
 
 MISSING = "a CUDA device: kernels, evaluation and all bars need one (see benchmarks/gpu.sh)"
-MEASURES = ("load", "limits", "rans_decode", "dequant", "softcap_nll", "quant_linear", "eval", "fitting", "qat")
+MEASURES = (
+    "load",
+    "limits",
+    "rans_decode",
+    "dequant",
+    "softcap_nll",
+    "quant_linear",
+    "others",
+    "eval",
+    "fitting",
+    "qat",
+)
 ON_ANY = ("load", "qat")  # what a processor can be asked for at its real size
 LIMITED = {"dequant", "softcap_nll"}  # they are told as shares of the limits
 
@@ -49,6 +60,7 @@ def _measured(names: Sequence[str], path: Path, device: torch.device, sizes: Siz
         "dequant": lambda: kernels.dequantizing(device, sizes, facts["limits"]),
         "softcap_nll": lambda: kernels.scoring(device, sizes, facts["limits"]),
         "quant_linear": lambda: kernels.products(device, sizes),
+        "others": lambda: rivals.compared(device, sizes),
         "eval": lambda: scored.evaluation(device, sizes),
         "fitting": lambda: fitting.fitting(device, sizes),
         "qat": lambda: training.qat_overhead(device, sizes),

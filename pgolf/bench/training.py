@@ -24,22 +24,28 @@ GRID = "int6,k=12.85"
 def qat_overhead(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     """Median seconds of an update: "without", and for each rounding its own and what it takes more, as a share.
 
-    On a processor the `tiny` preset is trained. The updates take turns, so that a busy machine is busy for all of them.
+    On a processor the `tiny` preset is trained. The updates take turns, there and back, so that a busy machine is busy for
+    all of them; the share is the median of those of the turns.
     """
     preset = sizes.trained if device.type == "cuda" else "tiny"
     recipe = override(RECIPES[preset], ["accumulate=2"])  # passes an update: halves the memory
     names = ("without", *ROUNDINGS)
     trainers = {name: _trainer(recipe, device, None if name == "without" else name) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(1 + sizes.updates):
-        for name, trainer in trainers.items():
+    for turn in range(1 + sizes.updates):
+        for name in names if turn % 2 else reversed(names):
             began = time.perf_counter()
-            trainer.step()
+            trainers[name].step()
             clock.wait()
             taken[name].append(time.perf_counter() - began)
     seconds = {name: statistics.median(some[1:]) for name, some in taken.items()}
-    rows = {name: {"seconds": seconds[name], "overhead": seconds[name] / seconds["without"] - 1} for name in ROUNDINGS}
-    return {"preset": preset, "without": {"seconds": seconds["without"]}, **rows}
+    rows = {name: {"seconds": seconds[name], "overhead": _more(taken[name], taken["without"])} for name in ROUNDINGS}
+    return {"preset": preset, "turns": sizes.updates, "without": {"seconds": seconds["without"]}, **rows}
+
+
+def _more(seconds: list[float], without: list[float]) -> float:
+    """What an update takes more, as a share: the median over the turns but the first."""
+    return statistics.median(a / b for a, b in zip(seconds[1:], without[1:], strict=True)) - 1
 
 
 def _trainer(recipe: Recipe, device: torch.device, rounding: str | None) -> Trainer:

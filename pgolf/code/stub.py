@@ -21,7 +21,10 @@ from pgolf.code.uses import bound_names
 PACKAGE = "pgolf.packer"
 ROOT = (f"{PACKAGE}.weights", "load")
 STANDS_FOR = {
-    (f"{PACKAGE}.coder.general", "_decoded"): "lambda d, c, *_: __import__('brotli').decompress(d) if c else d",
+    (f"{PACKAGE}.coder.general", "decompress"): (
+        "decompress = lambda d, codec, shuffle, _, /: "
+        "unshuffled(__import__('brotli').decompress(d) if codec else d, shuffle)"
+    ),
 }
 INSTEAD = {
     (f"{PACKAGE}.format.artifact", "_planes"): (f"{PACKAGE}.coder.codec", "read"),  # no general coders for codes
@@ -74,10 +77,10 @@ class _Program:
             return
         self.started.add(key)
         if key in STANDS_FOR:
-            node = ast.parse(f"{_flat(key)} = {STANDS_FOR[key]}").body[0]
+            node = ast.parse(STANDS_FOR[key]).body[0]
         else:
             node = Stripped(self.used).visit(self.module(key[0]).definitions[key[1]])
-            node = _Renamed(self, self.module(key[0])).visit(node)
+        node = _Renamed(self, self.module(key[0])).visit(node)
         self.attributes |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
         self.done[key] = node
 

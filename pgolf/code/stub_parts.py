@@ -18,6 +18,8 @@ import numpy as np
 
 CACHES = {"cache", "lru_cache"}
 ABSENT = {"loops", "device"}  # the last arguments of what compiled loops or a GPU may do instead; the stub has neither
+UNREAD = {"Plane": {"trellis", "trellis_from", "spread"}}  # fields, given by keyword, that only an encoder reads again
+ALWAYS = {"whole"}  # last arguments, true by default: the stub reads whole files only
 FOREIGN = (np, np.ndarray, bytes, str, dict, set, io.BytesIO, struct, json, zlib)  # their attributes keep their names
 
 
@@ -39,14 +41,14 @@ class Stripped(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
-        node.keywords = [k for k in node.keywords if k.arg != "strict"]
+        node.keywords = [k for k in node.keywords if k.arg not in {"strict"} | UNREAD.get(_name(node.func), set())]
         node.args = [a for a in node.args if not _is_absent(a)]
         self.generic_visit(node)
         return node
 
     def visit_arguments(self, node: ast.arguments) -> ast.arguments:
         node.posonlyargs, node.args = [*node.posonlyargs, *node.args], []  # so that a minifier may rename them
-        while node.posonlyargs and node.posonlyargs[-1].arg in ABSENT:
+        while node.posonlyargs and node.posonlyargs[-1].arg in ABSENT | ALWAYS:
             node.posonlyargs.pop()
             del node.defaults[-1:]
         self.generic_visit(node)
@@ -57,15 +59,22 @@ class Stripped(ast.NodeTransformer):
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        node.body = [
-            n for n in node.body if not isinstance(n, ast.FunctionDef) or n.name in self.used or n.name.startswith("__")
-        ]
+        node.body = [n for n in node.body if not self._is_idle(n, UNREAD.get(node.name, set()))]
         node.decorator_list = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
         for part in node.body:
             if isinstance(part, ast.AnnAssign):
                 part.annotation, part.value = ast.Constant(0), None  # the decode path gives every field
         self.generic_visit(node)
         return node
+
+    def _is_idle(self, part: ast.stmt, unread: set[str]) -> bool:
+        """Whether a class can do without a method or field."""
+        match part:
+            case ast.FunctionDef(name=name):
+                return name not in self.used and not name.startswith("__")
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                return name in unread
+        return False
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
         self.generic_visit(node)
@@ -87,6 +96,11 @@ class Stripped(ast.NodeTransformer):
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.generic_visit(node)
         return node.orelse if _is_absent(node.test) else node
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        self.generic_visit(node)
+        node.values = [n for n in node.values if not (isinstance(n, ast.Name) and n.id in ALWAYS)]
+        return node.values[0] if len(node.values) == 1 else node
 
     def visit_Raise(self, node: ast.Raise) -> ast.stmt:
         return ast.parse("raise ValueError('damaged')").body[0]

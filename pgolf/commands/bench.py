@@ -19,7 +19,9 @@ from pgolf.errors import UsageError
 )
 @click.option("--peak-tflops", metavar="X", type=float, default=989.0, show_default=True, help="bf16 peak, for MFU.")
 @click.option(
-    "--only", metavar="M,...", help="load, limits, rans_decode, dequant, softcap_nll, quant_linear, eval, qat."
+    "--only",
+    metavar="M,...",
+    help="load, limits, rans_decode, dequant, softcap_nll, quant_linear, others, eval, fitting, qat.",
 )
 @click.option(
     "--toy", is_flag=True, help="Every size small, on any device: shows that all of it runs, measures nothing."
@@ -51,7 +53,7 @@ def bench(
     names = [word.strip() for word in only.split(",")] if only else []
     if unknown := [name for name in names if name not in MEASURES]:
         raise UsageError(f"--only {unknown[0]}: known are {', '.join(MEASURES)}")
-    place = need(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = need(device)
     sizes = TOY if toy else Sizes(layers=layers, peak_tflops=peak_tflops)
     facts = measure_all(place, artifact, sizes, lambda what: click.echo(f"bench: {what}", err=True), names)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -67,6 +67,7 @@ class Judge:
     scorer: str | None
     user: ModelOptions
     options: TextOptions
+    time_limit: float | None = None
 
 
 @click.command("eval")
@@ -104,6 +105,12 @@ class Judge:
     type=click.FloatRange(0, min_open=True),
     help="Share of its size by which a step moves a matrix [default: 0.001].",
 )
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    help="End with exit code 4 once scoring takes longer; the contest's is 600.",
+)
 @click.option("--scorer", metavar="FILE.py:NAME", help="Your own evaluator: NAME(model) gives tokens -> nats.")
 @click.option(
     "--against",
@@ -123,6 +130,7 @@ def evaluate(
     bos: int | None,
     documents: bool,
     scorer: str | None,
+    time_limit: float | None,
     against: Path | None,
     out: Path | None,
     as_json: bool,
@@ -153,7 +161,9 @@ def evaluate(
     need(options.device)
     refuse_unwritable(out, *sources, *data, against, options.tokenizer, options.sidecar, user.file)
     if against is not None:
-        _refuse_beside_kl(sources, learning, audit, scorer)
+        _refuse_beside_kl(
+            sources, {"--ttt": learning.ttt, "--audit": audit.audit, "--scorer": scorer, "--time-limit": time_limit}
+        )
         with progress_bars() as progress:
             facts = compare(sources, against, data, bos, documents, user, options, progress)
         if out:
@@ -162,7 +172,8 @@ def evaluate(
         return
     judge = None
     if not all(map(is_result, sources)):
-        judge = Judge(read_text(data, bos, options), _reading(documents, learning, options), scorer, user, options)
+        reading = _reading(documents, learning, options)
+        judge = Judge(read_text(data, bos, options), reading, scorer, user, options, time_limit)
     with progress_bars() as progress:
         found = [
             score_source(source, judge, audit, progress) if judge and not is_result(source) else _saved(source, audit)
@@ -177,15 +188,12 @@ def evaluate(
         raise AuditError(f"the audit fails: {', '.join(failures)}")
 
 
-def _refuse_beside_kl(
-    sources: Sequence[Path], learning: LearningOptions, audit: AuditOptions, scorer: str | None
-) -> None:
+def _refuse_beside_kl(sources: Sequence[Path], given: Mapping[str, object]) -> None:
     """Raises UsageError for what speaks of bits per byte only."""
     from pgolf.scoring.results import is_result
 
     if saved := [source for source in sources if is_result(source)]:
         raise UsageError(f"--against needs the model, not its saved result {saved[0]}")
-    given = {"--ttt": learning.ttt, "--audit": audit.audit, "--scorer": scorer}
     if wrong := [name for name, value in given.items() if value]:
         raise UsageError(f"--against and {wrong[0]} exclude each other: the KL is that of the models as they are")
 
@@ -247,6 +255,7 @@ def score_source(source: Path, judge: Judge, audit: AuditOptions, progress: Prog
             source=str(source),
             logits=judge.user.logits,
             own_scorer=judge.scorer,
+            time_limit=judge.time_limit,
             progress=lambda done, total: progress(f"score {source.name}", done, total),
         )
         if not audit.audit:

@@ -115,13 +115,19 @@ def calibrated_on(
     progress: Progress,
     kept: KeptCurvature | None = None,
 ) -> Curvature:
-    """The curvature of a model over its text; its notes say how that was cut. kept: where it may lie from before a break."""
+    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut.
+
+    kept: where it may lie from before a break.
+    """
+    from pgolf.common import ranks  # torch.distributed
     from pgolf.quant.curvature.collect import calibrate
+
+    mine = known.ids[ranks.rank() :: ranks.size()]
 
     def measured() -> Curvature:
         return calibrate(
             known.model,
-            known.ids,
+            mine if len(mine) else [],
             tokens=calibration.tokens,
             seed=calibration.seed,
             logits=user.logits,
@@ -251,6 +257,28 @@ def _harmless_context(model: nn.Module, tokens: NDArray[np.integer], length: int
     return near if near < length else None
 
 
+def _written(
+    model: nn.Module, sequences: int, length: int, seed: int, logits: str | None, progress: Progress
+) -> Tensor:
+    """int64 [sequences, length] that the model writes; in a job each rank writes its part, with a seed of its own."""
+    import torch
+
+    from pgolf.common import ranks
+    from pgolf.quant.curvature import selftext
+
+    def write() -> Tensor:
+        return selftext.self_generate(
+            model,
+            sequences=-(-sequences // ranks.size()),
+            length=length,
+            seed=seed ^ ranks.rank() << 32,
+            logits=logits,
+            progress=lambda done, total: progress("generate", done, total),
+        )
+
+    return torch.cat(ranks.from_all(write))[:sequences]
+
+
 def power_of_two_near(length: int) -> int:
     """The length that a model was probably trained on, where its best was measured on a few windows.
 
@@ -300,14 +328,8 @@ def _invented(
         return AtHand(model, ids, None, None, "random tokens", notes)
     measured, tuned = max(1, min(HELD_SELF, calibration.tokens // 4)), min(tune or 0, TUNED_SELF)
     piece = selftext.text_length(model, min(max(length, 3), selftext.PIECE), logits=logits)
-    written = selftext.self_generate(
-        model,
-        sequences=-(-(max(rows * length, tuned) + max(measured, length)) // piece),
-        length=piece,
-        seed=seed,
-        logits=logits,
-        progress=lambda done, total: progress("generate", done, total),
-    ).flatten()
+    count = -(-(max(rows * length, tuned) + max(measured, length)) // piece)
+    written = _written(model, count, piece, seed, logits, progress).flatten()
     length, notes = _without_harm(model, written.numpy(), length, notes, logits, calibration)
     ids = written[: len(written) // length * length].view(-1, length)
     rows, held, more = (max(1, count // length) for count in (calibration.tokens, measured, tuned))

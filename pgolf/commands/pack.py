@@ -17,6 +17,7 @@ from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
     device_option,
+    first_rank,
     force_option,
     gathered,
     json_option,
@@ -209,6 +210,8 @@ def pack(
             )
         if kept:
             kept.remove()
+    if not first_rank():
+        return
     facts = made.to_json() | {"path": str(out)}
     if report_file:
         write_json(report_file, facts)

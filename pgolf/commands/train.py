@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     metavar="CONDITION",
     help="End a hopeless run: 'final>1.6 and step>=100', of final, packed, size, step, seconds; exit code 5.",
 )
+@click.option("--device", metavar="D", help="cpu or cuda [default: cuda where there is one].")
 @click.option("--resume", is_flag=True, help="Go on where the run in DIR stopped, to the same state.")
 @click.option("--seed", metavar="S", type=click.IntRange(0, (1 << 63) - 1), default=0, show_default=True)
 @json_option
@@ -52,6 +53,7 @@ def train(
     qat_set: tuple[str, ...],
     pack: str | None,
     stop_if: str | None,
+    device: str | None,
     resume: bool,
     seed: int,
     as_json: bool,
@@ -84,6 +86,7 @@ def train(
             tokenizer=tokenizer,
             minutes=minutes,
             overrides=overrides,
+            device=device,
             resume=resume,
             seed=seed,
             qat=how,

@@ -104,9 +104,13 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
         named = state is None and Path(model).is_dir() and transformers_model.is_known(huggingface.config(Path(model)))
         return transformers_model.read(Path(model)) if named else checkpoint.read(model, state=state)
     if not isinstance(model, nn.Module):
+        blueprint.refuse_pipeline(model)
         return checkpoint.from_nest(model, state=state)
     if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
-        raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
+        raise CheckpointError(
+            "the module is sharded over ranks by FSDP1: pack get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)), of which every rank is given all; fully_shard's need no such thing"
+        )
     if split := next((name for name, p in model.named_parameters() if hasattr(p, "ds_id")), None):
         raise CheckpointError(
             f"parameter {split!r} is split over ranks by DeepSpeed's ZeRO-3: run zero_to_fp32.py of a checkpoint's folder and "

@@ -20,6 +20,7 @@ from pgolf.common.one_thread import one_thread_each
 from pgolf.common.progress import Progress, silent
 from pgolf.common.sizes import show_size
 from pgolf.errors import MemoryLimitError, is_out_of_memory
+from pgolf.fitting import side_by_side
 from pgolf.fitting.damage import of_entry, overflows
 from pgolf.fitting.market import Form, Stall, least_bits, stall_of, surely_coded
 from pgolf.fitting.plan import TensorPlan
@@ -186,8 +187,9 @@ class Job:
         names = sorted(alone, key=lambda n: (-self.source.tensors[n].numel(), n))  # longest first: threads end together
         entries, total = dict[str, Entry](), sum(self.weights(self.together(name)) for name in names)
         self.progress("quantize", 0, total)
+        ready = side_by_side.rounded(self, names, step)
         with one_thread_each() as pool:
-            futures = {name: pool.submit(self._entries, name, step) for name in names}
+            futures = {name: pool.submit(self._entries, name, step, ready.get(name)) for name in names}
             for count, name in enumerate(names, 1):
                 entries |= futures[name].result()
                 done += self.weights(self.together(name))
@@ -239,18 +241,18 @@ class Job:
             if target in entries
         }
 
-    def _entries(self, name: str, step: float) -> dict[str, Entry]:
-        """Of a tensor, or of all that are rounded with it."""
+    def _entries(self, name: str, step: float, ready: Sequence[Plane] | None) -> dict[str, Entry]:
+        """Of a tensor, or of all that are rounded with it. ready: of each slice what a device rounded beside others."""
         plan, names = self.plans[name], self.together(name)
         with enough_memory(name, self.source.tensors[name]):
             self.hurry(self.weights(names))
             if plan.settings is not None:
-                if form := self._kept_form(name, step):
+                if form := self.kept_form(name, step):
                     plan = TensorPlan(None, "worth its bytes", form.cast)
                 elif len(names) > 1:
-                    return self._stacked_entries(names, self.round(name, 0, step), step)
+                    return self._stacked_entries(names, self.quantize(name, step, ready)[0], step)
                 else:
-                    return {name: self.entry_of(name, self.quantize(name, step), step)}
+                    return {name: self.entry_of(name, self.quantize(name, step, ready), step)}
             return {each: kept_entry(self.source.tensors[each], plan) for each in names}
 
     def _stacked_entries(self, names: Sequence[str], whole: Plane, step: float) -> dict[str, Entry]:
@@ -274,17 +276,20 @@ class Job:
             return kept_entry(tensor, TensorPlan(None, f"rounded, it would pass {dtype}'s range"))
         return Entry(dtype, tuple(tensor.shape), planes=tuple(planes), note=describe(plan.at(step)))
 
-    def quantize(self, name: str, step: float) -> list[Plane]:
-        """Every slice of a matrix, bank or convolution weight by the method of its plan."""
-        return [self.round(name, index, step) for index in range(self._stack(name)[0])]
+    def quantize(self, name: str, step: float, ready: Sequence[Plane] | None = None) -> list[Plane]:
+        """Every slice of a matrix, bank or convolution weight by the method of its plan; ready: what it would make."""
+        slices = self._stack(name)[0]
+        return [self.round(name, i, step, made) for i, made in enumerate(ready or [None] * slices)]
 
-    def round(self, name: str, index: int, step: float) -> Plane:
+    def round(self, name: str, index: int, step: float, ready: Plane | None = None) -> Plane:
         """One slice of them."""
         if self.work and (kept := self.work.plane(name, index, step)):
             return replace(kept, codes=self._kept(kept.codes))
         settings = self.plans[name].at(step)
-        method, (weight, known) = METHODS[settings.method], self._slice(name, index)
-        if method.staged is None:
+        method, (weight, known) = METHODS[settings.method], self.slice_of(name, index)
+        if ready is not None:
+            plane = ready
+        elif method.staged is None:
             with self._damping_of(name):
                 plane = method.quantize(weight, known, settings)
         else:
@@ -295,7 +300,7 @@ class Job:
             self.work.keep_plane(name, index, step, plane)
         return plane
 
-    def _kept_form(self, name: str, step: float) -> Form | None:
+    def kept_form(self, name: str, step: float) -> Form | None:
         """What the market keeps a tensor as at a position of the knob; None: its codes are the better buy."""
         plan = self.plans[name]
         if not plan.market or METHODS[plan.at(step).method].staged is None:
@@ -330,10 +335,15 @@ class Job:
         if name not in self.prepared:
             known = name in self.curvatures  # else there are no factors to keep
             with self._damping_of(name):
-                made = (staged.prepare(*self._slice(name, index), settings) for index in range(self._stack(name)[0]))
+                made = (staged.prepare(*self.slice_of(name, index), settings) for index in range(self._stack(name)[0]))
                 self.prepared[name] = [self._shelved(each) if known else each for each in made]
             self._let_go()
         return self.prepared[name]
+
+    def matrix_of(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of each matrix that is rounded under a name."""
+        _, rows, cols = self._stack(name)
+        return rows, cols
 
     def _stack(self, name: str) -> tuple[int, int, int]:
         """(slices, rows, columns) that are rounded under a name."""
@@ -343,7 +353,7 @@ class Job:
         assert shape is not None
         return shape
 
-    def _slice(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
+    def slice_of(self, name: str, index: int) -> tuple[Tensor, MatrixCurvature | None]:
         """([R, C] as its method takes it, its curvature) of one of them: no copy is made of the others."""
         shape, settings = self._stack(name), self.plans[name].settings
         weight = self._tensor(name).reshape(shape)[index]
@@ -422,7 +432,7 @@ class Job:
         self.hurry(0)
         with enough_memory(name, self.source.tensors[name]):
             bits = self._code_bits(name, step)
-            form = self._kept_form(name, step)
+            form = self.kept_form(name, step)
             return bits if form is None else form.bits
 
     def slice_bits(self, name: str, index: int, step: float) -> float:
@@ -430,7 +440,7 @@ class Job:
         settings = self.plans[name].at(step)
         staged = METHODS[settings.method].staged
         assert staged is not None
-        return staged.expected_bits(self._slice(name, index)[0], self.prepare(name)[index], settings)
+        return staged.expected_bits(self.slice_of(name, index)[0], self.prepare(name)[index], settings)
 
     def damage(self, name: str, entry: Entry) -> tuple[float | None, float | None]:
         """(‖W − Ŵ‖/‖W‖, predicted rise of the loss in nats per token), None where there is none or it is not known.

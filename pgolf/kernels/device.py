@@ -34,10 +34,13 @@ def jit_for_any(*names: str) -> Callable[[Callable[..., None]], Any]:
     return made
 
 
-def need(device: torch.device | str, *, kernels: bool = True) -> torch.device:
-    """`device`, if tensors can be there, and kernels too unless none is wanted. Raises DeviceError that says what is missing."""
+def need(device: torch.device | str | None, *, kernels: bool = True) -> torch.device:
+    """`device`, if tensors can be there, and kernels too unless none is wanted. Raises DeviceError that says what is missing.
+
+    None: CUDA where there is such a device, else the CPU.
+    """
     try:
-        wanted = torch.device(device)
+        wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise DeviceError(f"{device!r} is not a device: write cpu, cuda or cuda:0") from None
     if wanted.type == "cuda":

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgolf.kernels.device import jit, tl, triton
+from pgolf.kernels.device import jit, jit_for_any, tl
+from pgolf.kernels.graphs import counters
 from pgolf.kernels.launch import FLOATS, launch, require
 from pgolf.kernels.packed import Packed, check, dense, dense_reference, field, unit_words
 
 # Rows of x up to which a program owns some rows of W and reads them once, so that the time is that of reading the packed
 # bytes. With more, W is dequantized once for the call and torch multiplies.
 FUSED_ROWS = 64
-STAGES = 3
+WIDE, NARROW = 64, 16  # rows of W of a program
+PROGRAMS = 2  # of a processor, so that one computes while another waits for memory
 
 
 def quant_linear_reference(x: Tensor, weight: Packed) -> Tensor:
@@ -108,31 +110,36 @@ def _processors(device: torch.device) -> int:
 
 
 class LaunchShape(NamedTuple):
-    """block_m: rows of x of a program; block_n: rows of W; split: programs that share a row of W; warps: of a program."""
+    """block_m: rows of x of a program; block_n: rows of W; split: programs that share a row of W; warps: of a program;
+    stages: units that a program has in flight."""
 
     block_m: int
     block_n: int
     split: int
     warps: int
+    stages: int
 
 
-def launch_shape(inputs: int, outputs: int, units: int, processors: int) -> LaunchShape:
+def launch_shape(inputs: int, outputs: int, units: int, bits: int, processors: int) -> LaunchShape:
     """Enough programs to fill the device, no smaller.
 
-    Where rows are long and programs few, each row is split among programs, whose parts are added in a fixed order (no
-    atomics, so the same bits every time).
+    64 rows of W are what Hopper's matrix unit takes from the registers of four warps; where there would be too few such
+    programs, 16 rows for the older instruction of one warp. Rows are split among programs, down to one unit each, until
+    every processor has PROGRAMS. Two programs' stages fit a processor's shared memory at up to 16 rows of x.
     """
     block_m = 16 if inputs <= 16 else 32 if inputs <= 32 else 64
-    block_n = next((n for n in (64, 32) if 2 * outputs >= 3 * n * processors), 16)
-    programs, split = -(-outputs // block_n), 1
-    while programs * split < processors and units % (2 * split) == 0 and units // split > 4:
-        split *= 2
-    return LaunchShape(block_m, block_n, split, min(4, block_n // 8))
+    across = _ceil(inputs, block_m)
+    wide = _ceil(outputs, WIDE) * across * units >= processors
+    block_n = WIDE if wide else NARROW
+    programs = _ceil(outputs, block_n) * across
+    split = min(units, max(1, PROGRAMS * processors // max(programs, 1)))
+    split = _ceil(units, _ceil(units, split))  # no program without a unit
+    stages = 2 if block_m == 64 or bits == 8 else 3
+    return LaunchShape(block_m, block_n, split, 4 if wide else 1, stages)
 
 
-def stages(block_m: int) -> int:
-    """Units that a program has in flight."""
-    return STAGES if block_m < 64 else 2
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def launch_quant_linear(x: Tensor, weight: Packed) -> Tensor:
@@ -140,51 +147,76 @@ def launch_quant_linear(x: Tensor, weight: Packed) -> Tensor:
     (inputs, cols), outputs = x.shape, weight.low.shape[0]
     words = unit_words(cols)
     units = weight.low.shape[1] // words
-    block_m, block_n, split, warps = launch_shape(inputs, outputs, units, _processors(x.device))
+    how = launch_shape(inputs, outputs, units, weight.bits, _processors(x.device))
     x = x if x.stride(1) == 1 else x.contiguous()
-    kind = x.dtype if split == 1 else torch.float32
-    out = torch.empty(split, inputs, outputs, dtype=kind, device=x.device)
+    out = torch.empty(inputs, outputs, dtype=x.dtype, device=x.device)
+    parts, arrived = None, None
+    if how.split > 1:
+        parts = torch.empty(how.split, inputs, outputs, dtype=torch.float32, device=x.device)
+        arrived = counters(_ceil(outputs, how.block_n) * _ceil(inputs, how.block_m), x.device)
     if out.numel():
-        grid = triton.cdiv(outputs, block_n), triton.cdiv(inputs, block_m), split
+        grid = _ceil(outputs, how.block_n), _ceil(inputs, how.block_m), how.split
         launch(
-            quant_linear_kernel, grid, x, weight.low, weight.high, weight.row_scale, weight.col_scale, out, inputs, outputs,
-            x.stride(0), COLS=cols, BITS=weight.bits, WORDS=words, UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n,
-            num_warps=warps, num_stages=stages(block_m),
+            quant_linear_kernel, grid, x, weight.low, weight.high, weight.row_scale, weight.col_scale, out, parts, arrived,
+            inputs, outputs, x.stride(0), COLS=cols, BITS=weight.bits, WORDS=words, UNITS=units, SPLIT=how.split,
+            BLOCK_M=how.block_m, BLOCK_N=how.block_n, num_warps=how.warps, num_stages=how.stages,
         )  # fmt: skip
-    return out[0] if split == 1 else out.sum(0).to(x.dtype)
+    return out
 
 
-@jit
+@jit_for_any("inputs")
 def quant_linear_kernel(  # type: ignore[no-untyped-def]  # Triton gives the types
-    x, low, high, row_scale, col_scale, out, inputs, outputs, stride_x,
+    x, low, high, row_scale, col_scale, out, parts, arrived, inputs, outputs, stride_x,
     COLS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, UNITS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows of x by BLOCK_N outputs a program, over one part of the inputs; see `quant_linear`.
+    """BLOCK_N outputs of BLOCK_M rows of x a program, over one of SPLIT parts of the inputs; see `quant_linear`.
 
-    A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums.
+    A code becomes code · column scale, rounded once to the dtype of x; the row scale waits for the sums. The product is
+    taken transposed, W xᵀ: weights then are the operand that the matrix unit takes from registers, where they are made.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    part = tl.program_id(2)
+    STEPS: tl.constexpr = (UNITS + SPLIT - 1) // SPLIT
     row = n.to(tl.int64) * (UNITS * WORDS)
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(0, UNITS // SPLIT):
-        unit = part * (UNITS // SPLIT) + step
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(0, STEPS):
+        unit = tl.program_id(2) * STEPS + step
+        there = n < tl.where(unit < UNITS, outputs, 0)
         word = row[:, None] + (unit * WORDS + tl.arange(0, WORDS))[None, :]
-        lows = tl.load(low + word, (n < outputs)[:, None], other=0)
+        lows = tl.load(low + word, there[:, None], other=0)
         highs = lows
         if BITS > 4:
-            highs = tl.load(high + word, (n < outputs)[:, None], other=0).to(tl.int32)
+            highs = tl.load(high + word, there[:, None], other=0).to(tl.int32)
         for f in tl.static_range(8):
             k = (unit * 8 + f) * WORDS + tl.arange(0, WORDS)
-            inside = (m < inputs)[:, None] & (k < COLS)[None, :]
-            some = tl.load(x + m[:, None].to(tl.int64) * stride_x + k[None, :], inside, other=0.0)
+            inside = (m < inputs)[None, :] & (k < COLS)[:, None]
+            some = tl.load(x + m[None, :].to(tl.int64) * stride_x + k[:, None], inside, other=0.0)
             codes = field(lows, highs, f, BITS)
             if col_scale is not None:
                 codes = codes * tl.load(col_scale + k, k < COLS, other=0.0)[None, :]
-            total = tl.dot(some, tl.trans(codes.to(x.dtype.element_ty)), total, input_precision="ieee")
+            total = tl.dot(codes.to(x.dtype.element_ty), some, total, input_precision="ieee")
+    at = out + m[None, :].to(tl.int64) * outputs + n[:, None]
+    inside = (m < inputs)[None, :] & (n < outputs)[:, None]
+    if SPLIT == 1:
+        put_products(at, total, row_scale, n, outputs, inside)
+    else:
+        mine = (tl.program_id(2) * inputs + m)[None, :].to(tl.int64) * outputs + n[:, None]
+        tl.store(parts + mine, total, inside)
+        tl.debug_barrier()  # all threads' sums are written before one of them says so
+        tile = arrived + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(tile, 1, sem="acq_rel") == SPLIT - 1:  # the last one adds, always in the same order
+            whole = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for part in tl.static_range(SPLIT):
+                theirs = (part * inputs + m)[None, :].to(tl.int64) * outputs + n[:, None]
+                whole += tl.load(parts + theirs, inside, other=0.0, cache_modifier=".cg")
+            put_products(at, whole, row_scale, n, outputs, inside)
+            tl.store(tile, 0)
+
+
+@jit
+def put_products(at, sums, row_scale, n, outputs, inside):  # type: ignore[no-untyped-def]  # Triton gives the types
+    """Sums [BLOCK_N, BLOCK_M] times their rows' scales, in the dtype of the output."""
     if row_scale is not None:
-        total = total * tl.load(row_scale + n, n < outputs, other=0.0)[None, :]
-    at = out + (part * inputs + m)[:, None].to(tl.int64) * outputs + n[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), (m < inputs)[:, None] & (n < outputs)[None, :])
+        sums = sums * tl.load(row_scale + n, n < outputs, other=0.0)[:, None]
+    tl.store(at, sums.to(at.dtype.element_ty), inside)

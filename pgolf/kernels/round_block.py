@@ -22,16 +22,18 @@ from pgolf.kernels.launch import launch
 
 LINES = 64  # columns of a block at most
 ROWS = 128  # rows of a block at most, lookahead and all
-INFO = 6  # numbers that say what a program rounds: first row, rows, rows that count, first column, columns, number of its push
+# Numbers that say what a program rounds: first row, rows, rows that count, first column, columns, its push, the place of its
+# corner in U, whether its strip begins. Rows, columns and corners are counted over all matrices.
+INFO = 8
 
 
 @dataclass(frozen=True)
 class RoundingTables:
-    """A matrix W [C, R] and how it is rounded, on the device; names as in `viterbi.Block` and `BlockRule`, float32 but for
-    the classes (int32).
+    """How n matrices W [C, R] are rounded, on the device; names as in `viterbi.Block` and `BlockRule`, [n, ...] each, float32
+    but for the classes (int32).
 
-    push: [row blocks, ROWS, ROWS], or [1, 1, 1] where no row feeds another. before: int32 [states, 2], [1, 2] for scalar
-    codes. bits: [N, K] and parabola: [M] of `Rates`, whose first class is `first`.
+    push: [n · row blocks, ROWS, ROWS], or [1, 1, 1] where no row feeds another. before: int32 [states, 2], [1, 2] for
+    scalar codes. bits: [N, K] and parabola: [M] of `Rates`, whose first class is `first`.
     """
 
     U: Tensor
@@ -53,7 +55,7 @@ class RoundingTables:
 @dataclass(frozen=True)
 class Lanes:
     """Blocks of one diagonal. info: int64 [L, INFO]; targets, bare: float32 [L, LINES, ROWS], with and without the feedback
-    of earlier columns; state: int32 [C] of the matrix, read and changed."""
+    of earlier columns; state: int32 [n, C] of the matrices, read and changed."""
 
     info: Tensor
     targets: Tensor
@@ -70,7 +72,7 @@ def launch_round(tables: RoundingTables, lanes: Lanes) -> tuple[Tensor, Tensor]:
         launch(
             round_kernel, (len(lanes.info),), lanes.info, lanes.targets, lanes.bare, lanes.state, codes, errors, t.U, t.push,
             t.rows, t.cols, t.decoded_rows, t.decoded_cols, t.row_classes, t.col_classes, t.lam, t.bits, t.parabola,
-            t.before, len(t.cols), t.first, t.trellis_from, t.bits.shape[0], t.bits.shape[1] - 1, len(t.parabola) - 1,
+            t.before, t.U.shape[-1], t.first, t.trellis_from, t.bits.shape[0], t.bits.shape[1] - 1, len(t.parabola) - 1,
             STATES=states, FED=t.push.shape[1] > 1, LINES=LINES, ROWS=ROWS, INFO=INFO, num_warps=warps(states),
         )  # fmt: skip
     return codes, errors
@@ -95,6 +97,8 @@ def round_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915  parts of a s
     left = tl.load(info + lane * INFO + 3)
     width = tl.load(info + lane * INFO + 4).to(tl.int32)
     pushed = push + tl.load(info + lane * INFO + 5) * ROWS * ROWS
+    corner = U + tl.load(info + lane * INFO + 6)
+    fresh = tl.load(info + lane * INFO + 7)
     r = tl.arange(0, ROWS)
     s = tl.arange(0, STATES)
     here = r < n
@@ -109,7 +113,7 @@ def round_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915  parts of a s
         goal = tl.load(targets + line, here, other=0.0)
         k = 0
         while k < j:
-            pull = tl.load(U + (left + k) * count + left + j)
+            pull = tl.load(corner + k * count + j)
             goal -= pull * tl.load(errors + (lane * LINES + k) * ROWS + r, here, other=0.0)
             k += 1
         col = tl.load(cols + left + j)
@@ -119,7 +123,7 @@ def round_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915  parts of a s
         own = tl.minimum(tl.maximum(own, -1048576.0), 1048576.0)
         level = level_of_row * (tl.load(decoded_cols + left + j) / col)
         of_col = tl.load(col_classes + left + j)
-        metric = tl.where(s == tl.load(state + left + j), 0.0, 1e30)
+        metric = tl.where(s == tl.where(fresh != 0, 0, tl.load(state + left + j)), 0.0, 1e30)
         held = tl.zeros((STATES, ROWS), tl.float32)
         committed = tl.zeros((STATES,), tl.int32)
         i = 0
@@ -175,7 +179,7 @@ def round_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915  parts of a s
                 fed_down += error_i * tl.load(pushed + i * ROWS + r)
                 i += 1
         decoded = code * tl.load(decoded_rows + top + r, here, other=0.0) * tl.load(decoded_cols + left + j)
-        per_u = 1.0 / tl.load(U + (left + j) * count + left + j)
+        per_u = 1.0 / tl.load(corner + j * count + j)
         tl.store(errors + line, (goal + fed_down * (step * col) - decoded) * per_u, here)
         tl.debug_barrier()  # errors are read again by other threads than wrote them
         j += 1

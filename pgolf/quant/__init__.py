@@ -16,7 +16,7 @@ _OURS = (
         auto.quantize,
         True,
         "water-filled steps, error feedback, trellis-coded rounding; never clips",
-        Staged(auto.prepare, auto.finish, auto.expected_bits),
+        Staged(auto.prepare, auto.finish, auto.expected_bits, auto.kind, auto.finish_together),
         reads=("trellis", "damp_inputs", "damp_outputs", "two_sided", "unbias"),
         packages=("numba", "scipy"),
         any_dtype=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -24,11 +24,16 @@ class Staged:
     """quantize(w, c, s) == finish(w, prepare(w, c, s), s); prepare does not look at s.step.
 
     expected_bits: (weight, prepared, settings) → about what the codes will take, without rounding anything.
+    kind: (weight, prepared, settings) → what matrices have in common that `finish_together` makes side by side on a device,
+    None where there is nothing to gain. finish_together: (weights, prepared, settings of each) of one kind → planes, as
+    `finish` makes of each, but for a few codes of the same loss.
     """
 
     prepare: Callable[[Tensor, MatrixCurvature | None, Settings], Any]
     finish: Callable[[Tensor, Any, Settings], Plane]
     expected_bits: Callable[[Tensor, Any, Settings], float]
+    kind: Callable[[Tensor, Any, Settings], Hashable | None] | None = None
+    finish_together: Callable[[Sequence[Tensor], Sequence[Any], Sequence[Settings]], list[Plane]] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
 from pgolf.models.logits import Logits, device_of
+from pgolf.scoring.overlap import fetched, ids_of, one_behind
 from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
 
 Losses = Callable[[Tensor, int], Tensor]  # ids int64 [B, T + 1], targets skipped -> nats float32 [B, T - skipped]
@@ -111,8 +112,12 @@ def score_windows(
     with torch.no_grad(), _in_eval_mode(model):
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
-        for batch in batches_of_equal_shape(windows, batch_size):
-            for window, row in zip(batch, _scored(losses, tokens, batch, place), strict=True):
+        launched = (
+            (batch, fetched(losses(ids_of(tokens, batch, place), batch[0].shape[1])))
+            for batch in batches_of_equal_shape(windows, batch_size)
+        )
+        for batch, read in one_behind(launched):
+            for window, row in zip(batch, _finite(read(), batch), strict=True):
                 nats[window.scored : window.stop] = row
             done += sum(window.stop - window.scored for window in batch)
             if progress is not None:
@@ -158,17 +163,12 @@ def nats_of(logits: Tensor, ids: Tensor, skip: int) -> Tensor:
     return nats.view(targets.shape)
 
 
-def _scored(
-    losses: Losses, tokens: NDArray[np.integer], batch: list[Window], device: torch.device
-) -> NDArray[np.float32]:
-    """float32 [B, scored]: nats of the scored targets of windows of one shape."""
-    _, skip = batch[0].shape
-    rows = np.stack([tokens[window.start : window.stop + 1] for window in batch]).astype(np.int64)
-    nats = losses(torch.from_numpy(rows).to(device), skip)
-    if not nats.isfinite().all():
+def _finite(nats: NDArray[np.float32], batch: list[Window]) -> NDArray[np.float32]:
+    """nats of the scored targets of windows, if they are numbers. Raises ModelError."""
+    if not np.isfinite(nats).all():
         first, last = min(window.start for window in batch), max(window.stop for window in batch)
         raise ModelError(f"the model's logits are not finite between tokens {first} and {last}")
-    return nats.cpu().numpy()
+    return nats
 
 
 def _module_behind(logits_fn: Callable[[Tensor], Tensor]) -> nn.Module | None:

@@ -17,7 +17,7 @@ from pgolf.code.weigh import counted
 from pgolf.common.progress import Advance
 from pgolf.data import encoding, shards, sidecar, text, tokenizers
 from pgolf.data.tokenizers import Convention
-from pgolf.errors import ModelError, UsageError
+from pgolf.errors import BudgetError, ModelError, UsageError
 from pgolf.models import usermodel
 from pgolf.models.logits import device_of, logits_of
 from pgolf.scoring import audit, bpb, documents
@@ -137,25 +137,47 @@ def score(
     source: str,
     logits: str | None = None,
     own_scorer: str | None = None,
+    time_limit: float | None = None,
     progress: Advance | None = None,
 ) -> Scored:
     """The score of a model that is in place on its device; on a GPU it is compiled first, outside the time.
 
     source: where the model is from, for the result. logits: as in `logits_of`. own_scorer: FILE.py:NAME of an evaluator
-    in place of ours. Raises DataError, ModelError, UsageError.
+    in place of ours. time_limit: seconds that scoring may take, compiling included; BudgetError after them. Raises DataError,
+    ModelError, UsageError.
     """
     starts = text.starts(reading)
     own = _own_scorer(model, own_scorer) if own_scorer else None
     losses = _fast_losses(model, reading, logits) if own is None and device_of(model).type == "cuda" else None
     scorer = own or _our_scorer(model, text, reading, logits, losses)
     began = time.perf_counter()
-    nats = scorer(text.scored, progress=progress)
+    nats = scorer(text.scored, progress=progress if time_limit is None else within(time_limit, progress or _nobody))
     compiling = losses.compile_seconds if losses else 0.0
     made = bpb.result_of(nats, text.byte_counts, time.perf_counter() - began - compiling)
     how = ", ".join(filter(None, (own_scorer, str(reading), text.counted_by)))
     by_document = documents.per_document(nats, text.byte_counts, starts)
     note = "; ".join(filter(None, (reading.note(nats, starts), _lost_text(text)))) or None
     return Scored(Result(source, how, made, by_document, note, compiling), scorer, nats)
+
+
+def within(seconds: float, progress: Advance) -> Advance:
+    """`progress`, which raises BudgetError once so much time has gone since now."""
+    began = time.perf_counter()
+
+    def advance(done: int, total: int) -> None:
+        gone = time.perf_counter() - began
+        if gone > seconds:
+            raise BudgetError(
+                f"scoring takes longer than {seconds:g} s: {done:,} of {total:,} tokens took {gone:.0f} s, all of them would "
+                f"take about {gone * total / max(done, 1):,.0f} s"
+            )
+        progress(done, total)
+
+    return advance
+
+
+def _nobody(done: int, total: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def _lost_text(text: Text) -> str | None:

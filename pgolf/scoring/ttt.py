@@ -24,6 +24,7 @@ from pgolf.data.shards import check_vocabulary
 from pgolf.errors import ModelError, UsageError
 from pgolf.models.logits import device_of, logits_of, original, undisturbed
 from pgolf.scoring.bpb import num_targets
+from pgolf.scoring.overlap import fetched, ids_of, one_behind
 from pgolf.scoring.windows import Window, chunk_windows, segments
 
 SEED = 0  # of A
@@ -79,8 +80,8 @@ def score_and_learn(
         for at in range(0, len(texts), together):
             group = texts[at : at + together]
             learner.forget(len(group))
-            for step in steps(group, seq_len, settings.chunk):
-                for window, row in zip(step.windows, learner.score(tokens, step), strict=True):
+            for step, read in one_behind((s, learner.score(tokens, s)) for s in steps(group, seq_len, settings.chunk)):
+                for window, row in zip(step.windows, _finite(read(), step), strict=True):
                     nats[window.scored : window.stop] = row
             if progress is not None:
                 progress(group[-1][1], total)
@@ -179,15 +180,13 @@ class _Learner:
             for name, weight in self._weights.items()
         }
 
-    def score(self, tokens: NDArray[np.integer], step: Step) -> NDArray[np.float32]:
-        """float32 [windows, stop - scored]: nats of the scored targets; then, if asked, a step of each on their mean."""
+    def score(self, tokens: NDArray[np.integer], step: Step) -> Callable[[], NDArray[Any]]:
+        """float32 [windows, stop - scored], to be called for: nats of the scored targets; then, if asked, a step of each on
+        their mean."""
         with torch.set_grad_enabled(step.learn):
             ups = self._ups(step)
             losses = self._losses(tokens, step, ups)
-            nats: NDArray[np.float32] = losses.detach().cpu().numpy()
-            if not np.isfinite(nats).all():
-                where = f"between tokens {step.windows[0].start} and {step.windows[-1].stop}"
-                raise ModelError(f"the model's logits are not finite {where}: lower --ttt-lr if only --ttt finds this")
+            nats = fetched(losses)
             if step.learn:
                 self._learn(losses.mean(1).sum(), ups, step)
         return nats
@@ -202,11 +201,10 @@ class _Learner:
 
     def _losses(self, tokens: NDArray[np.integer], step: Step, ups: dict[str, Tensor] | None = None) -> Tensor:
         """[windows, stop - scored]."""
-        rows = np.stack([tokens[w.start : w.stop + 1] for w in step.windows]).astype(np.int64)
-        ids = torch.from_numpy(rows).to(device_of(self._runner))
+        ids = ids_of(tokens, step.windows, device_of(self._runner))
         skip = step.windows[0].scored - step.windows[0].start
         ups = self._ups(step) if ups is None else ups
-        if len(rows) == 1:
+        if len(ids) == 1:
             return self._of_one({name: up[0] for name, up in ups.items()}, ids[0], skip)[None]
         self._runner.unchecked(ids[:1, :-1])
         try:
@@ -238,6 +236,14 @@ class _Learner:
                 size = gradient.square().mean((-2, -1), keepdim=True).sqrt()
                 moved = up - self._settings.lr * gradient / size.clamp_min(TINY)
                 self._up[name].index_copy_(0, chosen, moved)
+
+
+def _finite(nats: NDArray[Any], step: Step) -> NDArray[Any]:
+    """The nats of a step, if they are numbers. Raises ModelError."""
+    if not np.isfinite(nats).all():
+        where = f"between tokens {step.windows[0].start} and {step.windows[-1].stop}"
+        raise ModelError(f"the model's logits are not finite {where}: lower --ttt-lr if only --ttt finds this")
+    return nats
 
 
 def _down(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:

@@ -60,7 +60,7 @@ class _Bench:
         model = setup.maker.build(self.source.state_dict(), self.source.config, place)
         self.model = model.to(setup.device)
         self.unquantized: nn.Module | None = None
-        self.curvature = Curvature.load(setup.curvature) if setup.curvature else None
+        self.curvature = Curvature.load(setup.curvature, setup.device) if setup.curvature else None
         self.text = evaluation.read_text(
             [Path(setup.data), *map(Path, setup.more)],
             tokenizer=Path(setup.tokenizer) if setup.tokenizer else None,

@@ -20,6 +20,9 @@ COMMANDS = {
     "estimate": ["nowhere.pt"],
     "sweep": ["nowhere.pt", "--data", "nowhere.bin", "-o", "OUT"],
     "demo": ["-o", "OUT"],
+    "eval": ["nowhere.pt", "--data", "nowhere.bin"],
+    "train": ["-o", "OUT"],
+    "bench": ["-o", "OUT"],
 }
 
 

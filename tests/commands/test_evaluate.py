@@ -222,3 +222,12 @@ def test_against_the_unquantized_model(folder: Path):
 )
 def test_what_does_not_go_with_a_kl(folder: Path, more: tuple[str, ...], message: str):
     assert message in run("eval", *more, *MODEL, *DATA, "--against", "ckpt.pt", code=2).stderr
+
+
+def test_a_limit_of_time_is_an_exit_code(folder: Path):
+    assert run("eval", "ckpt.pt", *MODEL, *DATA, "--time-limit", "600").stdout
+    error = run("eval", "ckpt.pt", *MODEL, *DATA, "--time-limit", "1e-9", "-o", "r.json", code=4).stderr
+    assert error.startswith("pgolf: scoring takes longer than 1e-09 s: ")
+    assert not (folder / "r.json").exists()
+    error = run("eval", "ckpt.pt", *MODEL, *DATA, "--against", "ckpt.pt", "--time-limit", "9", code=2).stderr
+    assert "--against and --time-limit exclude each other" in error

@@ -73,10 +73,22 @@ def facts(result: Any) -> dict[str, Any]:
         "stores": sorted({_bits(op) for op in re.findall(r"st\.global\S*", ptx)}),
         **resources(result.asm["cubin"]),
         "shared": result.metadata.shared,
+        "warps": result.metadata.num_warps,
+        "handover": _hands_over(ptx),
         "barriers": len(re.findall(r"bar\.sync", ptx)),
         "matrix": len(re.findall(r"mma\.sync|wgmma\.mma_async", ptx)),
+        "wide_matrix": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "shared_stores": len(re.findall(r"st\.shared", ptx)),
         "instructions": len(re.findall(r"^\s+(?:@\S+ )?[a-z]\S*\s.*;$", ptx, re.MULTILINE)),
     }
+
+
+def _hands_over(ptx: str) -> bool:
+    """Whether sums are stored, all threads meet, one counts at the device's scope, all meet, and only then others' are read,
+    past the first cache; also where nothing is counted."""
+    kinds = {"st.global": "s", "bar.sync": "b", "atom.global.gpu.acq_rel": "a", "ld.global.cg": "r"}
+    order = "".join(kinds[op] for op in re.findall("|".join(map(re.escape, kinds)), ptx))
+    return "a" not in order or re.fullmatch(r"[^ar]*sb+ab+r+s+", order) is not None
 
 
 def _bits(op: str) -> int:
@@ -137,15 +149,18 @@ def cases() -> dict[str, Any]:
             INFO=round_block.INFO, num_warps=round_block.warps(states), **of_blocks, **numbers,
         )  # fmt: skip
     high = dict(zip(packed.WIDTHS, (None, i8, i16, i32), strict=True))
-    for bits, inputs, size in ((4, 16, 8192), (5, 1, 512), (6, 16, 8192), (8, 64, 8192)):
-        words = packed.unit_words(size)
-        units = size // (packed.FIELDS * words)
-        block_m, block_n, split, warps = quant_linear.launch_shape(inputs, size, units, 132)
-        shared = {"low": i32, "high": high[bits], "row_scale": f32, "col_scale": f32, "BITS": bits, "WORDS": words}
-        out[f"quant_linear {bits} {inputs} {size}"] = compiled(
-            quant_linear.quant_linear_kernel, x=bf16, out=bf16, inputs=inputs, outputs=size, stride_x=size, COLS=size,
-            UNITS=units, SPLIT=split, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps,
-            num_stages=quant_linear.stages(block_m), **shared,
+    for bits, inputs, rows, cols in (
+        (4, 16, 8192, 8192), (5, 1, 512, 512), (6, 16, 8192, 8192), (8, 4, 8192, 8192), (8, 64, 8192, 8192), (4, 64, 512, 512),
+        (6, 1, 512, 2048), (6, 4, 2048, 512), (4, 17, 1000, 4100),
+    ):  # fmt: skip
+        words = packed.unit_words(cols)
+        units = -(-cols // (packed.FIELDS * words))
+        how = quant_linear.launch_shape(inputs, rows, units, bits, 132)
+        several = {"parts": f32, "arrived": i32} if how.split > 1 else {"parts": None, "arrived": None}
+        out[f"quant_linear {bits} {inputs} {rows}x{cols}"] = compiled(
+            quant_linear.quant_linear_kernel, x=bf16, low=i32, high=high[bits], row_scale=f32, col_scale=f32, out=bf16,
+            inputs=inputs, outputs=rows, stride_x=cols, COLS=cols, BITS=bits, WORDS=words, UNITS=units, SPLIT=how.split,
+            BLOCK_M=how.block_m, BLOCK_N=how.block_n, num_warps=how.warps, num_stages=how.stages, **several,
         )  # fmt: skip
     out["unpack 6"] = compiled(
         packed.unpack_kernel, low=i32, high=i16, row_scale=f32, col_scale=f32, out=i16, rows=8192, cols=8192, row_words=1024,

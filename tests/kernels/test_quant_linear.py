@@ -99,20 +99,50 @@ def test_product_against_float64(device, bits):
 
 
 @everywhere
-def test_rows_split_among_programs(device, monkeypatch):
-    monkeypatch.setattr(quant_linear, "launch_shape", lambda *_: (16, 16, 2, 2))
-    _, weight = case(6, 20, 512, device)
-    x = torch.randn(2, 512, generator=generator(0)).to(device)
-    assert error(quant_linear.launch_quant_linear(x, weight), x, weight) < TOLERANCE[torch.float32]
+@pytest.mark.parametrize("split", [2, 3, 4])
+def test_rows_split_among_programs(device, split, monkeypatch):
+    """In one launch, whose last program adds the parts; it leaves its counters ready for the next."""
+    shape = quant_linear.LaunchShape(16, 16, split, 1, 3)
+    monkeypatch.setattr(quant_linear, "launch_shape", lambda *_: shape)
+    counters = torch.zeros(64, dtype=torch.int32, device=device)
+    monkeypatch.setattr(quant_linear, "counters", lambda *_: counters)
+    _, weight = case(6, 20, 500, device)
+    x = torch.randn(2, 500, generator=generator(0)).to(device)
+    for _ in range(2):
+        poison(device)
+        assert error(quant_linear.launch_quant_linear(x, weight), x, weight) < TOLERANCE[torch.float32]
+        assert not counters.any()
 
 
-@given(st.integers(1, 64), st.integers(1, 20000), st.integers(1, 64), st.integers(1, 200))
-def test_launch_shapes_cover_everything(inputs, outputs, units, processors):
-    block_m, block_n, split, warps = quant_linear.launch_shape(inputs, outputs, units, processors)
-    assert units % split == 0
-    assert block_m >= inputs
-    assert block_n in {16, 32, 64}
-    assert warps in {2, 4}
+@everywhere
+def test_rows_of_x_with_gaps_between_them(device):
+    _, weight = case(4, 18, 130, device)
+    wide = torch.randn(5, 300, generator=generator(0)).to(device)
+    for x in (wide[:, 17:147], wide[::2, :130], torch.randn(130, 3, generator=generator(1)).to(device).T):
+        assert error(quant_linear.launch_quant_linear(x, weight), x, weight) < TOLERANCE[torch.float32]
+
+
+SHAPES = st.tuples(st.integers(1, 64), st.integers(1, 20000), st.integers(1, 64))
+
+
+@given(SHAPES, st.sampled_from(packed.WIDTHS), st.integers(1, 200))
+def test_launch_shapes_cover_everything(shape, bits, processors):
+    inputs, outputs, units = shape
+    how = quant_linear.launch_shape(inputs, outputs, units, bits, processors)
+    steps = -(-units // how.split)
+    assert (how.split - 1) * steps < units <= how.split * steps, "a program without units"
+    assert how.block_m >= inputs
+    assert (how.block_n, how.warps) in {(16, 1), (64, 4)}
+
+
+@pytest.mark.parametrize("inputs", [1, 4, 16, 64])
+@pytest.mark.parametrize(("rows", "cols"), [(512, 512), (2048, 512), (512, 2048), (8192, 8192), (8192, 512)])
+def test_an_h100_is_full(rows, cols, inputs):
+    """At least 120 of its 132 processors have a program; large matrices give each two."""
+    units = cols // (packed.FIELDS * packed.unit_words(cols))
+    how = quant_linear.launch_shape(inputs, rows, units, 4, 132)
+    programs = -(-rows // how.block_n) * how.split
+    assert programs >= (240 if rows * cols >= 1 << 22 else 120)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

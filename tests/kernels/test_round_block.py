@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgolf.kernels import round_block
 from pgolf.packer.coder.strips import strip_lengths
@@ -46,6 +47,19 @@ def lost(given, codes, H, G):
     )
 
 
+SET_UP = 50  # operations before the first diagonal, some four more for each matrix
+
+
+class Counting(TorchDispatchMode):
+    """How many operations compute something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
 def few_blocks(monkeypatch):
     """Blocks of four rows and four columns, so that a small matrix has many."""
     monkeypatch.setattr(feedback, "ROW_BLOCK", 4)
@@ -85,6 +99,36 @@ def test_whole_blocks(device):
     for rows, cols in ((70, 3), (2, 66)):
         given, *_ = matrix(rows, cols, 4)
         assert (rounded(given, device) == feedback.round_matrix(*given)).mean() > 0.99
+
+
+@everywhere
+@pytest.mark.parametrize(("states", "whole"), [(0, True), (4, False)])
+def test_several_become_together_what_each_becomes_alone(device, states, whole, monkeypatch):
+    few_blocks(monkeypatch)
+    given = [matrix(6, 5, states, whole=whole, seed=seed)[0] for seed in (0, 3)]
+    asked = [diagonals.Asked(*one) for one in given]
+    assert len({one.kind for one in asked}) == 1
+    together = diagonals.round_together(asked, torch.device(device))
+    for mine, one in zip(together, given, strict=True):
+        assert (mine == rounded(one, device)).all() or device == "cuda"
+
+
+def test_a_diagonal_takes_as_many_operations_whatever_is_on_it(monkeypatch):
+    """And one launch: so can the time on a GPU be foreseen."""
+    few_blocks(monkeypatch)
+    monkeypatch.setattr(
+        diagonals,
+        "launch_round",
+        lambda _, lanes: (torch.zeros_like(lanes.bare, dtype=torch.int32), torch.zeros_like(lanes.bare)),
+    )
+    per_diagonal = []
+    for rows, cols, matrices in ((8, 8, 1), (40, 40, 1), (40, 40, 5)):
+        asked = [diagonals.Asked(*matrix(rows, cols, 4, seed=seed)[0]) for seed in range(matrices)]
+        with Counting() as seen:
+            diagonals.round_together(asked, torch.device("cpu"))
+        diagonals_of_all = -(-rows // 4) + -(-cols // 4) - 1
+        per_diagonal.append((seen.count - SET_UP - 4 * matrices) / diagonals_of_all)
+    assert max(per_diagonal) <= diagonals.OPERATIONS, per_diagonal
 
 
 @needs_triton

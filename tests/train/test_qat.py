@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pgolf
 from pgolf.errors import UsageError
@@ -19,6 +20,7 @@ from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import rows
 from pgolf.train import QAT, QATSettings
+from pgolf.train.qat import lattice
 from pgolf.train.qat.settings import parse_options
 from tests.helpers import generator
 from tests.train.toys import same
@@ -374,6 +376,57 @@ def test_state_continues_to_the_bit():
     first.remove()
     train([0.3, 0.4], second, parts)
     assert same(whole, parts)
+
+
+class Layers(nn.Module):
+    """Matrices of one shape, and a bank of such."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        g = generator(3)
+        self.layers = nn.ParameterList([torch.randn(64, 72, generator=g) * (i + 1) for i in range(count)])
+        self.bank = nn.Parameter(torch.randn(2, 64, 72, generator=g))
+
+
+@pytest.mark.parametrize("rounding", ["ste", "soft"])
+@pytest.mark.parametrize("grid", ["int5", "hessian-sdclip,int4", "rtn,int3,percentile=0.9", "gptq-lite,int4"])
+def test_matrices_of_one_shape_become_together_what_each_becomes_alone(grid: str, rounding: str):
+    together, trained = Layers(3), clones(Layers(3))
+    with torch.no_grad():
+        together.layers[1][2] = 0  # takes the median of its own matrix
+    trained["layers.1"][2] = 0
+    qat = QAT(together, grid, start=0.0, rounding=rounding)
+    qat.step(0.5)
+    for name, param in together.named_parameters():
+        alone = nn.Module()
+        alone.weight = nn.Parameter(trained[name].clone())
+        QAT(alone, grid, start=0.0, rounding=rounding).step(0.5)
+        assert torch.equal(param, alone.weight), name
+    qat.restore()
+    assert all(torch.equal(param, trained[name]) for name, param in together.named_parameters())
+
+
+class Counting(TorchDispatchMode):
+    """How many operations compute something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grid", ["int6", "rtn,int6"])
+def test_more_layers_are_not_more_operations(grid: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lattice, "_row_scales", rows.decoded_on_device)  # as on a GPU
+    counts = []
+    for layers in (2, 9):
+        qat = QAT(Layers(layers), grid, start=0.0)
+        with Counting() as seen:
+            qat.step(0.5)
+            qat.restore()
+        counts.append(seen.count)
+    assert counts[0] == counts[1] < 120
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0, 1, 2, 4, 8, 16, 32, 64]), st.floats(1e-3, 1e3))

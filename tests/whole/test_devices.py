@@ -152,14 +152,14 @@ def test_whole_batches_wait_only_for_their_losses(monkeypatch):
         assert not there.waits
 
 
-def on_the_cpu(W, U, V, rule, device):
+def on_the_cpu(asked, device):
     """The kernel's interpreter would take minutes; `test_round_block` holds it to these codes."""
     assert device == torch.device("cuda:0")
-    return round_matrix(W, U, V, rule)
+    return np.stack([round_matrix(*one) for one in asked])
 
 
 def test_calibrating_and_packing(tmp_path, monkeypatch):
-    monkeypatch.setattr(diagonals, "round_on_device", on_the_cpu)
+    monkeypatch.setattr(diagonals, "round_together", on_the_cpu)
     batch = torch.from_numpy(TOKENS[:128].astype(np.int64)).view(4, 32)
     sizes, sums = [], []
     for device in ("cpu", "cuda"):

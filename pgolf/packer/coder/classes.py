@@ -36,8 +36,8 @@ def classes_of(sums: Array, trellis: int) -> tuple[Array, Array]:
     A trellis code is 2·value + parity, so its value is an octave narrower than the code.
     """
     classes = sums - SPREAD_STEPS if trellis else sums
-    widths = np.minimum(np.maximum(-((WIDEST - classes) // SPREAD_STEPS), 0), aside.MAX_WIDTH)
-    classes = np.minimum(np.maximum(classes - SPREAD_STEPS * widths, LOWEST), WIDEST) - LOWEST
+    widths = np.clip((classes - WIDEST + SPREAD_STEPS - 1) // SPREAD_STEPS, 0, aside.MAX_WIDTH)
+    classes = np.clip(classes - SPREAD_STEPS * widths, LOWEST, WIDEST) - LOWEST
     return classes, widths.astype(np.int8)
 
 

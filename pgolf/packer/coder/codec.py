@@ -197,7 +197,7 @@ def read(
     layouts = [Layout(spread, *record[2:5]) for record, (_, _, spread) in zip(records, described, strict=True)]
     codes = stream.decode(sections, "codes", layouts, loops, device)
     return [
-        Plane(matrix, row, col, record[2], record[3], spread)
+        Plane(matrix, row, col, trellis=record[2], trellis_from=record[3], spread=spread)
         for matrix, record, (row, col, spread) in zip(codes, records, described, strict=True)
     ]
 

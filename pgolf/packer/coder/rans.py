@@ -86,8 +86,8 @@ def decode(coded: CodedLanes, loops: Loops | None = None) -> Array:
     Raises ArtifactError if a lane does not end where it must.
     """
     check_lanes(coded)
-    codes, states, read = (loops.decode if loops else decode_lanes)(coded)
-    check_ends(coded, states, read)
+    codes, *ends = (loops.decode if loops else decode_lanes)(coded)
+    check_ends(coded, *ends)
     return codes
 
 
@@ -132,11 +132,9 @@ def decode_lanes(coded: CodedLanes) -> tuple[Array, Array, Array]:
         for slot, flags, symbol in zip((contexts & TABLE) << PRECISION, contexts >> FLAGS, symbols, strict=True):
             low = x & (TOTAL - 1)
             slot += low
-            if len(coded.transitions) > ONE_STATE:
-                slot += (node & flags & 1) << PRECISION
+            slot += (node & flags & 1) << PRECISION
             number.take(slot, out=symbol, mode="clip")
-            if len(coded.transitions) > ONE_STATE:
-                node = coded.transitions.take(node << 3 | flags << 1 | symbol & 1)
+            node = coded.transitions.take(node << 3 | flags << 1 | symbol & 1)
             entry = entries.take(symbol, mode="clip")
             x >>= PRECISION
             x *= entry >> 16

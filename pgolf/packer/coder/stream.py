@@ -224,9 +224,9 @@ def decode(
     """
     coded = coded_lanes(sections, name, layouts)
     codes = (device.decode if device else rans.decode)(coded, loops)
-    escapes = np.frombuffer(sections.get(f"{name}.escapes", b""), "<i4")
-    middles = sections.get(f"{name}.aside", b"")
-    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, escapes)
+    escapes, middles = (sections.get(f"{name}.{part}", b"") for part in ("escapes", "aside"))
+    held = np.frombuffer(escapes, "<i4")
+    return (device.restored if device else restored)(codes, coded.sums, layouts, middles, held)
 
 
 def coded_lanes(sections: Mapping[str, bytes], name: str, layouts: Sequence[Layout]) -> CodedLanes:

@@ -60,8 +60,7 @@ def parametric(linear: int, quadratic: int, zero: int, parity: int) -> Frequenci
 
 def _exp2(exponent: Any) -> Any:
     """2^(exponent/64) with 29 fraction bits, rounded down; exponent: integers up to 0."""
-    octave, step = np.divmod(exponent, 64)
-    return np.array(mantissa_integers(64))[step] << 6 >> np.minimum(-octave, 62)
+    return np.array(mantissa_integers(64))[exponent % 64] << 6 >> -np.maximum(exponent // 64, -62)
 
 
 def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
@@ -94,7 +93,7 @@ def normalise_counts(counts: NDArray[np.int64]) -> Frequencies:
 
 def _share_escapes(freqs: NDArray[np.int64]) -> None:
     rest = TOTAL - freqs[ESCAPES:].sum()
-    freqs[:ESCAPES] = rest - rest // 2, rest // 2
+    freqs[:ESCAPES] = (rest + 1) // 2, rest // 2
 
 
 def code_bits(counts: NDArray[np.int64], freqs: Frequencies) -> float:

@@ -204,10 +204,17 @@ def decode(data: bytes, device: Device | None = None) -> tuple[dict[str, Entry],
     with told_as_damage():
         entries = {}
         tensors = contents(head, stored, content, registry.loops(), device or registry.host())
+        below: dict[str, Plane] = {}  # rows that belong to later names, by the first
         for (name, dtype, shape, kind, other, note), planes, raw in tensors:
             kept = {"raw": raw, "stored": other or None} if kind < 0 else {"part_of": other or None}
-            rest = kept if kind else {"alias": other}
+            if other in below and kind == 0:
+                planes = [below.pop(other)]
+            rest = kept if planes or kind else {"alias": other}
             check_scales(name, planes)
+            if len(planes) == 1 and prod(shape) < prod(planes[0].codes.shape):
+                rows = prod(shape) // planes[0].codes.shape[1]
+                below[other or name] = planes[0].part(slice(rows, None))
+                planes = [planes[0].part(slice(rows))]
             entries[name] = Entry(dtype, tuple(shape), tuple(planes) or None, note=note, **rest)
         check_version(data, any(entry.part_of is not None for entry in entries.values()))
         return entries, head["meta"]
@@ -233,26 +240,23 @@ def contents(
 ) -> Iterator[tuple[list[Any], list[Plane], bytes]]:
     """(record in the header, planes, raw bytes) of each tensor of a parsed file, once everything is checked.
 
-    The record of a part of another's matrix says that it has one plane; `other` names the one that it follows.
+    A plane comes with the tensor that it begins with, whole: rows beyond the tensor's own are those of the tensors that
+    name it, in their order.
     """
     check_head(head, {name: size for name, (_, _, _, size) in stored.items()})
     sections = container.unpack(stored, content)
     planes = _planes(head, sections, loops, device)
-    if (device.checksum if device else checksum)(planes) != head["check"]:
+    if head["check"] != (device.checksum if device else checksum)(planes):
         raise ArtifactError("the decoded codes do not match their checksum: the artifact is damaged")
     rest, kept = iter(planes), {name: BytesIO(data) for name, data in sections.items()}
-    below: dict[str, Plane] = {}  # rows that belong to later names, by the first
-    for name, dtype, shape, kind, other, note in head["tensors"]:
+    for record in head["tensors"]:
+        kind = record[3]
         # Where kind > 0 there is no such section, hence nothing to read.
-        raw = kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(shape))
-        mine, home = [next(rest) for _ in range(kind)], other or name
-        if kind == 0 and home in below:
-            mine = [below[home]]
-        if len(mine) == 1 and prod(shape) < prod(mine[0].codes.shape):
-            rows = prod(shape) // mine[0].codes.shape[1]
-            below[home] = mine[0].part(slice(rows, None))
-            mine = [mine[0].part(slice(rows))]
-        yield [name, dtype, shape, kind or len(mine), other, note], mine, raw
+        yield (
+            record,
+            [next(rest) for _ in range(kind)],
+            kept.get(f"raw.{-kind}", BytesIO()).read(-kind * prod(record[2])),
+        )
 
 
 def _planes(

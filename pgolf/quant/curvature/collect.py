@@ -87,7 +87,8 @@ def refuse_sharded(model: nn.Module) -> None:
         kind = type(parameter.data).__name__ if type(parameter) is nn.Parameter else type(parameter).__name__
         if "DTensor" in kind or kind == "FlatParameter":
             raise CurvatureError(
-                f"parameter {name!r} is sharded over ranks ({kind}): calibrate a model that holds it whole"
+                f"parameter {name!r} is sharded over ranks ({kind}), and pgolf has to see products with all of it: calibrate a "
+                "plain module, which loads get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
             )
         if hasattr(parameter, "ds_id"):  # DeepSpeed's ZeRO-3 marks what it has split
             raise CurvatureError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pgolf.models.logits import Logits
+from pgolf.models.logits import Logits, device_of
 from pgolf.quant.curvature.trace import Rectangle, Tracer
 
 
@@ -33,7 +33,7 @@ class _Order:
 def in_order(model: nn.Module, run: Logits, ids: Tensor) -> list[tuple[str, int | None]]:
     """(parameter, slice) by first use in a forward pass over ids [B, T]; slice None: used in a way that is not followed."""
     order = _Order()
-    ids = run.prepare(ids)
+    ids = run.prepare(ids.to(device_of(model)))
     with torch.no_grad(), Tracer(dict(model.named_parameters()), order):
         run(ids)
     return list(order.seen)

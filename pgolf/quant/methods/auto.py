@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.common import scratch
+from pgolf.common.one_thread import one_thread_each
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
 from pgolf.quant.curvature.factor import ascending, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
@@ -177,38 +178,81 @@ def quantize_in_frame(weight: Tensor, frame: Frame, c: float, settings: Settings
     """Round weight [R, C] at water level c, in √(nats per token)."""
     W = turned(weight, frame.order)
     lattice = chosen_lattice(W, frame, c, settings)
-    row_scale, col_scale, spread = lattice.row_scale, lattice.col_scale, lattice.spread
-    rule = RoundingRule(
+    return _plane(_rounded_rows(W, frame, _rule(lattice, settings)), frame, lattice, settings)
+
+
+def kind(weight: Tensor, prepared: Prepared, settings: Settings) -> Hashable | None:
+    """Of matrices that `finish_together` rounds side by side: those whose curvature is on a device that has the kernel."""
+    frame = prepared.frame
+    if frame.device == CPU or not _has_kernel():
+        return None
+    return tuple(weight.shape), frame.V is None, frame.device, settings.trellis
+
+
+def finish_together(
+    weights: Sequence[Tensor], prepared: Sequence[Prepared], settings: Sequence[Settings]
+) -> list[Plane]:
+    """`finish` of several matrices of one `kind`."""
+    from pgolf.quant.rounding import diagonals  # brings triton, where it is installed
+
+    frames = [each.frame for each in prepared]
+
+    def asked(weight: Tensor, own: Prepared, settings: Settings) -> tuple[Lattice, diagonals.Asked]:
+        W = turned(weight, own.frame.order)
+        lattice = chosen_lattice(W, own.frame, own.unit * settings.step, settings)
+        return lattice, diagonals.Asked(W, own.frame.U, own.frame.V, _rule(lattice, settings))
+
+    with one_thread_each() as pool:
+        lattices, all_asked = zip(*pool.map(asked, weights, prepared, settings), strict=True)
+        codes = diagonals.round_together(all_asked, frames[0].device)
+        whole = ([(slice(None), each)] for each in codes)
+        return list(pool.map(_plane, whole, frames, lattices, settings))
+
+
+def _rule(lattice: Lattice, settings: Settings) -> RoundingRule:
+    return RoundingRule(
         rows=lattice.rows.astype(np.float32),
         cols=lattice.cols.astype(np.float32),
-        decoded_rows=row_scale.values(),
-        decoded_cols=col_scale.values(),
+        decoded_rows=lattice.row_scale.values(),
+        decoded_cols=lattice.col_scale.values(),
         lam=rate_weights(lattice.ideal_rows, lattice.rows, settings.trellis),
-        spread=spread,
+        spread=lattice.spread,
         states=settings.trellis,
         trellis_from=FROZEN_BELOW if settings.trellis else 0,
     )
-    back, codes = frame.order.argsort().numpy(), np.empty(tuple(weight.shape), np.int32)
-    for rows, rounded in _rounded_rows(W, frame, rule):
-        codes[rows] = rounded[back].T
+
+
+def _plane(
+    rounded: Iterable[tuple[slice, NDArray[np.int32]]], frame: Frame, lattice: Lattice, settings: Settings
+) -> Plane:
+    """The plane of codes [C, n] that come for some rows after another."""
+    shape = len(lattice.rows), len(lattice.cols)
+    back, codes = frame.order.argsort().numpy(), np.empty(shape, np.int32)
+    for rows, some in rounded:
+        codes[rows] = some[back].T
     return Plane(
         codes,
-        row_scale=row_scale,
-        col_scale=Scale(col_scale.index[back], col_scale.per_octave),
+        row_scale=lattice.row_scale,
+        col_scale=Scale(lattice.col_scale.index[back], lattice.col_scale.per_octave),
         trellis=settings.trellis,
-        trellis_from=rule.trellis_from,
-        spread=Spread(spread.rows, spread.cols[back]),
+        trellis_from=FROZEN_BELOW if settings.trellis else 0,
+        spread=Spread(lattice.spread.rows, lattice.spread.cols[back]),
     )
 
 
 def _rounded_rows(W: Tensor, frame: Frame, rule: RoundingRule) -> Iterable[tuple[slice, NDArray[np.int32]]]:
     """As `rounded_rows`, where the frame says; without triton always on the CPU."""
-    if frame.device != CPU:
-        from pgolf.quant.rounding import diagonals  # brings triton, where it is installed
+    if frame.device != CPU and _has_kernel():
+        from pgolf.quant.rounding import diagonals  # brings triton
 
-        if diagonals.HAS_KERNEL:
-            return [(slice(None), diagonals.round_on_device(W, frame.U, frame.V, rule, frame.device))]
+        return [(slice(None), diagonals.round_on_device(W, frame.U, frame.V, rule, frame.device))]
     return rounded_rows(W, frame.U, frame.V, rule)
+
+
+def _has_kernel() -> bool:
+    from pgolf.quant.rounding import diagonals  # brings triton, where it is installed
+
+    return diagonals.HAS_KERNEL
 
 
 @dataclass(frozen=True)

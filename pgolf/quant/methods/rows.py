@@ -32,7 +32,8 @@ def decoded(scale: Scale, like: Tensor) -> Tensor:
 
 
 def decoded_on_device(steps: Tensor, settings: Settings) -> Tensor:
-    """float32 [R]: `decoded(row_scale(steps, settings), steps)` by tensor operations alone: the host never waits.
+    """float32 [n, R]: `decoded(row_scale(steps, settings), steps)` of the steps [n, R] of n matrices, by tensor operations
+    alone: the host never waits.
 
     The same bits but where two machines' logarithms differ at the very middle between two scales.
     """
@@ -49,10 +50,10 @@ def decoded_on_device(steps: Tensor, settings: Settings) -> Tensor:
 
 
 def _usual(steps: Tensor) -> Tensor:
-    """The median of the positive steps, 1 where there are none; how many there are stays on the device."""
-    ordered = torch.where(steps > 0, steps, math.inf).sort().values
-    count = (steps > 0).sum()
-    middle = ordered.index_select(0, ((count - 1) // 2).clamp_min(0)[None])[0]
+    """[n, 1]: the median of each row's positive steps, 1 where there are none; how many there are stays on the device."""
+    ordered = torch.where(steps > 0, steps, math.inf).sort(dim=-1).values
+    count = (steps > 0).sum(dim=-1, keepdim=True)
+    middle = ordered.gather(-1, ((count - 1) // 2).clamp_min(0))
     return torch.where(count > 0, middle, 1.0)
 
 
@@ -80,13 +81,13 @@ def integers(codes: Tensor) -> np.ndarray:
 
 
 def sorted_magnitudes(weight: Tensor) -> Tensor:
-    """|weight| [R, C] in ascending order along each row; `torch.quantile` refuses more than 16M elements."""
-    return weight.abs().sort(dim=1).values
+    """|weight| [..., C] in ascending order along each row; `torch.quantile` refuses more than 16M elements."""
+    return weight.abs().sort(dim=-1).values
 
 
 def row_quantile(magnitudes: Tensor, q: float) -> Tensor:
-    """float64 [R]: the q-quantile of each ascending row, linear between neighbours."""
-    at = q * (magnitudes.shape[1] - 1)
+    """float64 [...]: the q-quantile of each ascending row [..., C], linear between neighbours."""
+    at = q * (magnitudes.shape[-1] - 1)
     low = int(at)
-    high = min(low + 1, magnitudes.shape[1] - 1)
-    return torch.lerp(magnitudes[:, low].double(), magnitudes[:, high].double(), at - low)
+    high = min(low + 1, magnitudes.shape[-1] - 1)
+    return torch.lerp(magnitudes[..., low].double(), magnitudes[..., high].double(), at - low)

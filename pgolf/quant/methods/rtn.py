@@ -11,7 +11,7 @@ from pgolf.quant.settings import Settings
 
 
 def rtn_steps(weight: Tensor, settings: Settings) -> Tensor:
-    """float64 [R]: quantile_j(|w_ij|, settings.percentile) / R."""
+    """float64 [..., R]: quantile_j(|w_ij|, settings.percentile) / R."""
     return row_quantile(sorted_magnitudes(weight), settings.percentile) / settings.top
 
 

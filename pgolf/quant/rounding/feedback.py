@@ -100,7 +100,11 @@ def rounded_rows(
         if start % STRIP == 0:
             state[:] = 0
         part = rule.of_rows(slice(start, stop))
-        push = np.empty((0, 0), np.float32) if V is None else row_push(V[start:stop, start:stop], part).numpy()
+        push = (
+            np.empty((0, 0), np.float32)
+            if V is None
+            else row_push(V[start:stop, start:stop], torch.from_numpy(part.rows)).numpy()
+        )
         block = T[:, start:stop].contiguous()
         rounded = round_row_block(block, U, push, part, state, commit - start)[:, : commit - start]
         yield slice(start, commit), rounded
@@ -111,10 +115,12 @@ def rounded_rows(
             T[:, commit:] -= pushed @ V[start:commit, commit:]
 
 
-def row_push(V: Tensor, rule: RoundingRule) -> Tensor:
-    """float32 [n, n]: lattice steps that an error of one step in row i moves the target of row l by: −V_il/V_ii."""
-    rows = torch.from_numpy(rule.rows).to(V.device)
-    push = -V / V.diagonal()[:, None] * rows[:, None] / rows
+def row_push(V: Tensor, rows: Tensor) -> Tensor:
+    """float32 [..., n, n]: lattice steps that an error of one step in row i moves the target of row l by: −V_il/V_ii.
+
+    rows: [..., n], lattice steps.
+    """
+    push = -V / V.diagonal(dim1=-2, dim2=-1)[..., None] * rows[..., None] / rows[..., None, :]
     return push.triu(1).contiguous()
 
 

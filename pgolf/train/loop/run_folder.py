@@ -30,6 +30,7 @@ from pgolf.data import sidecar
 from pgolf.data.corpus import BOS, DataFiles, find_data
 from pgolf.data.shards import WindowSampler, check_vocabulary, read_shard
 from pgolf.errors import PgolfError, StoppedError, UsageError
+from pgolf.kernels.device import need
 from pgolf.loading import dense
 from pgolf.report import write_json
 from pgolf.scoring.bpb import EvalResult, evaluate
@@ -116,7 +117,7 @@ def train(
     if pack is not None:
         parse_size(pack)
         extras.need("numba", "scipy")
-    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = need(device, kernels=False)
     with ExitStack() as stack, joined(wanted) as (ranks, own):
         run = _Run(Path(out), recipe, ranks, own, seed, how, pack, ends, foreseen)
         stack.callback(run.release)

@@ -36,8 +36,8 @@ from pgolf.models.logits import original
 from pgolf.quant import describe
 from pgolf.quant.curvature.store import Curvature
 from pgolf.quant.settings import Settings
-from pgolf.quant.slices import matrix_shape
-from pgolf.train.qat.lattice import Lattice, auto_lattices, row_lattice, with_spread
+from pgolf.train.qat.groups import Group, groups_of, shape_of
+from pgolf.train.qat.lattice import Lattice, auto_lattices, joined, parted, row_lattice, with_spread
 from pgolf.train.qat.rate import coded_bits
 from pgolf.train.qat.rounding import ROUNDINGS, Moment
 from pgolf.train.qat.settings import QATOptions, QATReport, QATSettings
@@ -49,12 +49,11 @@ WATCHED = 16  # updates after which a GPU is asked only once in so many: it must
 
 @dataclass
 class _Held:
-    """A parameter that holds quantized values: its trained ones, the gradient's factor, and what it should look like."""
+    """A parameter that holds quantized values: its trained ones and the gradient's factor."""
 
-    param: nn.Parameter
+    param: Tensor
     trained: Tensor
     slope: Tensor | None
-    probe: Tensor
 
 
 class QAT:
@@ -88,6 +87,7 @@ class QAT:
         self._calibrated: float | None = None
         self._spread_wanted = self.settings.rounding == "noise" or self.settings.rate > 0
         self._held: list[_Held] = []
+        self._probes: Tensor | None = None  # what the parameters should look like while they hold quantized values
         self._changed: Tensor | None = None  # whether anything was, since the host last asked
         self._handles = [
             register_optimizer_step_pre_hook(_before_optimizer(weakref.ref(self))),
@@ -122,10 +122,12 @@ class QAT:
             return True
         if progress < self.settings.start:
             return False
-        self._renew(progress)
+        groups = [(group, group.together(self._params)) for group in groups_of(self._params, self._targets)]
+        self._renew(progress, groups)
         moment = self._moment(progress)
-        for name in self._targets:
-            self._held.append(self._quantized(name, moment))
+        for group, trained in groups:
+            self._held += self._quantized(group, trained, moment)
+        self._probes = self._looks()
         self.updates += 1
         return True
 
@@ -135,8 +137,8 @@ class QAT:
         if not self._held:
             return
         self._check_untouched()
+        torch._foreach_copy_([held.param for held in self._held], [held.trained for held in self._held])
         for held in self._held:
-            held.param.copy_(held.trained)
             if held.slope is not None and held.param.grad is not None:
                 held.param.grad.mul_(held.slope.view_as(held.param))
         self._held = []
@@ -146,13 +148,14 @@ class QAT:
         if not self._lattices or not self._spread_wanted:
             self._spread_wanted = True
             with torch.no_grad():
-                self._renew(self._calibrated or 0.0)
+                groups = groups_of(self._params, self._targets)
+                self._renew(self._calibrated or 0.0, [(group, group.together(self._params)) for group in groups])
         trained = {id(held.param): held.trained for held in self._held}
         bits = []
         for name, lattice in self._lattices.items():
             param = self._params[name]
             weight = param if id(param) not in trained else param + (trained[id(param)] - param).detach()
-            bits.append(coded_bits(weight.float().view(_shape(param)), lattice))
+            bits.append(coded_bits(weight.float().view(shape_of(param)), lattice))
         return torch.stack(bits).sum() / sum(self._params[name].numel() for name in self._lattices)
 
     def remove(self) -> None:
@@ -191,12 +194,14 @@ class QAT:
             return f"auto at {self.settings.bits:g} bits a weight, {self.settings.rounding}"
         return f"{describe(settings)}, {self.settings.rounding}"
 
-    def _quantized(self, name: str, moment: Moment) -> _Held:
-        param = self._params[name]
-        trained = param.detach().clone()
-        value, slope = ROUNDINGS[self.settings.rounding](_matrices(param), self._lattices[name], moment)
-        param.copy_(value.view_as(param))
-        return _Held(param, trained, slope, _probe(param).clone())
+    def _quantized(self, group: Group, trained: Tensor, moment: Moment) -> list[_Held]:
+        """Quantized values in the place of a group's parameters, whose trained ones [k, ...] are given."""
+        params: list[Tensor] = [self._params[name] for name in group.names]
+        lattice = joined([self._lattices[name] for name in group.names])
+        values, slopes = ROUNDINGS[self.settings.rounding](group.matrices(trained), lattice, moment)
+        torch._foreach_copy_(params, list(values.view_as(trained)))
+        each = [None] * len(params) if slopes is None else slopes.view_as(trained)
+        return [_Held(*parts) for parts in zip(params, trained, each, strict=True)]
 
     def _moment(self, progress: float) -> Moment:
         """This update's own noise: seeded by how many went before, so that a resumed run draws the same."""
@@ -205,12 +210,15 @@ class QAT:
         generator = torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
         return Moment((progress - self.settings.start) / (1 - self.settings.start), generator)
 
-    def _renew(self, progress: float) -> None:
+    def _renew(self, progress: float, groups: Sequence[tuple[Group, Tensor]]) -> None:
         """Row grids follow the weights at every update; the lattices of `auto` and all spreads now and then."""
         due = self._calibrated is None or progress - self._calibrated >= self.settings.recalibrate
-        rows = {name: s for name, s in self._targets.items() if s.method != "auto"}
-        fresh = {name: row_lattice(_matrices(self._params[name]), s) for name, s in rows.items()}
-        if due and len(rows) < len(self._targets):
+        fresh: dict[str, Lattice] = {}
+        for group, trained in groups:
+            if group.settings.method != "auto":
+                lattice = row_lattice(group.matrices(trained), group.settings)
+                fresh |= zip(group.names, parted(lattice, group.shape[0]), strict=True)
+        if due and len(fresh) < len(self._targets):
             fresh |= self._water_filled()
         if due:
             self._calibrated = progress
@@ -230,11 +238,14 @@ class QAT:
         weights = {name: _matrices(self._params[name]) for name in settings}
         return auto_lattices(weights, known, settings, self.settings.bits)
 
+    def _looks(self) -> Tensor:
+        """The first values of each parameter that holds quantized ones."""
+        return torch.cat([held.param.detach().flatten()[:PROBE].float() for held in self._held])
+
     def _check_untouched(self) -> None:
         """UsageError if somebody wrote to the parameters while they held quantized values."""
-        now = torch.cat([_probe(held.param).float() for held in self._held])
-        then = torch.cat([held.probe.float() for held in self._held])
-        changed = (now != then).any()
+        assert self._probes is not None
+        changed = (self._looks() != self._probes).any()
         self._changed = changed if self._changed is None else self._changed | changed
         if changed.device.type != "cpu" and self.updates > WATCHED and self.updates % WATCHED:
             return
@@ -260,15 +271,9 @@ def _plans(params: dict[str, nn.Parameter], settings: QATSettings) -> dict[str, 
         raise UsageError(str(error).replace("--set", "QAT", 1)) from None
 
 
-def _shape(param: Tensor) -> tuple[int, int, int]:
-    shape = matrix_shape(tuple(param.shape))
-    assert shape is not None
-    return shape
-
-
 def _matrices(param: Tensor) -> Tensor:
     """float32 [n, R, C] of a matrix, bank or convolution."""
-    return param.detach().float().view(_shape(param))
+    return param.detach().float().view(shape_of(param))
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -278,10 +283,6 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(member, device) for member in value)
     return {name: _moved(member, device) for name, member in value.items()} if isinstance(value, dict) else value
-
-
-def _probe(param: Tensor) -> Tensor:
-    return param.detach().flatten()[:PROBE]
 
 
 def _before_optimizer(ref: weakref.ref[QAT]) -> Callable[..., None]:

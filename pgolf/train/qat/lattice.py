@@ -21,15 +21,15 @@ from pgolf.packer.plane import SPREAD_STEPS, Scale
 from pgolf.quant import METHODS, Settings
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import auto
-from pgolf.quant.methods.rows import decoded, decoded_on_device
+from pgolf.quant.methods.rows import decoded, decoded_on_device, row_scale
 from pgolf.quant.methods.rtn import rtn_steps
 from pgolf.quant.methods.sdclip import hessian_sdclip_steps, sdclip_steps
 
 BISECTIONS = 12  # of the water level: to a hundredth of an octave
 OCTAVES = 12.0  # searched on both sides of Settings.step = 1
 
-# Steps of methods whose grid without curvature is one scale a row; gptq rounds as sdclip then.
-DEVICE_STEPS: dict[str, Callable[[Tensor, Settings], Tensor]] = {
+# Steps [n, R] of methods whose grid without curvature is one scale a row; gptq rounds as sdclip then.
+ROW_STEPS: dict[str, Callable[[Tensor, Settings], Tensor]] = {
     "sdclip": sdclip_steps,
     "gptq": sdclip_steps,
     "hessian-sdclip": lambda weight, settings: hessian_sdclip_steps(weight, None, settings),
@@ -80,11 +80,13 @@ class Lattice:
 def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
     """The grid that the quantizer of `settings` lays over float32 weight [n, R, C]: one scale a row, or column, or both.
 
-    On a GPU the scales of DEVICE_STEPS are computed there, as an update must not wait for the host.
-    Raises UsageError for a method whose codes lie on a trellis.
+    Methods of ROW_STEPS are asked for their steps alone. On a GPU these become scales there, as an update must not wait
+    for the host. Raises UsageError for a method whose codes lie on a trellis.
     """
-    if weight.device.type != "cpu" and settings.method in DEVICE_STEPS:
-        return device_row_lattice(weight, settings)
+    if settings.method in ROW_STEPS:
+        return Lattice(
+            _row_scales(ROW_STEPS[settings.method](weight, settings), settings)[:, :, None], top=settings.top
+        )
     method = METHODS[settings.method]
     planes = [method.quantize(matrix, None, settings) for matrix in weight]
     if any(plane.trellis for plane in planes):
@@ -95,11 +97,29 @@ def row_lattice(weight: Tensor, settings: Settings) -> Lattice:
     return Lattice(rows, cols.mT if any(p.col_scale for p in planes) else None, top=top)
 
 
-def device_row_lattice(weight: Tensor, settings: Settings) -> Lattice:
-    """`row_lattice` for a method of DEVICE_STEPS, by operations on the weights' device alone."""
-    steps = DEVICE_STEPS[settings.method]
-    rows = torch.stack([decoded_on_device(steps(matrix, settings), settings) for matrix in weight])
-    return Lattice(rows[:, :, None], top=settings.top)
+def parted(lattice: Lattice, count: int) -> list[Lattice]:
+    """A grid without spread or spill over some parameters' matrices, as one for each parameter of `count`."""
+    rows = torch.split(lattice.rows, count)
+    cols = [None] * len(rows) if lattice.cols is None else torch.split(lattice.cols, count)
+    return [Lattice(*parts, top=lattice.top) for parts in zip(rows, cols, strict=True)]
+
+
+def joined(lattices: Sequence[Lattice]) -> Lattice:
+    """The inverse of `parted`, spreads included: equal grids of several parameters as one."""
+    if len(lattices) == 1:
+        return lattices[0]
+    rows = torch.cat([lattice.rows for lattice in lattices])
+    cols = [lattice.cols for lattice in lattices if lattice.cols is not None]
+    spreads = [lattice.spread for lattice in lattices if lattice.spread is not None]
+    spread = (torch.cat([rows for rows, _ in spreads]), torch.cat([cols for _, cols in spreads])) if spreads else None
+    return Lattice(rows, torch.cat(cols) if cols else None, lattices[0].top, spread)
+
+
+def _row_scales(steps: Tensor, settings: Settings) -> Tensor:
+    """float32 [n, R]: what an artifact would hold of the steps [n, R] of n matrices."""
+    if steps.device.type != "cpu":
+        return decoded_on_device(steps, settings)
+    return torch.stack([decoded(row_scale(matrix, settings), matrix) for matrix in steps])
 
 
 def _factors(scale: Scale | None, like: Tensor) -> Tensor:
