@@ -57,7 +57,7 @@ class There(Tensor):
             dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), self.dtype)
             return Back.apply(self) if kwargs.get("non_blocking") else self.cpu().to(dtype)
         kept = {key: value for key, value in kwargs.items() if not is_cuda(value)}
-        rest = [a for a in args if not is_cuda(a)]
+        rest = [a for a in args if not is_cuda(a) and a is not None and a is not False]
         return super().to(*rest, **kept) if rest or kept else self
 
     def data_ptr(self) -> int:
