@@ -9,6 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from pgolf.common.factoring import factoring
+
 LEAST_JITTER = 1e-10  # of the mean diagonal: the first that is tried
 _grown: ContextVar[list[float] | None] = ContextVar("grown", default=None)
 
@@ -50,19 +52,22 @@ def inverse_upper(H: Tensor) -> Tensor:
     """
     flipped = cholesky(H.flip(0, 1))
     eye = torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
-    inverse: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=False)
+    with factoring(flipped):
+        inverse: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=False)
     return inverse.flip(0, 1)
 
 
 def cholesky(A: Tensor) -> Tensor:
     """Lower Cholesky factor of A, with the diagonal raised tenfold at a time until it exists."""
     factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(A)
+    with factoring(A):
+        factor, failed = torch.linalg.cholesky_ex(A)
     share, mean = 0.0, A.diagonal().mean()
     while int(failed):
         share = max(10 * share, LEAST_JITTER)
         raised = A + share * mean * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
-        factor, failed = torch.linalg.cholesky_ex(raised)
+        with factoring(A):
+            factor, failed = torch.linalg.cholesky_ex(raised)
     if share and (shares := _grown.get()) is not None:
         shares.append(share)
     return factor
