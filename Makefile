@@ -52,13 +52,14 @@ audit: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
 	$(BIN)/python -m pip_audit --strict -r constraints.txt --no-deps --disable-pip
 
-# Damaged inputs by the hundred thousand, then 200 kills; MINUTES is the most that one target takes. GUIDED=1 follows coverage instead.
+# Damaged inputs by the hundred thousand, then 300 kills; MINUTES is the most that one target takes. GUIDED=1 follows coverage instead.
 INPUTS ?= 10000
 MINUTES ?= 20
 fuzz: .venv/.installed
 	$(if $(GUIDED),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]')
 	$(BIN)/python -m fuzz.run --inputs $(INPUTS) --minutes $(MINUTES) $(if $(GUIDED),--guided)
 	$(BIN)/python -m fuzz.kills
+	$(BIN)/python -m fuzz.kills_of_ranks
 
 # Which measured figures are older than the code that they measure.
 figures:

@@ -57,6 +57,10 @@ SOURCES = {
         "benchmarks/hf_rivals.py llama --calib train.txt --data val.txt", ("benchmarks/rival_quantizers.py", *PACKING)
     ),
     "kills": Source("-m fuzz.kills --kills 200", ("fuzz/kills.py", "pgolf/common/files.py", "pgolf/common/folders.py")),
+    "kills_of_ranks": Source(
+        "-m fuzz.kills_of_ranks",
+        ("fuzz/kills_of_ranks.py", "pgolf/commands/in_a_job.py", "pgolf/train/loop", "pgolf/common"),
+    ),
     "limit": Source("benchmarks/limit.py", ("pgolf/quant/methods", "pgolf/quant/rounding", "pgolf/packer/coder")),
     "memory": Source("benchmarks/memory.py", PACKING),
     "modelling": Source("benchmarks/modelling.py", (*TRAINING, *PACKING)),
@@ -64,6 +68,10 @@ SOURCES = {
     "pack36m": Source("benchmarks/pack36m.py", PACKING),
     "qat": Source("benchmarks/qat.py", (*TRAINING, *PACKING)),
     "qat_overhead": Source("-m pgolf bench --only qat", ("pgolf/bench", "pgolf/train/qat")),
+    "ranks": Source(
+        "benchmarks/ranks.py",
+        ("pgolf/common/ranks.py", "pgolf/fitting/shared_among_ranks.py", "pgolf/quant/curvature/across_ranks.py"),
+    ),
     "reprice": Source("benchmarks/reprice.py", PACKING),
     "rivals_golf3m": Source("benchmarks/rivals.py", RIVALS),
     "small": Source("-m pgolf train --preset small --data ../shared/data", TRAINING),

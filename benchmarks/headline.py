@@ -28,7 +28,11 @@ from benchmarks.common import RESULTS, machine
 
 HERE = Path(__file__).resolve().parents[1]
 
-MODELS = {"contest": ("GPT", "16MB"), "stock": ("Stock", "1MB")}
+MODELS = {  # name: file of benchmarks/models, class, budget
+    "contest": ("contest", "GPT", "16MB"),
+    "half": ("contest", "Half", "8MB"),
+    "stock": ("stock", "Stock", "1MB"),
+}
 GOLF_BITS, TOKENS = 2.67, 32768
 PIECES = ((1023, 1023), (511, 511), (255, 255), (255, 1020), (255, 510))  # tokens written, and read, at a time
 
@@ -39,8 +43,8 @@ def checkpoint(name: str, folder: Path) -> tuple[Path, str, int]:
 
     from pgolf.models import usermodel
 
-    file = HERE / "benchmarks" / "models" / f"{name}.py"
-    spec = f"{file}:{MODELS[name][0]}"
+    file, kind, _ = MODELS[name]
+    spec = f"{HERE / 'benchmarks' / 'models' / file}.py:{kind}"
     model, generator = usermodel.load(spec), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() == 2:
@@ -76,7 +80,7 @@ def command(tree: Path, arguments: list[str], threads: int) -> dict[str, Any]:
 def costs(trees: dict[str, Path], name: str, tokens: int, threads: int, folder: Path) -> list[dict[str, Any]]:
     """One row a tree: what it takes to pack the model without any text."""
     path, spec, weights = checkpoint(name, folder)
-    arguments = [str(path), "--model", spec, "--budget", MODELS[name][1], "--tokens", str(tokens)]
+    arguments = [str(path), "--model", spec, "--budget", MODELS[name][2], "--tokens", str(tokens)]
     facts = {"model": name, "weights": weights, "tokens": tokens, "threads": threads}
     rows = []
     for tree, root in trees.items():
@@ -120,7 +124,7 @@ def texts(seeds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=DIR", help="another checkout, run first")
-    parser.add_argument("--models", default="contest,stock", help="of benchmarks/models; '' for none")
+    parser.add_argument("--models", default="contest,stock", help=f"of {', '.join(MODELS)}; '' for none")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=0, metavar="SEEDS")

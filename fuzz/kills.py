@@ -220,7 +220,7 @@ def _finish(story: Story, folder: Path, before: Path, done: Path) -> str | None:
 
 def _run_whole(folder: Path, arguments: str) -> float:
     began = time.monotonic()
-    _, status = os.waitpid(_start(folder, arguments), 0)
+    _, status = os.waitpid(start(folder, arguments), 0)
     if status:
         raise RuntimeError(f"pgolf {arguments} failed in {folder}: {(folder / 'stderr').read_text()}")
     (folder / "stderr").unlink()
@@ -229,7 +229,7 @@ def _run_whole(folder: Path, arguments: str) -> float:
 
 def _run_and_kill(folder: Path, arguments: str, after: float) -> bool:
     """Whether the command still ran when it was killed."""
-    child = _start(folder, arguments)
+    child = start(folder, arguments)
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -237,14 +237,14 @@ def _run_and_kill(folder: Path, arguments: str, after: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def _start(folder: Path, arguments: str) -> int:
-    """The process that runs the command."""
+def start(folder: Path, arguments: str, errors: str = "stderr") -> int:
+    """The process that runs the command; errors: the file of what it says of them."""
     child = os.fork()
     if child:
         return child
     try:
         os.chdir(folder)
-        sys.stderr = open("stderr", "w")  # noqa: SIM115 - the process ends with it
+        sys.stderr = open(errors, "w")  # noqa: SIM115 - the process ends with it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         synced = os.fsync
         os.fsync = lambda fd: (time.sleep(FSYNC_SECONDS), synced(fd), time.sleep(FSYNC_SECONDS))[1]

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import click
 
 from pgolf import __version__
+from pgolf.commands import in_a_job
 from pgolf.errors import PgolfError, is_out_of_memory, printable
 
 COMMANDS = {  # what the user types: module of pgolf.commands "." function, in the order of --help
@@ -51,30 +54,34 @@ class _Group(click.Group):
         command: click.Command = getattr(import_module(f"pgolf.commands.{module}"), function)
         return command
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         _with_streams()
-        return super().main(*args, **kwargs)
+        if not in_a_job.several():
+            return super().main(args, *rest, **named)
+        words = sys.argv[1:] if args is None else list(args)
+        command = partial(super().main, words, *rest, **named)
+        return in_a_job.run(words[0] if words else "--help", command)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            click.echo(f"pgolf: {_usage_message(error)}", err=True)
+            in_a_job.say(_usage_message(error))
             ctx.exit(error.exit_code)
         except BrokenPipeError:  # whoever reads has seen enough, as of `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there
             ctx.exit(0)
         except PgolfError as error:
             if not error.told_elsewhere:
-                click.echo(f"pgolf: {error}", err=True)
+                in_a_job.say(str(error))
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("pgolf: interrupted; nothing is half-written", err=True)
+            in_a_job.say("interrupted; nothing is half-written")
             ctx.exit(130)
         except (OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
-            click.echo(f"pgolf: {_os_message(error)}", err=True)
+            in_a_job.say(_os_message(error))
             ctx.exit(3)
 
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def sweep_inputs(folder: Path) -> None:
     write_shard(folder / "bytes.bin", np.full(3000, 3, np.uint16))
     steps = range(1, 900, 9)
     (folder / "run.log").write_text("".join(f"step:{s}/3000 train_loss:{9 - s / 999:.3f} val_bpb:2.5\n" for s in steps))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def without_times(value: object) -> object:

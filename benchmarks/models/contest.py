@@ -71,3 +71,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin)
         return 30.0 * torch.tanh(F.linear(rms_norm(x), self.tok_emb.weight) / 30.0)
+
+
+class Half(GPT):
+    """5 of the layers: half of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=5)

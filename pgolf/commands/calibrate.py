@@ -12,6 +12,7 @@ from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
     device_option,
+    first_rank,
     force_option,
     gathered,
     json_option,
@@ -62,6 +63,8 @@ def calibrate(
     need(calibration.device, kernels=False)
     with progress_bars() as progress:
         curvature = calibrate_model(read_checkpoint(ckpt, user), ckpt, user, calibration, progress)
+    if not first_rank():
+        return
     curvature.save(out)
     coverage = curvature.coverage
     if as_json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgolf.commands.against import compare
-from pgolf.commands.models import CONTEXT, is_artifact, model_with, usable_context
+from pgolf.commands.models import CONTEXT, artifact_at, model_with, usable_context
 from pgolf.commands.shared import (
     ModelOptions,
     TextOptions,
@@ -267,7 +267,7 @@ def score_source(source: Path, judge: Judge, audit: AuditOptions, progress: Prog
             reading,
             logits=judge.user.logits,
             tokenizer=judge.options.tokenizer,
-            artifact_bytes=source.stat().st_size if is_artifact(source) else None,
+            artifact_bytes=artifact.stat().st_size if (artifact := artifact_at(source)) else None,
             code=audit.code,
             cap=parse_size(audit.budget),
             progress=lambda done, total: progress("audit", done, total),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from pgolf.fitting.kept_curvature import KeptCurvature
     from pgolf.fitting.live import Live
     from pgolf.models.checkpoint import Checkpoint
     from pgolf.quant.curvature.store import Curvature
@@ -36,20 +37,28 @@ def read_checkpoint(path: Path, user: ModelOptions, *, everything: bool = False)
 def model_with(source: Path, user: ModelOptions) -> nn.Module:
     """The model (see `Maker`) holding a checkpoint's or artifact's weights."""
     from pgolf.loading import dense
+    from pgolf.models import huggingface
 
-    if not source.is_dir() and is_artifact(source):
-        entries, meta = dense.read(source)
-        return user.maker.build(dense.tensors_of(entries), meta.get("config"), source, dense.dropped_of(meta))
+    if artifact := artifact_at(source):
+        entries, meta = dense.read(artifact)
+        config = (huggingface.config(source) if source.is_dir() else None) or meta.get("config")
+        return user.maker.build(dense.tensors_of(entries), config, source, dense.dropped_of(meta))
     return build(read_checkpoint(source, user), user, source)
 
 
-def is_artifact(source: Path) -> bool:
-    """Whether a file begins as our artifacts do. Raises ArtifactError if it cannot be read."""
+def artifact_at(source: Path) -> Path | None:
+    """A file that begins as our artifacts do, or the one in a folder that has no other weights; None of anything else.
+
+    Raises ArtifactError if it cannot be read.
+    """
+    from pgolf.models import huggingface
     from pgolf.packer.format.container import MAGIC
 
+    if source.is_dir():
+        return huggingface.artifact_in(source)
     try:
         with source.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return source if file.read(len(MAGIC)) == MAGIC else None
     except OSError as error:
         raise ArtifactError(f"{source}: {error.strerror}") from None
 
@@ -99,20 +108,47 @@ def at_hand(
     return _from_text(model, user, calibration, text, context, tune)
 
 
-def calibrated_on(known: AtHand, user: ModelOptions, calibration: CalibrationOptions, progress: Progress) -> Curvature:
-    """The curvature of a model over its text; its notes say how that was cut."""
+def calibrated_on(
+    known: AtHand,
+    user: ModelOptions,
+    calibration: CalibrationOptions,
+    progress: Progress,
+    kept: KeptCurvature | None = None,
+) -> Curvature:
+    """The curvature of a model over its text, shared out among the ranks of a job; its notes say how that was cut.
+
+    kept: where it may lie from before a break.
+    """
+    from pgolf.common import ranks  # torch.distributed
     from pgolf.quant.curvature.collect import calibrate
 
-    curvature = calibrate(
-        known.model,
-        known.ids,
-        tokens=calibration.tokens,
-        seed=calibration.seed,
-        logits=user.logits,
-        progress=lambda done, total: progress("calibrate", done, total or 0),
-    )
+    mine = known.ids[ranks.rank() :: ranks.size()]
+
+    def measured() -> Curvature:
+        return calibrate(
+            known.model,
+            mine if len(mine) else [],
+            tokens=calibration.tokens,
+            seed=calibration.seed,
+            logits=user.logits,
+            progress=lambda done, total: progress("calibrate", done, total or 0),
+        )
+
+    curvature = measured() if kept is None else kept.or_measured(measured)
     curvature.notes += known.notes
     return curvature
+
+
+def kept_for(
+    out: Path, source: Checkpoint, known: AtHand, user: ModelOptions, calibration: CalibrationOptions
+) -> KeptCurvature:
+    """Where the curvature of a pack to `out` is kept. The model's own file counts; what that imports is told by the module."""
+    from pgolf.fitting.kept_curvature import KeptCurvature
+
+    tensors = [part for name in sorted(source.tensors) for part in (name, source.tensors[name])]
+    code = Path(user.file).read_bytes() if user.file and Path(user.file).is_file() else b""
+    asked = (user.model, user.logits, calibration.tokens, calibration.seed, calibration.device)
+    return KeptCurvature.beside(out, [*tensors, known.ids, code, asked, source.config, repr(known.model)])
 
 
 def calibrate_model(
@@ -221,6 +257,28 @@ def _harmless_context(model: nn.Module, tokens: NDArray[np.integer], length: int
     return near if near < length else None
 
 
+def _written(
+    model: nn.Module, sequences: int, length: int, seed: int, logits: str | None, progress: Progress
+) -> Tensor:
+    """int64 [sequences, length] that the model writes; in a job each rank writes its part, with a seed of its own."""
+    import torch
+
+    from pgolf.common import ranks
+    from pgolf.quant.curvature import selftext
+
+    def write() -> Tensor:
+        return selftext.self_generate(
+            model,
+            sequences=-(-sequences // ranks.size()),
+            length=length,
+            seed=seed ^ ranks.rank() << 32,
+            logits=logits,
+            progress=lambda done, total: progress("generate", done, total),
+        )
+
+    return torch.cat(ranks.from_all(write))[:sequences]
+
+
 def power_of_two_near(length: int) -> int:
     """The length that a model was probably trained on, where its best was measured on a few windows.
 
@@ -270,14 +328,8 @@ def _invented(
         return AtHand(model, ids, None, None, "random tokens", notes)
     measured, tuned = max(1, min(HELD_SELF, calibration.tokens // 4)), min(tune or 0, TUNED_SELF)
     piece = selftext.text_length(model, min(max(length, 3), selftext.PIECE), logits=logits)
-    written = selftext.self_generate(
-        model,
-        sequences=-(-(max(rows * length, tuned) + max(measured, length)) // piece),
-        length=piece,
-        seed=seed,
-        logits=logits,
-        progress=lambda done, total: progress("generate", done, total),
-    ).flatten()
+    count = -(-(max(rows * length, tuned) + max(measured, length)) // piece)
+    written = _written(model, count, piece, seed, logits, progress).flatten()
     length, notes = _without_harm(model, written.numpy(), length, notes, logits, calibration)
     ids = written[: len(written) // length * length].view(-1, length)
     rows, held, more = (max(1, count // length) for count in (calibration.tokens, measured, tuned))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgolf.commands.models import at_hand, build, calibrated_on, read_checkpoint
+from pgolf.commands.models import at_hand, build, calibrated_on, kept_for, read_checkpoint
 from pgolf.commands.shared import (
     CalibrationOptions,
     ModelOptions,
     device_option,
+    first_rank,
     force_option,
     gathered,
     json_option,
@@ -183,8 +184,9 @@ def pack(
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
         known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
-        curvature = calibrated_on(known, user, calibration, progress) if known and file is None else file
         with _told_where_to_go_on(out):
+            kept = kept_for(out, source, known, user, calibration) if known and file is None else None
+            curvature = calibrated_on(known, user, calibration, progress, kept) if known and kept else file
             made = packing.pack(
                 source,
                 out,
@@ -206,6 +208,10 @@ def pack(
                 tune=tokens,
                 seed=calibration.seed,
             )
+        if kept:
+            kept.remove()
+    if not first_rank():
+        return
     facts = made.to_json() | {"path": str(out)}
     if report_file:
         write_json(report_file, facts)
@@ -221,7 +227,7 @@ def _told_where_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        for kept, what in ((path_for(out), "tuned"), (folder_for(out), "rounded")):
+        for kept, what in ((path_for(out), "tuned"), (folder_for(out), "measured or rounded")):
             if kept.exists():
                 print_lines([f"pgolf: {kept} has what is {what} so far: the same line goes on from it"], err=True)
         raise

@@ -118,6 +118,7 @@ class _Wanted:
 @click.option("--device", metavar="D", default="cpu", show_default=True, help="Where models run: cpu, cuda.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1), help="Processes [default: cores, at most 4].")
 @click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, instead of --jobs.")
+@click.option("--executor", "own", metavar="FILE.py:NAME", help="NAME() gives an Executor, of any cluster.")
 @click.option("--seeds", is_flag=True, help="Several CKPTs of one model: mean, spread, and whether the gain is proven.")
 @click.option("-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the sweep.")
 @click.option("--force", is_flag=True, help="Measure anew what was measured with other settings.")
@@ -129,6 +130,7 @@ def sweep(
     curvature_file: Path | None,
     jobs: int | None,
     dask: str | None,
+    own: str | None,
     seeds: bool,
     out: Path,
     force: bool,
@@ -156,7 +158,9 @@ def sweep(
         raise UsageError("--seeds needs two or more checkpoints" if seeds else "several checkpoints need --seeds")
     wanted = _Wanted(data, curvature_file, plan, user, calibration, text, force)
     folders = [out / f"seed-{i}" for i in range(len(ckpts))] if seeds else [out]
-    with executor(jobs or min(workers(), MOST_JOBS), dask) as running:
+    if own and dask:
+        raise UsageError("--executor and --dask exclude each other: the points run in one place")
+    with executor(jobs or min(workers(), MOST_JOBS), dask, own) as running:
         found = [_one(ckpt, folder, running, wanted) for ckpt, folder in zip(ckpts, folders, strict=True)]
     results = over_seeds(found, [c.name for c in ckpts], out) if seeds else found[0]
     _show(results, out, as_json)

@@ -63,7 +63,7 @@ def unpack(art: Path, out: Path, force: bool, as_json: bool, how: FormatOptions)
     from pgolf.loading import dense
     from pgolf.report.terminal import left_out_lines
 
-    kind = _format(out, how)
+    art, kind = dense.file_of(art), _format(out, how)
     if how.like is not None and same_file(out, how.like):
         raise UsageError(f"-o {out} is the folder of --like, whose weights would be lost: name another")
     refuse_overwrite(_weights(out, kind), force, art)
@@ -99,10 +99,9 @@ def _format(out: Path, how: FormatOptions) -> str:
 
 def _weights(out: Path, kind: str) -> Path:
     """What is not to be overwritten: of a folder that is there, its weights."""
-    from pgolf.loading.hf_folder import ARTIFACT
     from pgolf.models import huggingface
 
-    return out / (ARTIFACT if kind == "pgolf-hf" else huggingface.WEIGHTS) if out.is_dir() else out
+    return out / (huggingface.ARTIFACT if kind == "pgolf-hf" else huggingface.WEIGHTS) if out.is_dir() else out
 
 
 def _written(

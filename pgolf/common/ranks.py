@@ -5,9 +5,12 @@ Without an initialised process group of more than one rank nothing of torch.dist
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from threading import Event
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -17,11 +20,15 @@ from pgolf.errors import PgolfError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)  # a job's own groups give up after minutes, and NCCL's watchdog kills it then
+TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")  # what tells a process of its job
+_alone = Event()
 _waiting: list[weakref.ref[Any]] = []  # the job's group of all ranks, and ours of the same; torch holds both
 
 
 def grouped() -> bool:
     """Whether this process works together with others."""
+    if _alone.is_set():
+        return False
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
@@ -33,6 +40,18 @@ def rank() -> int:
 def size() -> int:
     """How many processes work together, 1 where this one is alone."""
     return distributed.get_world_size() if grouped() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work as if there were no job, in this process and in those that it starts, while the other ranks wait elsewhere."""
+    told = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
+    _alone.set()
+    try:
+        yield
+    finally:
+        _alone.clear()
+        os.environ.update(told)
 
 
 def on_first(work: Callable[[], Result]) -> Result:
@@ -52,6 +71,21 @@ def on_first(work: Callable[[], Result]) -> Result:
     if failure is not None:
         raise relayed(failure)
     return result  # type: ignore[return-value]  # a Result, as there was no failure
+
+
+def from_all(work: Callable[[], Result]) -> list[Result]:
+    """What `work` returns on each rank, on every rank. Where one fails all raise: it its own error, the others the first's."""
+    if not grouped():
+        return [work()]
+    mine, error = tried(work)
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, (mine, told(error)), group=patient_group())
+    if error is not None:
+        raise error
+    for number, (_, failure) in enumerate(found):
+        if failure is not None:
+            raise relayed(type(failure)(f"rank {number}: {failure}"))
+    return [result for result, _ in found]
 
 
 def patient_group() -> Any:

@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgolf.common import extras
-from pgolf.data import caseops
+from pgolf.data import caseops, tokenizer_files
+from pgolf.data.tokenizer_files import CONFIG, JSON, MERGES, PIECES, RANKS, SETTINGS, STARTS, VOCABULARY, facts
 from pgolf.data.tokenizers import TokenBytes, load_tokenizer, stream_bytes, token_bytes, unspelled
 from pgolf.errors import DataError, UsageError
 
-JSON, PIECES, SETTINGS, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "config.json"
-STARTS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "<|im_start|>")  # where no file says which it is
 TOGETHER = 64  # documents that are encoded at a time
 BYTE_ALPHABET = 256
 
@@ -56,42 +55,43 @@ class Encoder(Protocol):
 
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder brings a tokenizer that `encoder` reads."""
-    return any((Path(folder) / name).is_file() for name in (JSON, PIECES))
+    folder = Path(folder)
+    return any((folder / name).is_file() for name in (JSON, PIECES)) or tokenizer_files.brings(folder)
 
 
 def packages(path: str | Path | None) -> list[str]:
     """What `encoder` needs for a tokenizer beside pgolf's own requirements."""
     if path is None:
         return []
-    path = Path(path)
-    return ["tokenizers" if path.suffix == ".json" or (path / JSON).is_file() else "sentencepiece"]
+    return ["sentencepiece" if _pieces(Path(path)) else "tokenizers"]
 
 
 def encoder(path: str | Path) -> Encoder:
-    """The tokenizer in a file, tokenizer.json or a SentencePiece model, or in a folder that transformers wrote.
+    """The tokenizer in a file (tokenizer.json, a SentencePiece model, tiktoken's ranks), or in a folder, where it may also be
+    vocab.json and merges.txt.
 
     Raises DataError, and MissingExtraError where the package that reads it is not installed.
     """
     path = Path(path)
-    if not path.is_dir():
-        return _Tokenizers(path) if path.suffix == ".json" else _SentencePiece(path)
-    if (path / JSON).is_file():
-        return _Tokenizers(path / JSON)
-    if (path / PIECES).is_file():
-        _refuse_tiktoken(path / PIECES)
-        return _SentencePiece(path / PIECES)
+    if found := _pieces(path):
+        return _SentencePiece(found)
+    whole = path / JSON if path.is_dir() else path
+    if (whole.is_file() or path.suffix == ".json") and not tokenizer_files.reads(whole):
+        return _Tokenizers(_whole(whole), whole)
+    if not path.is_dir() or tokenizer_files.brings(path):
+        return _Tokenizers(tokenizer_files.read(path), whole)
     raise DataError(
-        f"{path}: brings no tokenizer ({JSON} or {PIECES}): name one with --tokenizer, or write it there with "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
+        f"{path}: brings no tokenizer ({JSON}, {PIECES}, {VOCABULARY} and {MERGES}, or *{RANKS}): name one with --tokenizer, or "
+        "write it there with AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
     )
 
 
-def _refuse_tiktoken(path: Path) -> None:
-    """tiktoken's files are lines of base64, without the pattern that text is split by."""
-    with path.open("rb") as file:
-        first = file.readline(200).split()
-    if len(first) == 2 and first[1].isdigit():
-        raise DataError(f"{path} is tiktoken's, which does not say how text is split: save it as {JSON} first")
+def _pieces(path: Path) -> Path | None:
+    """The SentencePiece model that a path is or, being a folder, has for its tokenizer; None where that is another kind."""
+    if path.is_dir():
+        other = (path / JSON).is_file() or tokenizer_files.brings(path)
+        return path / PIECES if (path / PIECES).is_file() and not other else None
+    return None if path.suffix == ".json" or tokenizer_files.reads(path) else path
 
 
 def encoded(texts: Iterable[str], by: Encoder, *, most: int | None = None) -> Encoded:
@@ -145,20 +145,24 @@ def _summing_to(total: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.diff(counts.cumsum() * total // have, prepend=0)
 
 
+def _whole(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` in a tokenizer.json."""
+    extras.need("tokenizers")
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # it raises bare ones
+        raise DataError(f"{path} is no tokenizer.json ({' '.join(str(error).split())[:120]})") from None
+
+
 class _Tokenizers:
-    """A tokenizer.json, with what the files beside it say of its first token."""
+    """A `tokenizers.Tokenizer`, with what the files beside its own, `path`, say of its first token."""
 
-    def __init__(self, path: Path) -> None:
-        extras.need("tokenizers")
-        import tokenizers
-
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        except Exception as error:  # it raises bare ones
-            raise DataError(f"{path} is no tokenizer.json ({' '.join(str(error).split())[:120]})") from None
-        self._path = path
+    def __init__(self, made: Any, path: Path) -> None:
+        self._tokenizer, self._path = made, path
         self._tokenizer.encode_special_tokens = True  # text is text: <|endoftext|> in it is thirteen characters
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -206,7 +210,7 @@ class _Tokenizers:
     def _said_start(self) -> int | None:
         """The first token by the folder's files, if it is one of the special ones: what begins a text, else what ends one."""
         special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
-        settings, config = (_facts(self._path.with_name(name)) for name in (SETTINGS, CONFIG))
+        settings, config = (facts(self._path.with_name(name)) for name in (SETTINGS, CONFIG))
         said: list[Any] = []
         for name in ("bos_token", "eos_token"):
             word = settings.get(name)
@@ -246,11 +250,3 @@ def _bytes_of(text: str, ends: Sequence[int]) -> NDArray[np.int64]:
         sizes = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
         furthest = np.concatenate([[0], sizes.cumsum()])[furthest]
     return np.diff(furthest)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

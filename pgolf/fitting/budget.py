@@ -6,6 +6,7 @@ expected sizes only choose where to start. The other way round, the coarsest ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from pgolf.common.sizes import show_size
@@ -20,6 +21,9 @@ CLOSE_ENOUGH = 0.04  # the same in a hurry: the first trial should do
 CLOSE_BYTES = 200  # ...or this close
 EXPECTED_CLOSE = 1e-4  # expected sizes are solved to this share of the budget...
 EXPECTED_BYTES = 10  # ...and this
+NEARBY = 1.05  # steps either way whose expected sizes tell the slope...
+SPARE = 0.5  # of the tolerance, where it is large: sizes scatter by about as much either way
+LEAST_SLOPE = 0.1  # ...which is at least this share of what wide codes have
 
 
 def meet(job: Job, goal: Goal, *, hurried: bool = False) -> Trial:
@@ -51,13 +55,15 @@ def fill(job: Job, room: int, close: float = CLOSE) -> Trial:
         return Attempt(step, trial.size, trial)
 
     tolerance = max(close * room, CLOSE_BYTES)
+    start = _promising(job, room - tolerance)
     outcome = search.largest_that_fits(
         run,
         room,
-        start=_promising(job, room - tolerance),
+        start=start,
         finest=job.finest,
-        per_octave=_bytes_per_octave(job),
+        per_octave=_slope(job, start),
         tolerance=tolerance,
+        spare=SPARE if tolerance > CLOSE_BYTES else search.SPARE,
     )
     if outcome.best is not None:
         return outcome.best.result
@@ -84,12 +90,13 @@ def bits_filled(job: Job, bits: float, close: float = CLOSE) -> Trial:
         outcome = outcome if outcome.last.size > bits else search.Outcome(outcome.last, outcome.last, 1)
     else:
         share = 8 / max(job.weights(job.quantized), 1)
+        start = _foreseen(job, lambda x: job.expected_bytes(x) * share, (1 - close) * bits, 1.0, EXPECTED_CLOSE)
         outcome = search.largest_that_fits(
             run,
             bits,
-            start=_foreseen(job, lambda x: job.expected_bytes(x) * share, (1 - close) * bits, 1.0, EXPECTED_CLOSE),
+            start=start,
             finest=job.finest,
-            per_octave=1.0,
+            per_octave=_slope(job, start) * share,
             tolerance=close * bits,
         )
     if outcome.best is None:
@@ -127,6 +134,14 @@ def _foreseen(job: Job, size: Callable[[float], float], aim: float, per_octave: 
 def _bytes_per_octave(job: Job) -> float:
     """By how much an artifact shrinks when the knob doubles, while codes are wide: a bit for each searched weight."""
     return job.weights(job.searched) / 8
+
+
+def _slope(job: Job, step: float) -> float:
+    """The same at a step, where the method can tell sizes: less where codes are narrow."""
+    if not job.foresees():
+        return _bytes_per_octave(job)
+    foreseen = (job.expected_bytes(step / NEARBY) - job.expected_bytes(step * NEARBY)) / (2 * math.log2(NEARBY))
+    return max(foreseen, LEAST_SLOPE * _bytes_per_octave(job))
 
 
 def _does_not_fit(trial: Trial, room: int, why: str) -> BudgetError:

@@ -16,6 +16,7 @@ from pgolf.errors import CheckpointError, CurvatureError, UsageError
 from pgolf.fitting import dropping, obeyed, plan, stacks
 from pgolf.fitting.plan import Rule, TensorPlan
 from pgolf.fitting.trial import Job
+from pgolf.loading import hf_folder
 from pgolf.models import blueprint, checkpoint, huggingface, transformers_model
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.names import stripped, unwrapped
@@ -98,12 +99,18 @@ def as_checkpoint(model: Model, state: str | None = None) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
+        if huggingface.artifact_in(Path(model)):
+            return hf_folder.read(Path(model))
         named = state is None and Path(model).is_dir() and transformers_model.is_known(huggingface.config(Path(model)))
         return transformers_model.read(Path(model)) if named else checkpoint.read(model, state=state)
     if not isinstance(model, nn.Module):
+        blueprint.refuse_pipeline(model)
         return checkpoint.from_nest(model, state=state)
     if any("FullyShardedDataParallel" in type(m).__name__ for m in model.modules()):
-        raise CheckpointError("the module is sharded over ranks: gather its state dict on every rank and pack that")
+        raise CheckpointError(
+            "the module is sharded over ranks by FSDP1: pack get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)), of which every rank is given all; fully_shard's need no such thing"
+        )
     if split := next((name for name, p in model.named_parameters() if hasattr(p, "ds_id")), None):
         raise CheckpointError(
             f"parameter {split!r} is split over ranks by DeepSpeed's ZeRO-3: run zero_to_fp32.py of a checkpoint's folder and "
@@ -161,6 +168,8 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
         if not all(_finite(m) for m in mine if m is not None):
             raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
         found[name] = [m and _kept(m) for m in mine] if large else mine
+        if large:
+            scratch.give_back()
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found

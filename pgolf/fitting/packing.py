@@ -162,7 +162,7 @@ def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, toke
 
 def _kept_near(job: Job, goal: Goal, live: Live) -> Report:
     """The report of the smallest artifact that a measured limit allows."""
-    student = Student(job.source, live.model, live.logits)
+    student = Student(job.source, live.model, live.logits, learns=False)
     trial, found, trials = smallest(job, goal, lambda trial: tried(job, trial, student, live))
     put(trial, student)
     report = report_of(job, trial, goal, noise_notes(goal, found))
@@ -182,7 +182,7 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
     """
     outcome = None
     try:
-        student = Student(job.source, live.model, live.logits)
+        student = Student(job.source, live.model, live.logits, learns=bool(limits.tokens))
         priced = repriced(job, trial, goal, student, live, Patience(limits.until, rounding))
         job, trial, found, told = priced.job, priced.trial, priced.found, [*told, *note_of(priced)]
         if limits.tokens:

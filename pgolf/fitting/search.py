@@ -1,8 +1,8 @@
 """One knob against one curve: the finest step size whose result still fits the target.
 
-Sizes come from real packs, which cost seconds to minutes, so every trial must count. Bytes fall by about 1/8 for each
-searched weight when the knob doubles; that slope is believed until two trials enclose the target. Trials are noisy at
-the last per mille (codes change, tables change), so the best one that fits is kept, not the last.
+Sizes come from real packs, which cost seconds to minutes, so every trial must count. How fast bytes fall is believed until
+two trials tell it, and those until two enclose the target. Trials are noisy at the last per mille (codes change, tables
+change), so the best one that fits is kept, not the last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ T = TypeVar("T")
 
 COARSEST = 2.0**14  # the far end: nearly everything rounds to zero
 TRIALS = 16
-SPARE = 0.3  # aim this share of the tolerance below the target
+SPARE = 0.3
 FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
 NEAR = 0.02  # octaves
+SLOPES = 0.125, 2.0  # of the slope believed at first: what two trials may say of it...
+APART = 4  # ...that are so many times further apart than what noise covers
 NARROWEST = 3e-5  # octaves
 WIDEST = 12.0  # octaves either way that foreseen sizes are looked for in
 FORESIGHTS = 12
@@ -63,18 +65,21 @@ def largest_that_fits(
     tolerance: float,
     coarsest: float = COARSEST,
     narrowest: float = NARROWEST,
+    spare: float = SPARE,
 ) -> Outcome[T]:
     """Search steps from `finest` to `coarsest` for a size in [target - tolerance, target].
 
     run: size falls as the step grows; it may raise OutOfTime, which ends the search with the best so far and is passed
     on if nothing fitted yet. per_octave: expected fall of the size when the step doubles. narrowest: octaves between two steps
-    that enclose the target, beneath which no more is sought: where sizes scatter, that is noise.
+    that enclose the target, beneath which no more is sought: where sizes scatter, that is noise. spare: share of the tolerance
+    that is aimed below the target.
     """
     fine: Bound | None = None  # too large
     coarse: Bound | None = None  # fits
+    latest: Bound | None = None
     best: Attempt[T] | None = None
     step: float | None = min(max(start, finest), coarsest)
-    trials = 0
+    slope, trials = per_octave, 0
     while step is not None and trials < TRIALS:
         try:
             trial = run(step)
@@ -83,14 +88,18 @@ def largest_that_fits(
                 raise
             break
         trials += 1
+        bound = Bound(step, trial.size)
+        if latest is not None and abs(math.log2(step / latest.step)) > APART * narrowest:
+            slope = _slope(latest, bound, per_octave)
+        latest = bound
         if trial.size <= target:
-            coarse = Bound(step, trial.size)
+            coarse = bound
             best = trial if best is None or trial.size >= best.size else best
         else:
-            fine = Bound(step, trial.size)
+            fine = bound
         if best is not None and target - best.size <= tolerance:
             break
-        step = _next(fine, coarse, target - SPARE * tolerance, (finest, coarsest), per_octave, trials, narrowest)
+        step = _next(fine, coarse, target - spare * tolerance, (finest, coarsest), slope, trials, narrowest)
     return Outcome(best, trial, trials)
 
 
@@ -120,7 +129,7 @@ def _next(
     coarse: Bound | None,
     aim: float,
     ends: tuple[float, float],
-    per_octave: float,
+    slope: float,
     trials: int,
     narrowest: float,
 ) -> float | None:
@@ -128,13 +137,14 @@ def _next(
     finest, coarsest = ends
     if fine is not None and coarse is not None:
         near = math.log2(coarse.step / fine.step) < narrowest
-        return None if near else _between(fine, coarse, aim, bisect=trials % 4 == 3)
+        return None if near else _between(fine, coarse, aim, slope, bisect=trials % 4 == 0)
     known = fine or coarse
     assert known is not None
-    octaves = (known.size - aim) / per_octave
-    if abs(octaves) < NEAR:  # step a little beyond the aim, so that the next two trials enclose it
+    octaves = (known.size - aim) / slope
+    close = abs(octaves) < NEAR
+    if close and trials == 1:  # step a little beyond the aim, so that the next two trials enclose it
         octaves *= 1.3
-    if trials > 1:  # the slope was too steep: it flattens where codes run out
+    if trials > 1 + close:  # the slope was too steep: it flattens where codes run out
         octaves = math.copysign(max(abs(octaves), NEAR * 4**trials), octaves)
     step = known.step * 2 ** min(max(octaves, -FARTHEST), FARTHEST)
     if fine is None:
@@ -142,10 +152,21 @@ def _next(
     return min(step, coarsest) if known.step < coarsest else None
 
 
-def _between(fine: Bound, coarse: Bound, aim: float, *, bisect: bool) -> float | None:
-    """By the chord of size over log step; now and then by bisection, because a chord creeps along a bent curve."""
-    width = math.log(coarse.step / fine.step)
+def _slope(before: Bound, latest: Bound, believed: float) -> float:
+    """By how much the size falls in an octave, from two trials."""
+    low, high = SLOPES
+    found = (before.size - latest.size) / math.log2(latest.step / before.step)
+    return min(max(found, low * believed), high * believed)
+
+
+def _between(fine: Bound, coarse: Bound, aim: float, slope: float, *, bisect: bool) -> float | None:
+    """From the nearer end by the slope, or by the chord where that leads out, or now and then by bisection."""
+    width = math.log2(coarse.step / fine.step)
     if fine.size <= coarse.size:
         return None
-    share = 0.5 if bisect else (fine.size - aim) / (fine.size - coarse.size)
-    return fine.step * math.exp(width * min(max(share, 0.03), 0.97))
+    share = (fine.size - aim) / slope / width
+    if fine.size - aim > aim - coarse.size:
+        share = 1 - (aim - coarse.size) / slope / width
+    if not 0 < share < 1:
+        share = (fine.size - aim) / (fine.size - coarse.size)
+    return fine.step * 2 ** (width * (0.5 if bisect else min(max(share, 0.03), 0.97)))

@@ -295,6 +295,7 @@ class Job:
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
         plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
+        self._let_go()
         if self.work:
             self.work.keep_plane(name, index, step, plane)
         return plane
@@ -336,6 +337,7 @@ class Job:
             with self._damping_of(name):
                 made = (staged.prepare(*self.slice_of(name, index), settings) for index in range(self._stack(name)[0]))
                 self.prepared[name] = [self._shelved(each) if known else each for each in made]
+            self._let_go()
         return self.prepared[name]
 
     def matrix_of(self, name: str) -> tuple[int, int]:
@@ -365,6 +367,11 @@ class Job:
 
     def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
         return scratch.kept(array) if self._is_large else array
+
+    def _let_go(self) -> None:
+        """Of what was freed, where that is much."""
+        if self._is_large:
+            scratch.give_back()
 
     def _shelved(self, prepared: Any) -> Any:
         """What a method prepared, its tensors kept."""

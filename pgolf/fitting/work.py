@@ -28,6 +28,7 @@ from pgolf.packer.plane import Plane, Scale, Spread
 
 SUFFIX = ".work"  # after the artifact's name
 KEY = "key"  # the file that says whose the folder is
+CURVATURE = "curvature-"  # begins the name of a file of another key, see kept_curvature.py
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -65,10 +66,10 @@ class Work:
             folder.mkdir(exist_ok=True)
             theirs = (folder / KEY).read_text() if (folder / KEY).is_file() else None
             if theirs != key:
-                if theirs is None and any(folder.iterdir()):
+                if theirs is None and not all(file.name.startswith(CURVATURE) for file in folder.iterdir()):
                     return None
-                _clear(folder)
-                folder.mkdir()
+                _clear(folder, but=CURVATURE)
+                folder.mkdir(exist_ok=True)
                 with replacing(folder / KEY) as file:
                     file.write(key.encode())
         except (OSError, UnicodeDecodeError):
@@ -161,11 +162,12 @@ def _coded_name(step: float) -> str:
     return f"coded-{_step(step)}.npz"
 
 
-def _clear(folder: Path) -> None:
-    """Remove a folder of ours; what cannot be removed stays."""
+def _clear(folder: Path, but: str | None = None) -> None:
+    """Remove a folder of ours, but files whose names begin so; what cannot be removed stays."""
     try:
         for file in folder.iterdir():
-            file.unlink()
+            if but is None or not file.name.startswith(but):
+                file.unlink()
         folder.rmdir()
     except OSError:
         return

@@ -37,7 +37,7 @@ def inspect(path: str | Path, curvature: Curvature | None = None) -> dict[str, A
     Raises ArtifactError, and CurvatureError where the curvature belongs to another model.
     """
     entries, meta = dense.read(path)
-    data = Path(path).read_bytes()
+    data = dense.file_of(path).read_bytes()
     held = bytes_by_tensor(data, entries, meta)
     costs = curvature_shares(entries, curvature) if curvature else {}
     tensors = [_facts(name, entry, held, costs.get(name)) for name, entry in entries.items()]
@@ -158,7 +158,7 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     sides = []
     for path in (a, b):
         entries, meta = dense.read(path)
-        data = Path(path).read_bytes()
+        data = dense.file_of(path).read_bytes()
         sides.append((entries, dense.tensors_of(entries), bytes_by_tensor(data, entries, meta), len(data)))
     (entries_a, state_a, held_a, total_a), (entries_b, state_b, held_b, total_b) = sides
     if not state_a.keys() & state_b.keys():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pgolf.errors import ArtifactError, UsageError
 from pgolf.loading.kept import kept
+from pgolf.models import huggingface
 from pgolf.models.usermodel import load_state
 from pgolf.packer.format import artifact
 from pgolf.packer.format.artifact import Entry
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 def load(
     path: str | Path, device: torch.device | str = "cpu", *, names: str | Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """The state dict of an artifact: every name, dtype and shape as it was packed; tied names share one tensor.
+    """The state dict of an artifact, or of the one in a folder (`unpack --format pgolf-hf`): every name, dtype and shape as it
+    was packed; tied names share one tensor.
 
     device: where it is decoded and stays. names: globs, as "blocks.0.*", of the tensors that are wanted; of the others none is
     kept in memory, and most are not decoded (see `pgolf.open`). Raises DeviceError if the device is not there, ArtifactError
@@ -60,9 +62,10 @@ def decoder_on(device: torch.device | str) -> OnDevice | None:
 
 def read(path: str | Path, decoder: Device | None = None) -> tuple[dict[str, Entry], dict[str, Any]]:
     """(entries, meta) of an artifact file; decoder: as `device` of `artifact.decode`. Raises ArtifactError."""
+    path = file_of(path)
     with named(path):
         refuse_endless(path)
-        return artifact.decode(Path(path).read_bytes(), decoder)
+        return artifact.decode(path.read_bytes(), decoder)
 
 
 @contextmanager
@@ -76,6 +79,12 @@ def named(path: str | Path) -> Iterator[None]:
         raise ArtifactError(f"{path}: {error}") from None
 
 
+def file_of(path: str | Path) -> Path:
+    """The artifact that a path names, where that is a folder the one in it."""
+    inside = Path(path) / huggingface.ARTIFACT
+    return inside if Path(path).is_dir() and inside.is_file() else Path(path)
+
+
 def refuse_endless(path: str | Path) -> None:
     """Raises ArtifactError for a pipe or a device, which may have no end."""
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
@@ -84,8 +93,9 @@ def refuse_endless(path: str | Path) -> None:
 
 def mapped(path: str | Path) -> Partly:
     """An artifact file of which tensors can be read one by one. Raises ArtifactError, OSError."""
+    path = file_of(path)
     refuse_endless(path)
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         size = file.seek(0, 2)
         return Partly(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""))
 

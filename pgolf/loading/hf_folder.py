@@ -17,10 +17,11 @@ from torch import Tensor
 from pgolf.common.files import replacing
 from pgolf.errors import UsageError
 from pgolf.loading import dense
-from pgolf.models import checkpoint, huggingface
+from pgolf.models import checkpoint, huggingface, transformers_model
+from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.huggingface import ARTIFACT, Folder
 
 METHOD = "pgolf"  # quant_method of config.json
-ARTIFACT = "model.pgolf"
 
 
 def write(folder: Path, artifact: Path, like: Path | None = None, *, packed: bool = False) -> list[str]:
@@ -44,6 +45,22 @@ def write(folder: Path, artifact: Path, like: Path | None = None, *, packed: boo
     with replacing(folder / ARTIFACT) as file, artifact.open("rb") as original:
         shutil.copyfileobj(original, file)
     return [ARTIFACT, *names]
+
+
+def read(folder: Path, *, code: Path | None = None) -> Checkpoint:
+    """The weights of the artifact in a folder, as those of any other: under the names of the class that config.json speaks of,
+    where that can be built (code: as in `transformers_model.build`). Raises as `transformers_model.read`, and ArtifactError."""
+    found = held(folder)
+    if transformers_model.is_known(found.config, code=code):
+        return transformers_model.named(found, str(folder), code=code)
+    return checkpoint.from_mapping(found.tensors, found.config, found.notes)
+
+
+def held(folder: Path) -> Folder:
+    """What a folder holds, its artifact decoded."""
+    said = huggingface.config(folder)
+    note = f"weights as {ARTIFACT} gives them: what was lost when it was packed is lost twice"
+    return Folder(dense.load(folder), None if said is None else huggingface.plain(said), (note,))
 
 
 def refuse_other_weights(folder: Path) -> None:

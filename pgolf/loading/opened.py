@@ -14,6 +14,8 @@ from pgolf.errors import UsageError
 from pgolf.loading import dense
 from pgolf.packer.format.partly import Partly
 
+KINDS = {"bfloat": "BF", "float": "F", "complex": "C", "uint": "U", "int": "I", "bool": "BOOL"}  # safetensors' words
+
 
 def open(path: str | Path, device: torch.device | str = "cpu") -> Opened:  # as safe_open is `open` to safetensors
     """An artifact for reading some of its tensors: decoded are those that are asked for, when they are asked for.
@@ -86,6 +88,11 @@ class Opened:
 
     __getitem__ = get_tensor
 
+    def get_slice(self, name: str) -> Slice:
+        """The tensor for reading a part of it: file.get_slice("w")[:10]. It is decoded whole, at each reading."""
+        self._known(name)
+        return Slice(self, name)
+
     @property
     def _whole(self) -> Partly:
         if self._file is None:
@@ -99,3 +106,23 @@ class Opened:
 
     def _some(self) -> str:
         return f"names look like {', '.join(self.keys()[:3])}" if self.keys() else "it holds none"
+
+
+class Slice:
+    """A tensor of an open artifact, undecoded, with the methods of those that safe_open gives."""
+
+    def __init__(self, file: Opened, name: str) -> None:
+        self._file, self._name = file, name
+
+    def get_shape(self) -> list[int]:
+        """Of the whole tensor."""
+        return list(self._file.shape(self._name))
+
+    def get_dtype(self) -> str:
+        """As safetensors writes it: "BF16"."""
+        name = str(self._file.dtype(self._name)).removeprefix("torch.")
+        kind = next(kind for kind in KINDS if name.startswith(kind))
+        return KINDS[kind] + name.removeprefix(kind).removesuffix("fn").upper()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._file.get_tensor(self._name)[index]

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from pgolf.common import extras
 from pgolf.errors import ArtifactError
 from pgolf.loading import dense
-from pgolf.loading.hf_folder import ARTIFACT, METHOD
+from pgolf.loading.hf_folder import METHOD
 from pgolf.models import huggingface, ties
+from pgolf.models.huggingface import ARTIFACT
 
 LOG = logging.getLogger("pgolf")
 AUTO = "transformers.quantizers.auto"

@@ -88,6 +88,7 @@ def of(module: nn.Module) -> Blueprint:
 
 def refuse_unready(module: nn.Module) -> None:
     """Raises ModelError for what is no module, and for weights that have no shape yet or are a quantizer's codes."""
+    refuse_pipeline(module)
     if not isinstance(module, nn.Module):
         raise ModelError(f"a {type(module).__name__} is no nn.Module: give the module itself")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -98,6 +99,19 @@ def refuse_unready(module: nn.Module) -> None:
             raise ModelError(
                 f"{name or 'the module'} is quantized ({type(part).__name__}): give the module from before"
             )
+
+
+def refuse_pipeline(model: object) -> None:
+    """Raises ModelError for what torch.distributed.pipelining makes of a module: its names are others, or a part is elsewhere."""
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith("torch.distributed.pipelining")]
+    if kinds:
+        what = (
+            "the module from before it was split" if kinds[0].__name__ == "Pipe" else "the module of which it is a part"
+        )
+        raise ModelError(
+            f"a {kinds[0].__name__} of torch.distributed.pipelining is no model: give {what}, with the weights of all stages "
+            "(stage.submod.state_dict() of each rank) loaded into it"
+        )
 
 
 def plain_names(module: nn.Module, state: Mapping[str, object]) -> dict[str, str]:

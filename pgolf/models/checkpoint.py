@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pgolf.errors import CheckpointError
 from pgolf.models import blueprint, huggingface, names, nest, ties, torchfile
 from pgolf.models.blueprint import Blueprint
+from pgolf.models.gathered import whole
 from pgolf.models.inert import Record
 from pgolf.models.packed import unpacked
 from pgolf.packer.format.artifact import DTYPE_SIZES
@@ -174,7 +175,7 @@ def _untied(
     given: Mapping[str, Tensor], tied: Mapping[str, str], like: Blueprint | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors that are not one another, name -> the name in them that it is one with)."""
-    checked = {name: _checked(name, unpacked(tensor.detach())) for name, tensor in given.items()}
+    checked = {name: _checked(name, unpacked(whole(tensor.detach()))) for name, tensor in given.items()}
     if like is not None:
         like.check(checked)
         tied = like.ties
@@ -194,8 +195,6 @@ def _untied(
 def _checked(name: str, tensor: Tensor) -> Tensor:
     """The tensor as it can be stored. Raises CheckpointError that says what it is instead, and the mend."""
     kind = type(tensor).__name__
-    if hasattr(tensor, "full_tensor"):  # a DTensor: FSDP or tensor parallelism
-        raise CheckpointError(f"tensor {name!r} is sharded over ranks: gather it first, with tensor.full_tensor()")
     if "_flat_param" in name.split("."):
         raise CheckpointError(
             f"tensor {name!r} is a flat parameter of FSDP: gather a full state dict (FULL_STATE_DICT)"

@@ -22,9 +22,8 @@ from pgolf.models import ties, torchfile
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-STAND_IN = (
-    "model.pgolf.safetensors"  # what config.json names where a folder holds an artifact, see loading/hf_folder.py
-)
+ARTIFACT = "model.pgolf"  # in the place of weights, see loading/hf_folder.py...
+STAND_IN = "model.pgolf.safetensors"  # ...and what config.json then names
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pgolf"}
 _SECOND = re.compile(r"adapter_model\.(safetensors|bin)|(pytorch_)?model_\d+\.(safetensors|bin)")  # of PEFT, accelerate
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")  # of trainers
@@ -55,6 +54,12 @@ def read(folder: Path) -> Folder:
             notes = (f"weights read from the shards of {index}", *_unread(folder, shards))
             return Folder(tensors, config(folder), notes)
     raise CheckpointError(f"{folder}: a folder without {WEIGHTS} or {INDEX}: {_mend(folder)}")
+
+
+def artifact_in(path: Path) -> Path | None:
+    """The artifact in a folder that has no other weights, None of anything else."""
+    others = any((path / name).is_file() for name in (WEIGHTS, INDEX, PICKLED, f"{PICKLED}.index.json"))
+    return path / ARTIFACT if path.is_dir() and (path / ARTIFACT).is_file() and not others else None
 
 
 def _unread(folder: Path, taken: set[str]) -> tuple[str, ...]:
@@ -182,14 +187,14 @@ def write_rest(
         with replacing(folder / path.name) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
     theirs = _json(like / CONFIG) if like is not None and CONFIG in {path.name for path in others} else None
-    said = {**_plain(theirs if theirs is not None else config or {}), **(more or {})}
+    said = {**plain(theirs if theirs is not None else config or {}), **(more or {})}
     if said and said != theirs:
         with replacing(folder / CONFIG) as file:
             file.write((json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
     return sorted({path.name for path in others} | ({CONFIG} if said else set()))
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what it says of an artifact in the place of weights."""
     holds = config.get("transformers_weights") == STAND_IN
     return {k: v for k, v in config.items() if not holds or k not in ("transformers_weights", "quantization_config")}

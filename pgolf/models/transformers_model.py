@@ -23,6 +23,7 @@ from pgolf.common import extras
 from pgolf.errors import CheckpointError, MissingExtraError, ModelError
 from pgolf.models import blueprint, checkpoint, huggingface
 from pgolf.models.checkpoint import Checkpoint
+from pgolf.models.huggingface import Folder
 from pgolf.models.usermodel import load_state, one_line
 
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -68,19 +69,23 @@ def build(
     module = _made(config, dtype, what, code)
     if state is not None:
         given = state if _fits(module, state, dropped) else _renamed(module, state, what)
-        load_state(module, given, dropped)
+        load_state(module, given, dropped, filed=True)
     return module.eval()
 
 
 def read(folder: Path, *, code: Path | None = None) -> Checkpoint:
     """The checkpoint in a folder under the names of the class that its config.json speaks of. Raises as `build`, and
     CheckpointError."""
-    found = huggingface.read(folder)
-    config = _refuse_unbuildable(found.config, str(folder), code)
-    like = _made(config, _dtype_of(config, found.tensors), str(folder), code)
+    return named(huggingface.read(folder), str(folder), code=code)
+
+
+def named(found: Folder, what: str, *, code: Path | None = None) -> Checkpoint:
+    """The same of what a folder holds; what: for messages."""
+    config = _refuse_unbuildable(found.config, what, code)
+    like = _made(config, _dtype_of(config, found.tensors), what, code)
     plan, tensors, notes = blueprint.of(like), found.tensors, found.notes
     if not _fits(like, tensors, ()):
-        tensors, notes = _renamed(like, tensors, str(folder)), (*notes, "names and shapes as in transformers' class")
+        tensors, notes = _renamed(like, tensors, what), (*notes, "names and shapes as in transformers' class")
     return checkpoint.from_mapping(tensors, found.config, notes, like=plan, tied=found.ties)
 
 
@@ -135,7 +140,7 @@ def _sees_ahead(library: Any, config: Mapping[str, Any]) -> bool:
 
 
 def _quantized_by(config: Mapping[str, Any]) -> str:
-    said = config.get(QUANTIZED)
+    said = huggingface.plain(config).get(QUANTIZED)
     return str(said.get("quant_method", "quantization_config")) if isinstance(said, Mapping) and said else ""
 
 
@@ -172,7 +177,9 @@ def _made(config: Mapping[str, Any], dtype: torch.dtype, what: str, code: Path |
 def _settings(library: Any, config: Mapping[str, Any], code: Path | None) -> Any:
     if code is not None and config.get(CODE):
         return library.AutoConfig.from_pretrained(code, trust_remote_code=True, local_files_only=True)
-    rest = {name: value for name, value in _without_kernels(config).items() if name not in (KIND, CODE)}
+    rest = {
+        name: value for name, value in _without_kernels(huggingface.plain(config)).items() if name not in (KIND, CODE)
+    }
     return library.AutoConfig.for_model(config[KIND], **rest)
 
 

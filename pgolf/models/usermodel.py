@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgolf.common import scratch
 from pgolf.errors import ModelError, UsageError
 from pgolf.models import blueprint
 from pgolf.models.names import COUNTER, fitted
@@ -136,13 +137,34 @@ def refuse_foreign(model: nn.Module, plan: blueprint.Blueprint, dropped: Iterabl
         )
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], dropped: Collection[str] = ()) -> None:
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], dropped: Collection[str] = (), *, filed: bool = False
+) -> None:
     """Load weights strictly, what wrappers do to names aside; a name that is tied to one that is there may be missing.
 
-    dropped: buffers that an artifact leaves out; the module keeps what it made itself. Raises ModelError naming missing,
-    unexpected and misshapen keys, two values of one parameter, and what was dropped and is no buffer of the module.
+    dropped: buffers that an artifact leaves out; the module keeps what it made itself. filed: a large module's parameters lie
+    in files then (common/scratch.py), for `state` holds them too. Raises ModelError naming missing, unexpected and misshapen
+    keys, two values of one parameter, and what was dropped and is no buffer of the module.
     """
-    put(model, fitted_state(model, state, dropped))
+    fitted = fitted_state(model, state, dropped)
+    large = filed and sum(parameter.numel() for parameter in model.parameters()) >= scratch.MANY
+    taken = _put_into_files(model, fitted) if large else set()
+    put(model, {name: tensor for name, tensor in fitted.items() if name not in taken}, strict=not taken)
+
+
+def _put_into_files(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Give large parameters on the CPU their values, kept in files; returns their names."""
+    done: dict[int, Tensor] = {}
+    taken = set()
+    for name, place in model.state_dict(keep_vars=True).items():
+        size = place.numel() * place.element_size() if isinstance(place, nn.Parameter) else 0
+        if size >= scratch.LARGE and place.device.type == state[name].device.type == "cpu":
+            if id(place) not in done:
+                plain = state[name].detach().to(place.dtype).contiguous().view(torch.uint8)
+                done[id(place)] = torch.from_numpy(scratch.kept(plain.numpy())).view(place.dtype)
+            place.data = done[id(place)]
+            taken.add(name)
+    return taken
 
 
 def fitted_state(

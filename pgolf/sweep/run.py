@@ -7,13 +7,12 @@ time, so a sweep that was killed and continued ends with the same file, times as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgolf.errors import UsageError
+from pgolf.errors import PgolfError, UsageError
 from pgolf.report import write_json
 from pgolf.sweep import comparison
 from pgolf.sweep.executors import WorkerLostError
@@ -106,27 +105,45 @@ def _keep_text(path: Path, tokens: int, make: Callable[[int], Tuning] | None) ->
 def _measured(
     executor: Executor, setup: Setup, todo: Sequence[tuple[str, Point | None]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, result) of every task as it finishes. An executor may also run a task at once, in `submit`."""
+    """(key, result) of every task as it finishes. An executor may also run a task at once, in `submit`.
+
+    A task whose worker failed it, by its death or by an error that is not ours, is given out once more.
+    """
     pending: dict[Future[dict[str, Any]], str] = {}
-    for key, point in todo:
-        pending[executor.submit(measure, setup, point)] = key
-        yield from _finished(pending, timeout=0)
-    while pending:
-        yield from _finished(pending)
+    points, again = dict(todo), set[str]()
 
+    def finished(timeout: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        for future in wait(pending, timeout, FIRST_COMPLETED).done:
+            key = pending.pop(future)
+            error = future.exception()
+            if error is None:
+                yield key, future.result()
+            elif isinstance(error, PgolfError) or (key in again and not isinstance(error, BrokenExecutor)):
+                raise error
+            elif key in again:
+                raise _lost() from None
+            else:
+                again.add(key)
+                give_out(key)
 
-def _finished(
-    pending: dict[Future[dict[str, Any]], str], timeout: float | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for future in wait(pending, timeout, FIRST_COMPLETED).done:
-        key = pending.pop(future)
+    def give_out(key: str) -> None:
         try:
-            yield key, future.result()
-        except BrokenProcessPool:
-            raise WorkerLostError(
-                "a process of the sweep was killed (out of memory?): run it again with fewer --jobs; "
-                "finished points are kept"
-            ) from None
+            pending[executor.submit(measure, setup, points[key])] = key
+        except BrokenExecutor:
+            raise _lost() from None
+
+    for key in points:
+        give_out(key)
+        yield from finished(timeout=0)
+    while pending:
+        yield from finished()
+
+
+def _lost() -> WorkerLostError:
+    return WorkerLostError(
+        "a process of the sweep was killed (out of memory?), and so was the next that took its point: run it again with fewer "
+        "--jobs; finished points are kept"
+    )
 
 
 def rows(folder: Folder, done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 
 import pgolf
 from pgolf.cli import main
+from pgolf.common import scratch
 from pgolf.data.shards import write_shard
 from pgolf.models import huggingface, transformers_model
 from tests import folders
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, which are none of ours
+IDS = torch.arange(24)[None]
 SHORT = ("--tokens", "512", "--seq-len", "16")
 UNTRACED = {"mamba": ("A_log", "conv1d"), "rwkv": ("time_",)}  # no products of a weight: priced by their gradients
 
@@ -76,12 +78,27 @@ def test_every_architecture_packs_scores_and_comes_back(name, here):
     assert scores[1]["perplexity"] == pytest.approx(torch.tensor(scores[1]["loss"]).exp().item(), rel=1e-4)
     config = huggingface.config(here / name)
     module = transformers_model.build(config, pgolf.load("m.pgolf"))
-    ids = torch.arange(24)[None]
     with torch.no_grad():
-        difference = (module(ids).logits - folders.module(name)(ids).logits).abs().mean()
-    assert 0 < difference < 0.5 * folders.module(name)(ids).logits.std()
+        difference = (module(IDS).logits - folders.module(name)(IDS).logits).abs().mean()
+    assert 0 < difference < 0.5 * folders.module(name)(IDS).logits.std()
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == theirs_in_environment()
+
+
+@pytest.mark.parametrize("name", folders.ARCHITECTURES)
+def test_a_large_model_lies_in_files_and_computes_the_same(name, here, monkeypatch):
+    source = transformers_model.read(here / name)
+    usual = transformers_model.build(source.config, source.state_dict())
+    for constant in ("MANY", "LARGE"):
+        monkeypatch.setattr(scratch, constant, 1)
+    filed = transformers_model.build(source.config, source.state_dict())
+    theirs = dict(filed.named_parameters())
+    assert theirs.keys() == dict(usual.named_parameters()).keys()  # what is tied is tied
+    with torch.no_grad():
+        assert torch.equal(filed(IDS).logits, usual(IDS).logits)
+        for parameter in theirs.values():
+            parameter += 1
+    assert all(torch.equal(source.tensors[n], transformers_model.read(here / name).tensors[n]) for n in source.tensors)
 
 
 @pytest.mark.parametrize("name", folders.ARCHITECTURES)

@@ -53,6 +53,20 @@ def watched(folder, curvature):
     return seen
 
 
+def refusals(model, sharded, ids):
+    """What is said of modules that cannot be calibrated, or packed, as they are."""
+    from torch.distributed import pipelining
+
+    said = []
+    stage = pipelining.PipelineStage(model, distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"))
+    for attempt in (lambda: pgolf.calibrate(sharded, [ids]), lambda: pgolf.pack(stage, None, budget="9kB")):
+        try:
+            attempt()
+        except PgolfError as error:
+            said.append(str(error))
+    return said
+
+
 def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
     distributed.init_process_group(
         "gloo",
@@ -72,10 +86,17 @@ def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
             slow(rank)
         if mode == "killed" and rank == 0:
             plan.make = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-        rounded = watched(folder, curvature) if mode == "shared" else None
+        rounded = watched(folder, curvature) if mode in {"shared", "fully sharded"} else None
         if mode == "other weights" and rank == 1:
             with torch.no_grad():
                 model.get_parameter("up.weight").mul_(2)
+        if mode == "fully sharded":
+            from torch.distributed.fsdp import fully_shard
+
+            sharded = fully_shard(calm_model())
+            said = refusals(model, sharded, ids)
+            shapes = [list(p.to_local().shape) for p in sharded.parameters()]
+            model = torch.compile(sharded) if rank else sharded
         report = pgolf.pack(model, folder / "m.pgolf", budget=budget, curvature=curvature)
         state = pgolf.load(folder / "m.pgolf")
         facts = {
@@ -84,6 +105,8 @@ def main(folder: Path, mode: str, rank: int, world: int, port: str) -> None:
             "bytes": report.artifact_bytes,
             "bits": [int(t.view(torch.uint8).long().sum()) for t in state.values() if t.dim()],
         }
+        if mode == "fully sharded":
+            facts |= {"said": said, "shapes": shapes}
         if rounded is not None:
             facts["rounded"] = sorted(rounded)
     except PgolfError as error:

@@ -1,6 +1,5 @@
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,31 +12,29 @@ import pgolf
 from pgolf.common import ranks
 from pgolf.errors import PgolfError
 from tests.common.ranks_job import calm_model
-from tests.helpers import generator, toy_state
+from tests.helpers import free_port, generator, toy_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def two_ranks(folder, mode="plain"):
-    """What each of two gloo processes of tests/common/ranks_job.py reports."""
-    codes, errors = ended(folder, mode)
-    assert codes == [0, 0], errors
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+def two_ranks(folder, mode="plain", ranks=2):
+    """What each of two gloo processes, or more, of tests/common/ranks_job.py reports."""
+    codes, errors = ended(folder, mode, ranks)
+    assert codes == [0] * ranks, errors
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def ended(folder, mode):
-    """(exit codes, what they said on stderr) of the two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def ended(folder, mode, ranks=2):
+    """(exit codes, what they said on stderr) of the processes."""
+    port = free_port()
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.common.ranks_job", str(folder), mode, str(rank), "2", str(port)],
+            [sys.executable, "-m", "tests.common.ranks_job", str(folder), mode, str(rank), str(ranks), str(port)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
     errors = [job.communicate(timeout=120)[1] for job in jobs]
     return [job.returncode for job in jobs], errors
@@ -103,6 +100,7 @@ def test_alone_nothing_is_exchanged():
     assert not ranks.grouped()
     assert ranks.rank() == 0
     assert ranks.on_first(lambda: 3) == 3
+    assert ranks.from_all(lambda: 3) == [3]
     with pytest.raises(PgolfError, match="mine"):
         ranks.on_first(lambda: (_ for _ in ()).throw(PgolfError("mine")))
 

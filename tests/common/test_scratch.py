@@ -40,6 +40,18 @@ def test_zeros_are_added_to(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_given_back_keeps_its_numbers() -> None:
+    kept, sums = scratch.kept(np.arange(6000.0)), scratch.zeros((6000,), np.float32)
+    for round_ in (1, 2):
+        kept += 1
+        sums += kept.astype(np.float32)
+        scratch.give_back()
+        assert (kept == np.arange(6000.0) + round_).all()
+        assert sums[10] == (11, 23)[round_ - 1]
+    del kept, sums
+    scratch.give_back()
+
+
 @pytest.mark.parametrize("missing", ["room", "folder"])
 def test_without_room_arrays_stay_in_memory(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:

@@ -335,3 +335,19 @@ def test_what_cannot_be_measured_is_packed_all_the_same() -> None:
     made = pgolf.pack(Overflowing(), None, method="sdclip", text=text())
     assert made.measured is None
     assert any("gives NaN or infinity" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_student_that_learns_nothing_is_the_same_one(dtype: torch.dtype) -> None:
+    model = Banked(dtype)
+    source, before = inputs.as_checkpoint(model), copy.deepcopy(model.state_dict())
+    found = []
+    for learns in (True, False):
+        student = Student(source, model, learns=learns)
+        found.append(student.divergence(text(4)))
+        student.reset({name: source.tensors[name] * 1.05 for name in ("bank", "mask")})
+        found.append(student.divergence(text(4)))
+    assert found[0].kl == found[2].kl == 0.0
+    assert found[1] == found[3]
+    assert found[1].kl > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

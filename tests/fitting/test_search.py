@@ -44,6 +44,20 @@ def test_near_targets_take_three_trials():
     assert found(round(start * 0.99)).trials <= 3
 
 
+@pytest.mark.parametrize("share", [0.8, 1.0, 1.3])
+def test_two_trials_just_below_tell_the_slope(share):
+    """No leap away from a target that is nearly reached, whatever slope was believed: golf3m took six trials so."""
+    sizes, target = [], round(curve()(1.0).size * 1.011)
+
+    def run(step):
+        sizes.append(curve()(step).size)
+        return Attempt(step, sizes[-1], None)
+
+    largest_that_fits(run, target, start=1.0, finest=2**-16, per_octave=125_000 * share, tolerance=1e-3 * target)
+    assert len(sizes) <= 3
+    assert max(sizes) < 1.005 * target
+
+
 def test_nothing_fits_under_the_fixed_part():
     outcome = found(4000)
     assert outcome.best is None

@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 
+import pytest
+
 import pgolf
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.shared_among_ranks import Led, _parts
@@ -12,11 +14,12 @@ from tests.common.test_ranks import two_ranks
 from tests.helpers import toy_state
 
 
-def test_two_ranks_round_each_their_own_and_write_the_bytes_of_one(tmp_path):
-    first, second = two_ranks(tmp_path, "shared")
-    assert first["rounded"]
-    assert second["rounded"]
-    assert not {*first["rounded"]} & {*second["rounded"]}
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_round_each_their_own_and_write_the_bytes_of_one(tmp_path, ranks):
+    rounded = [each["rounded"] for each in two_ranks(tmp_path, "shared", ranks)]
+    names = [name for each in rounded for name in each]
+    assert sum(map(bool, rounded)) >= min(ranks, 3)  # of three matrices and a vector
+    assert len(names) == len({*names})
     known = Curvature.load(tmp_path / "shared.curv")
     alone = pgolf.pack(calm_model(), None, budget="9kB", curvature=known)
     assert (tmp_path / "m.pgolf").read_bytes() == alone.data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import pgolf
 from pgolf.errors import ArtifactError, UsageError
@@ -45,6 +47,32 @@ def test_it_gives_what_load_gives(path):
             "head.weight": None,
             "tok.weight": "head.weight",
         }
+
+
+def test_parts_are_read_as_safe_open_reads_them(tmp_path):
+    names = (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+    )
+    tensors = {name: torch.ones(6, 4).to(getattr(torch, name)) for name in (*names, "uint8", "bool")}
+    save_file(tensors, tmp_path / "m.safetensors")
+    pgolf.pack(tensors, tmp_path / "m.pgolf", method="keep")
+    with safe_open(tmp_path / "m.safetensors", "pt") as theirs, pgolf.open(tmp_path / "m.pgolf") as ours:
+        for name in tensors:
+            a, b = theirs.get_slice(name), ours.get_slice(name)
+            assert (a.get_shape(), a.get_dtype()) == (b.get_shape(), b.get_dtype())
+            assert torch.equal(a[2:4].double(), b[2:4].double())
+            assert torch.equal(a[:, -1].double(), b[:, -1].double())
+        with pytest.raises(UsageError, match="has no tensor 'w'"):
+            ours.get_slice("w")
 
 
 def test_some_names_are_loaded(path):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import pgolf
 from pgolf.cli import main
 from pgolf.loading import gguf_file, hf_folder
-from pgolf.models import huggingface
+from pgolf.models import huggingface, transformers_model
 from tests.helpers import generator
 
 transformers = pytest.importorskip("transformers")
@@ -161,6 +161,45 @@ def test_a_folder_with_an_artifact_gives_its_rest_to_a_plain_one(tmp_path: Path)
     with torch.no_grad():
         assert torch.equal(loaded(tmp_path / "plain")[0](IDS).logits, loaded(tmp_path / "out")[0](IDS).logits)
     run("unpack", artifact, "-o", tmp_path / "out", "--format", "pgolf-hf", "--like", source, "--force")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_folder_with_an_artifact_is_read_as_any_other(tmp_path: Path, kind: str) -> None:
+    """By pack, eval, diff, inspect, unpack and the functions of Python: what the artifact itself gives."""
+    source, artifact = packed(tmp_path, kind)
+    vocabulary = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text(json.dumps(vocabulary))
+    (source / "merges.txt").write_text("a b\nab c\n")
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    hf_folder.write(tmp_path / "out", artifact, source)
+    out, state = tmp_path / "out", pgolf.load(artifact)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in pgolf.load(out).items())
+    with pgolf.open(out) as file:
+        assert file.keys() == list(state)
+    assert list(pgolf.load(out, names="*norm*" if kind == "llama" else "*ln_f*"))
+    module = transformers_model.build(huggingface.config(out))
+    pgolf.load_module(out, module)
+    assert all(torch.equal(tensor, state.get(name, tensor)) for name, tensor in module.state_dict().items())
+    facts = json.loads(run("diff", artifact, out, "--json").stdout)
+    assert facts["bytes"] == [artifact.stat().st_size] * 2
+    assert not any(tensor["distance"] for tensor in facts["tensors"])
+    assert json.loads(run("inspect", out, "--json").stdout)["bytes"] == artifact.stat().st_size
+    run("unpack", out, "-o", tmp_path / "plain.safetensors")
+    (tmp_path / "a.txt").write_text("abc" * 200)
+    scores = [
+        json.loads(run("eval", each, "--data", tmp_path / "a.txt", "--json", "--tokenizer", source, *more).stdout)
+        for each, more in ((out, ()), (artifact, ("--model", source)))  # by its own class, and by the folder's
+    ]
+    assert scores[0]["bpb"] == scores[1]["bpb"]
+    run("eval", source, "--against", out, "--data", tmp_path / "a.txt")
+    words = ("--calib", tmp_path / "a.txt", "--tokens", "64", "--method", "rtn", "--set", "*=int8", "--json")
+    again = json.loads(run("pack", out, "-o", tmp_path / "again.pgolf", *words).stdout)
+    assert any("lost twice" in note for note in again["notes"])
+    assert pgolf.load(tmp_path / "again.pgolf").keys() == state.keys()
+    pgolf.pack(out, tmp_path / "python.pgolf", method="rtn", rules=["*=int8"])
+    assert pgolf.load(tmp_path / "python.pgolf").keys() == state.keys()
+    assert "is a pgolf artifact already" in run("pack", artifact, "-o", tmp_path / "no.pgolf", code=3).stderr
 
 
 def test_a_damaged_artifact_is_said_so(tmp_path: Path) -> None:

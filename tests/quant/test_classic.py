@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgolf.packer.plane import HALF, Plane
 from pgolf.quant import METHODS, MatrixCurvature, Settings
-from pgolf.quant.curvature.factor import damped, inverse_upper
+from pgolf.quant.curvature.factor import ascending, damped, inverse_upper
 from pgolf.quant.methods.gptq import column_order
 from pgolf.quant.methods.rows import row_scale
 from pgolf.quant.methods.sdclip import hessian_sdclip_steps, sdclip_steps
@@ -105,6 +105,17 @@ def test_inverse_upper_is_the_factor_gptq_uses() -> None:
     H, _ = damped(random_curvature(17).H, 0.01)
     expected = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
     torch.testing.assert_close(inverse_upper(H), expected)
+
+
+def test_ascending_is_the_same_factor_of_the_columns_in_order() -> None:
+    H = random_curvature(17).H
+    before = H.clone()
+    order, U, mean = ascending(H, 0.01)
+    damped_H, expected_mean = damped(H, 0.01)
+    assert (damped_H.diagonal()[order].diff() >= 0).all()
+    assert torch.equal(U, inverse_upper(damped_H[order][:, order]))
+    assert mean == expected_mean
+    assert torch.equal(H, before)
 
 
 @pytest.mark.parametrize("act_order", [True, False])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from pgolf.errors import CurvatureError
@@ -114,6 +115,9 @@ def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
     loaded.save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    with safe_open(tmp_path / "a", "pt") as file:
+        tensors, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert (tmp_path / "a").read_bytes() == save(tensors, told)  # as safetensors itself has it
     assert (loaded.tokens, loaded.coverage, loaded.squares) == (curvature.tokens, curvature.coverage, curvature.squares)
     for name in ("qo", "kv", "mlp", "emb.weight"):
         for a, b in zip(loaded.get(name), curvature.get(name), strict=True):

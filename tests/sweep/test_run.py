@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor, Future
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +13,8 @@ from click.testing import CliRunner
 from pgolf.cli import main
 from pgolf.errors import DataError, UsageError
 from pgolf.sweep import run as sweeps
-from pgolf.sweep.executors import InProcess, executor
+from pgolf.sweep.executors import InProcess, WorkerLostError, executor
+from pgolf.sweep.measure import measure
 from pgolf.sweep.points import points_of
 from pgolf.sweep.setup import Setup
 from tests.helpers import sweep_inputs, without_times
@@ -178,6 +181,68 @@ def test_two_processes_give_what_one_gives(folder):
     with executor(2, None) as two:
         results = sweeps.sweep(setup_in(folder), plan, folder / "two", executor=two)
     assert without_times(results) == without_times(measured(folder, "one", plan))
+
+
+def dies_at_first(setup, point):
+    """`measure`, but the worker that is given the second point of PLAN is killed with it; always, where a file says so."""
+    place = Path(setup.checkpoint).parent
+    if point == PLAN[1] and ((place / "always").exists() or not (place / "died").exists()):
+        (place / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(setup, point)
+
+
+def test_a_worker_that_is_killed_costs_its_point_one_retry_elsewhere(folder, monkeypatch):
+    monkeypatch.setattr(sweeps, "measure", dies_at_first)
+    with executor(2, None) as two:
+        results = sweeps.sweep(setup_in(folder), PLAN[:3], folder / "two", executor=two)
+    assert (folder / "died").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert without_times(results) == without_times(measured(folder, "one", PLAN[:3]))
+
+
+def test_a_point_that_kills_two_workers_ends_the_sweep_and_the_others_are_kept(folder, monkeypatch):
+    monkeypatch.setattr(sweeps, "measure", dies_at_first)
+    (folder / "always").touch()
+    with pytest.raises(WorkerLostError, match=r"killed .* finished points are kept"), executor(2, None) as two:
+        sweeps.sweep(setup_in(folder), PLAN[:3], folder / "s", executor=two)
+    assert (folder / "s" / "points" / "before.json").exists()
+    assert not (folder / "s" / "points" / f"{PLAN[1].key}.json").exists()
+
+
+class Unlucky(InProcess):
+    """Somebody's executor, which fails the first attempt at everything."""
+
+    def __init__(self, error):
+        self.seen, self.error = set(), error
+
+    def submit(self, fn, /, *args, **kwargs):
+        if repr(args) in self.seen:
+            return super().submit(fn, *args, **kwargs)
+        self.seen.add(repr(args))
+        failed = Future()
+        failed.set_exception(self.error)
+        return failed
+
+
+@pytest.mark.parametrize("error", [BrokenExecutor("gone"), RuntimeError("the node was taken away")])
+def test_any_executor_will_do(folder, error):
+    results = sweeps.sweep(setup_in(folder), PLAN[:2], folder / "s", executor=Unlucky(error))
+    assert without_times(results) == without_times(measured(folder, "one", PLAN[:2]))
+
+
+def test_the_command_takes_an_executor_of_the_users(folder):
+    (folder / "mine.py").write_text(
+        "from concurrent.futures import ThreadPoolExecutor\ndef make():\n    print('made')\n    return ThreadPoolExecutor(2)\n"
+        "def no():\n    return 3\ndef bad():\n    raise OSError('no cluster')\n"
+    )
+    arguments = ("sweep", "ckpt.pt", *MODEL, "--methods", "sdclip:int5", "--bits", "4", "--calib", "none", "-o", "s")
+    run(*arguments, "--baseline", "none", "--executor", "mine.py:make")
+    assert len(json.loads((folder / "s" / "results.json").read_text())["points"]) == 1
+    assert "makes a int" in run(*arguments, "--executor", "mine.py:no", code=3).stderr
+    assert "OSError: no cluster" in run(*arguments, "--executor", "mine.py:bad", code=3).stderr
+    assert "exclude" in run(*arguments, "--executor", "mine.py:no", "--dask", "tcp://a:1", code=2).stderr
 
 
 def test_an_error_in_a_point_ends_the_sweep_with_its_message(folder):

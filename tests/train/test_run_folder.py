@@ -179,25 +179,28 @@ def test_log_forgets_what_a_resumed_run_repeats(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_with_doubled_accumulation(folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_equal_one_that_accumulates_as_much(ranks: int, folder: Path, tmp_path: Path):
     """Tolerance: the same gradients summed in another order, in float32, through a few steps of Muon.
 
-    Both then calibrate and round, and rank 0 writes.
+    All then calibrate and round, and rank 0 writes.
     """
     settings = [*SMALL, "matrix_lr=0.01", "embedding_lr=0.001", "vector_lr=0.001", "warmup=0", "grad_clip=100"]
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2"
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={ranks}"
     command = [sys.executable, *torchrun.split(), "-m", "pgolf", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    arguments = ["--preset", "tiny", "--data", str(folder), "-o", str(tmp_path / "two"), "--json", "--pack", "60kB"]
+    arguments = ["--preset", "tiny", "--data", str(folder), "-o", str(tmp_path / "many"), "--json", "--pack", "60kB"]
     arguments += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(
         command + arguments, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)  # one rank speaks for both
+    told = json.loads(done.stdout)  # one rank speaks for all
     assert told["steps"] == 6
-    assert told["packed"]["bytes"] == (tmp_path / "two" / "model.pgolf").stat().st_size <= 60_000
-    train("tiny", tmp_path / "one", data=folder, overrides=[*settings, "accumulate=2"])
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert told["packed"]["bytes"] == (tmp_path / "many" / "model.pgolf").stat().st_size <= 60_000
+    train("tiny", tmp_path / "one", data=folder, overrides=[*settings, f"accumulate={ranks}"])
+    one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     for name in one:
-        assert torch.allclose(one[name], two[name], atol=2e-4, rtol=1e-3), name
+        assert torch.allclose(one[name], many[name], atol=2e-4, rtol=1e-3), name
+    losses = [[row["loss"] for row in read_metrics(tmp_path / run / "train.jsonl")] for run in ("one", "many")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

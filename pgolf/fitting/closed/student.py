@@ -22,23 +22,37 @@ from pgolf.scoring.divergence import Divergence, divergence, in_parts
 
 class Student:
     """places: tensor of the checkpoint → the module's parameter or buffer. weights: its values as the student has them,
-    float32 where they may still move; own: as the teacher has them."""
+    float32 where they are to move; own: as the teacher has them."""
 
-    def __init__(self, source: Checkpoint, model: nn.Module, logits: Callable[..., Any] | str | None = None) -> None:
-        """Raises ModelError where a floating-point tensor of the checkpoint is none of the module's."""
+    def __init__(
+        self,
+        source: Checkpoint,
+        model: nn.Module,
+        logits: Callable[..., Any] | str | None = None,
+        *,
+        learns: bool = True,
+    ) -> None:
+        """learns: False where weights are only tried, never moved: what is as it was is not copied then. Raises ModelError where
+        a floating-point tensor of the checkpoint is none of the module's."""
         self.model = original(model)
         self.run = logits_of(self.model, logits)
         self.device = device_of(self.model)
         self.places = _places(source, self.model)
         self.own = {name: place.data for name, place in self.places.items()}
         self.weights: dict[str, Tensor] = {}
+        self._learns = learns
         self._vocabulary = 0  # once it is known
-        self.reset({name: source.tensors[name] for name in self.places})
+        if learns:
+            self.reset({name: source.tensors[name] for name in self.places})
+        else:
+            self.weights |= self.own
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the student these values, as float32 copies on the model's device."""
+        """Give the student these values, on the model's device; copies of them where it learns."""
         for name, tensor in tensors.items():
-            self.weights[name] = tensor.detach().to(self.device, torch.float32, copy=True).contiguous()
+            dtype = torch.float32 if self._learns else self.own[name].dtype
+            copied = self._learns or not isinstance(self.places[name], nn.Parameter)  # a pass may write to buffers
+            self.weights[name] = tensor.detach().to(self.device, dtype, copy=copied).contiguous()
 
     @contextmanager
     def at_work(self, *, gradients: bool) -> Iterator[None]:

@@ -6,12 +6,13 @@ NCCL moves GPU memory only, so sums that live on the CPU visit the rank's GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from pgolf.common.ranks import grouped, relayed, told, tried
+from pgolf.common import scratch
+from pgolf.common.ranks import from_all, grouped
 from pgolf.quant.curvature.store import SIDES, Curvature, Key, Sums
 
 
@@ -19,20 +20,17 @@ def summed(collect: Callable[[], Curvature]) -> Curvature:
     """The curvature over all ranks' tokens, the same on every rank; where one fails, all raise."""
     if not grouped():
         return collect()
-    mine, error = tried(collect)
-    heads: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(heads, (None if mine is None else _head(mine), told(error)))
-    if error is not None:
-        raise error
-    failed = [(i, told) for i, (_, told) in enumerate(heads) if told is not None]
-    if failed:
-        raise relayed(type(failed[0][1])(f"rank {failed[0][0]}: {failed[0][1]}"))
-    assert mine is not None
-    first, *others = [head for head, _ in heads]
+    mine: list[Curvature] = []
+
+    def head() -> Curvature:
+        mine.append(collect())
+        return _head(mine[0])
+
+    first, *others = from_all(head)
     total: Curvature = first.merge(others)  # everything but the matrices: those are added where they are
     for key in sorted(total.sums):
         for side in SIDES:
-            _add_up(total, mine, key, side)
+            _add_up(total, mine[0], key, side)
     return total
 
 
@@ -53,14 +51,16 @@ def _add_up(total: Curvature, mine: Curvature, key: Key, side: str) -> None:
         return
     size = key.length(total.shapes[key.name], side)
     value = getattr(mine.sums.get(key, Sums()), side)
-    value = torch.zeros([size] * len(stand_in)) if value is None else value
+    value = torch.from_numpy(scratch.zeros((size,) * len(stand_in), np.float32)) if value is None else value
     setattr(total.sums[key], side, _all_reduced(value))
 
 
 def _all_reduced(value: Tensor) -> Tensor:
-    """The sum over the ranks, on the CPU."""
-    shared = value.clone(memory_format=torch.contiguous_format)
+    """The sum over the ranks, on the CPU; in place where it is there already, for the sums of a large model lie in files."""
+    shared = value.cpu().contiguous()
     if distributed.get_backend() == "nccl":
-        shared = shared.to(torch.device("cuda", torch.cuda.current_device()))
+        moved = shared.to(torch.device("cuda", torch.cuda.current_device()))
+        distributed.all_reduce(moved)
+        return shared.copy_(moved)
     distributed.all_reduce(shared)
-    return shared.cpu()
+    return shared

@@ -28,6 +28,7 @@ from pgolf.quant.slices import sides
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
 SKETCH_TOKENS = 512  # tokens whose summed gradient is one sample of the factors of a parameter that is not followed
+GIVEN_BACK = 1 << 29  # bytes of a large model's sums that lie in memory together
 SIGN_ROWS = 1 << 24  # random signs drawn at a time: as int64 they are four times the logits of a large vocabulary
 
 
@@ -86,7 +87,8 @@ def refuse_sharded(model: nn.Module) -> None:
         kind = type(parameter.data).__name__ if type(parameter) is nn.Parameter else type(parameter).__name__
         if "DTensor" in kind or kind == "FlatParameter":
             raise CurvatureError(
-                f"parameter {name!r} is sharded over ranks ({kind}): calibrate a model that holds it whole"
+                f"parameter {name!r} is sharded over ranks ({kind}), and pgolf has to see products with all of it: calibrate a "
+                "plain module, which loads get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
             )
         if hasattr(parameter, "ds_id"):  # DeepSpeed's ZeRO-3 marks what it has split
             raise CurvatureError(
@@ -134,6 +136,7 @@ class Collector:
         self._gram: tuple[Tensor, tuple[Any, ...], Tensor] | None = None
         self._last: Last | None = None
         self._squares: dict[str, Tensor] = {}
+        self._touched = 0  # bytes of sums in files since their pages were given back
         self._listening = True  # off while gradients flow that are not the loss's
         self._elementwise: bool | None = None  # whether the last product feeds the logits elementwise, once known
 
@@ -148,6 +151,8 @@ class Collector:
             self._backward(logits, generator)
         self._gram = self._last = None
         self.curvature.tokens += ids.numel()
+        if self._large:
+            scratch.give_back()
 
     def _backward(self, logits: Tensor, generator: torch.Generator) -> None:
         if not logits.requires_grad:
@@ -374,6 +379,11 @@ class Collector:
             )
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
+        if self._large:
+            self._touched += 4 * have.numel()
+            if self._touched >= GIVEN_BACK:
+                scratch.give_back()
+                self._touched = 0
 
     def _seen(self, rectangle: Rectangle) -> None:
         bounds = (

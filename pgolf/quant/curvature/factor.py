@@ -34,14 +34,26 @@ def damped(H: Tensor, share: float) -> tuple[Tensor, float]:
 
     Dividing by the mean makes every later step independent of the unit of H.
     """
-    H = H.double()
+    H = H.to(torch.float64, copy=True)  # what follows changes it in place: wide ones are the largest of a pack
     diagonal = H.diagonal().clone()
     live = diagonal > 0
     mean = diagonal[live].mean() if bool(live.any()) else torch.ones((), dtype=H.dtype, device=H.device)
-    H = H / mean
+    H /= mean
     H.diagonal()[~live] = 1.0
     H.diagonal().add_(share)
     return H, float(mean)
+
+
+def ascending(H: Tensor, share: float) -> tuple[Tensor, Tensor, float]:
+    """(order, U, mean) of H [C, C] as `damped` by a share: the columns by ascending diagonal, int64 [C], `inverse_upper` of H in
+    that order, and the mean. Beside H no more than three matrices of its size are held."""
+    H, mean = damped(H, share)
+    order = H.diagonal().argsort(stable=True)
+    back = order.flip(0)
+    H = H[back][:, back]
+    factor = cholesky(H)
+    del H
+    return order, _inverted(factor), mean
 
 
 def inverse_upper(H: Tensor) -> Tensor:
@@ -50,10 +62,14 @@ def inverse_upper(H: Tensor) -> Tensor:
     From the reversed matrix: with J the exchange matrix, J H J = L Lᵀ gives U = J L⁻¹ J. One factorisation and one
     triangular inverse, where chol(inv(H)) needs three and loses half of the digits.
     """
-    flipped = cholesky(H.flip(0, 1))
-    eye = torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
-    with factoring(flipped):
-        inverse: Tensor = torch.linalg.solve_triangular(flipped, eye, upper=False)
+    return _inverted(cholesky(H.flip(0, 1)))
+
+
+def _inverted(factor: Tensor) -> Tensor:
+    """J L⁻¹ J of a lower factor L."""
+    inverse = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).mT  # column by column, as it is solved
+    with factoring(factor):
+        torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
     return inverse.flip(0, 1)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.packer.plane import SPREAD_STEPS, Plane, Scale, Spread
-from pgolf.quant.curvature.factor import damped, inverse_upper
+from pgolf.quant.curvature.factor import ascending, inverse_upper
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods.side import class_bits, drift, fitting_classes, fitting_scale, gaussian_bits, index_bits
 from pgolf.quant.rounding.feedback import RoundingRule, rounded_rows
@@ -155,17 +155,17 @@ def _eye(size: int) -> Tensor:
 
 def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -> Frame:
     """Damped and factored curvature; the unit that damping takes out of H goes into the row weights."""
-    H, mean = damped(curvature.H, settings.damp_inputs)
-    order = H.diagonal().argsort(stable=True)
-    U = inverse_upper(H[order][:, order]).float().cpu()
-    G = torch.ones(rows, device=H.device) if curvature.G is None else curvature.G
-    G = G.double() * mean
+    order, U, mean = ascending(curvature.H, settings.damp_inputs)
+    order, U, device = order.cpu(), U.float().cpu(), curvature.H.device
+    G = torch.ones(rows, device=device) if curvature.G is None else curvature.G
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
-        V = inverse_upper(G + damp * G.diagonal().mean() * torch.eye(rows, dtype=G.dtype, device=G.device))
-        return Frame(order.cpu(), U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu(), H.device)
-    g = G.diagonal() if G.dim() == 2 else G
-    return Frame(order.cpu(), U, (g + damp * g.mean()).cpu().numpy(), device=H.device)
+        G = G.to(torch.float64, copy=True).mul_(mean)
+        G.diagonal().add_(damp * G.diagonal().mean())
+        V = inverse_upper(G)
+        return Frame(order, U, V.diagonal().pow(-2).cpu().numpy(), V.float().cpu(), device)
+    g = (G.diagonal() if G.dim() == 2 else G).double() * mean
+    return Frame(order, U, (g + damp * g.mean()).cpu().numpy(), device=device)
 
 
 def distortion(states: int) -> float:

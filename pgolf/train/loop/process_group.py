@@ -50,7 +50,7 @@ class Ranks:
 def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """This process's ranks and its own device: a group of processes under `torchrun`, else one alone.
 
-    Without `torchrun` nothing of torch.distributed is touched.
+    Without `torchrun` nothing of torch.distributed is touched; a group that is there already is taken as it is.
     """
     if "RANK" not in os.environ:
         yield Ranks(), device
@@ -58,6 +58,9 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    if torch.distributed.is_initialized():
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+        return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()), device

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError, UsageError
-from pgolf.models import buffers, checkpoint, huggingface, transformers_model, usermodel
+from pgolf.loading import hf_folder
+from pgolf.models import blueprint, buffers, checkpoint, huggingface, transformers_model, usermodel
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.usermodel import load_state, one_line
 from pgolf.train.model.gpt import untrained
@@ -31,6 +32,8 @@ class Maker:
     def read(self, path: Path, *, everything: bool = False) -> Checkpoint:
         """The checkpoint at `path`, under the names of its module where one can be built. everything: as in
         `checkpoint.read`."""
+        if huggingface.artifact_in(path):
+            return self._of_artifact(path)
         if self._folder is None and self.model is not None:
             like = usermodel.load(self.model)
             found = checkpoint.read(path, everything=everything, state=self.state, like=like)
@@ -43,6 +46,18 @@ class Maker:
         if path.is_dir() and not as_it_lies and self.can_build(huggingface.config(path), path):
             return transformers_model.read(path, code=self.code(path))
         return checkpoint.read(path, everything=everything, state=self.state)
+
+    def _of_artifact(self, folder: Path) -> Checkpoint:
+        """Of a folder that holds one in the place of weights."""
+        if self.model is None:
+            return hf_folder.read(folder, code=self.code(folder))
+        found = hf_folder.held(folder)
+        module = (
+            usermodel.load(self.model)
+            if self._folder is None
+            else transformers_model.build(self._config(None), what=self.model, code=self.code(folder))
+        )
+        return checkpoint.from_mapping(found.tensors, found.config, found.notes, like=blueprint.of(module))
 
     def build(
         self,
