@@ -86,7 +86,7 @@ def steps(place: Place) -> list[Step]:
         _eval(place, "eval", "bits per byte and speed of the artifact and the checkpoint", ARTIFACT, CHECKPOINT),
         _bench(place, "load", "loading and decoding the trained artifact", 2, _of_artifact(place), ARTIFACT),
         _bench(place, "products", "quant_linear beside torch.matmul", 8, "quant_linear"),
-        _bench(place, "others", "quant_linear beside torchao, gemlite and torch's own", 6, "others"),
+        _bench(place, "others", "quant_linear beside torchao, gemlite and torch's own", 8, "others"),
         _bench(place, "speed", "evaluation dense, unpacked and packed", 4, "eval"),
         _bench(place, "fitting", "curvature and rounding of 36M parameters", 4, "fitting"),
         _bench(place, "qat", "what QAT costs an update", 8, "qat"),
