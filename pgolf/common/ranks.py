@@ -23,7 +23,13 @@ from pgolf.errors import PgolfError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)  # a job's own groups give up after minutes, and NCCL's watchdog kills it then
-TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # what tells a process of its job
+TOLD = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "TORCHELASTIC_RUN_ID",
+)  # what tells a process of its job
 _alone = Event()
 _waiting: list[weakref.ref[Any]] = []  # the job's group of all ranks, and ours of the same; torch holds both
 

@@ -339,10 +339,11 @@ class _Run:
                 trainer.interrupted.set()
 
     def _leave(self, info: StepInfo) -> None:
-        """Every rank leaves after the same step, for the same reason."""
+        """Every rank leaves after the same step, for the same reason, and none before rank 0 has saved."""
         if not info.interrupted:
             return
-        if self.ends is None or not self.ranks.agree(float(bool(self.hopeless)), self.device):
+        hopeless = self.ranks.agree(float(bool(self.hopeless)), self.device)
+        if self.ends is None or not hopeless:
             raise KeyboardInterrupt
         why = self.hopeless or "rank 0 has the reason"
         raise StoppedError(
