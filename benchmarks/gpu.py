@@ -14,6 +14,7 @@ other stays in .gpu/work, which must outlive the call; OUT may be emptied betwee
 from __future__ import annotations
 
 import argparse
+import calendar
 import json
 import os
 import shutil
@@ -22,12 +23,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_steps
+from benchmarks import gpu_goals, gpu_steps
 from benchmarks.gpu_steps import ROOT, Command, Place, Step
 from pgolf.common.files import write_json
 
@@ -76,15 +78,30 @@ class Campaign:
             record |= {"ok": True, "facts": next(iter(facts.values())) if len(facts) == 1 else facts}
         except (Failed, OSError, ValueError) as error:
             record |= {"ok": False, "error": str(error), "code": getattr(error, "code", 1)}
+            record |= self._left(step, record["date"])
         record["seconds"] = round(time.monotonic() - began, 1)
         self.results[step.name] = record
         self.write()
         return record
 
+    def _left(self, step: Step, date: str) -> dict[str, Any]:
+        """What a step that failed found out before, if anything."""
+        began = calendar.timegm(time.strptime(date, "%Y-%m-%dT%H:%M:%SZ"))
+        for name in step.facts:
+            with suppress(OSError, ValueError):
+                path = self.place.work / name
+                if path.stat().st_mtime >= began:
+                    return {"facts": json.loads(path.read_text())}
+        return {}
+
+    def goals(self) -> list[dict[str, Any]]:
+        """See gpu_goals."""
+        return gpu_goals.reached(self.results)
+
     def write(self) -> None:
         """Results where they are kept, and with everything to hand over in OUT."""
         machine = self.results.get("setup", {}).get("facts", {})
-        whole = {"dry_run": self.place.dry, "machine": machine, "steps": self.results}
+        whole = {"dry_run": self.place.dry, "machine": machine, "goals": self.goals(), "steps": self.results}
         write_json(self._kept, self.results)
         write_json(self.out / "gpu.json", whole)
         gives = [name for step in self.steps if self.done(step) for name in step.gives]
@@ -117,7 +134,7 @@ class Campaign:
             finally:
                 if output is not log:
                     output.close()
-        if code != 0:
+        if code not in command.codes:
             said = self.log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
             why = "ran out of time" if code is None else f"exit code {code}"
             raise Failed("\n".join([why, *said[-LAST_LINES:]]), code or 1)
@@ -156,6 +173,8 @@ def run(campaign: Campaign, wanted: list[Step], minutes: float) -> int:
             campaign.say(record["error"].splitlines()[-1])
             return int(record["code"])
         campaign.say(f"{step.name}: {'ok' if record['ok'] else record['error']} ({record['seconds']:g} s)")
+    for line in gpu_goals.table(campaign.goals(), toy=campaign.place.dry):
+        campaign.say(line)
     return int(failed)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +19,7 @@ from pgolf.common.extras import EXTRA_OF
 from pgolf.errors import PgolfError
 
 READERS = ("torch", "numpy", "safetensors", "brotli", "zstandard", "click", "rich", "jinja2", "pytest", "hypothesis")
-OPTIONAL = {"distributed", "matplotlib"}  # no step needs them, or needs them badly
+UNUSED = {"distributed", "matplotlib", "transformers", "tokenizers", "gguf"}  # by any step
 
 
 def tests(report: Path) -> dict[str, object]:
@@ -30,11 +30,22 @@ def tests(report: Path) -> dict[str, object]:
     return counts | {"seconds": float(suite.get("time", 0)), "failed": bad}
 
 
+def unusable(name: str) -> str:
+    """A package that cannot be imported, and why if it is there: one that wants another numpy should end no later step."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        return name if error.name == name else f"{name} ({error})"
+    except ImportError as error:
+        return f"{name} ({str(error).splitlines()[0]})"
+    return ""
+
+
 def here(device: str) -> dict[str, object]:
-    """`machine()`, if the device and every package are there. Raises PgolfError."""
-    missing = [name for name in (*READERS, *EXTRA_OF) if name not in OPTIONAL and find_spec(name) is None]
-    if missing:
-        raise PgolfError(f"packages are missing: {', '.join(missing)}: bring wheels along (gpu_carry.py)")
+    """`machine()`, if the device and every package are there and can be imported. Raises PgolfError."""
+    bad = [word for name in (*READERS, *EXTRA_OF) if name not in UNUSED and (word := unusable(name))]
+    if bad:
+        raise PgolfError(f"packages are missing: {', '.join(bad)}: bring wheels along (gpu_carry.py)")
     from pgolf.kernels.device import need
 
     need(device)
@@ -47,7 +58,10 @@ def main() -> None:
     parser.add_argument("--tests", type=Path)
     options = parser.parse_args()
     try:
-        print(json.dumps(tests(options.tests) if options.tests else here(options.device)))
+        found = tests(options.tests) if options.tests else here(options.device)
+        print(json.dumps(found))
+        if found.get("failures") or found.get("errors"):
+            raise PgolfError(f"{found['failures']} tests fail, {found['errors']} have errors: {found['failed']}")
     except PgolfError as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

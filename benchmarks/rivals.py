@@ -6,7 +6,8 @@ Runs in an environment that has what it is to compare (rival_quantizers.py; gguf
 rival quantizes all matrices; its bytes are those of a file as it is, and with the best of zstd -22, brotli -11 and xz -9e on its
 codes and scales, together or apart, whichever zstd makes smaller. nncodec codes by itself. The contest's packer and pgolf see
 calibration text, the others none. What pgolf takes for a rival's KL is read off its own curve, log KL linear in bytes between
-packs, and is null beyond its ends. The result is written after every point, and points that it holds are not made again.
+packs, and is null beyond its ends. The result is written after every point, and points that it holds are not made again; at the
+end all are drawn beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 import zstandard
 from torch import Tensor
 
+from benchmarks import bytes_kl
 from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from benchmarks.rival_quantizers import Coded, Quantizer, by_nncodec, more_rivals, quantized, versions
@@ -159,8 +161,10 @@ def main() -> None:
     parser.set_defaults(seq_len=512, max_tokens=16384)
     parser.add_argument("--calib-tokens", type=int, default=20480)
     parser.add_argument("--out", type=Path, default=RESULTS / "rivals_golf3m.json")
-    found = Rivals(parser.parse_args())
+    args = parser.parse_args()
+    found = Rivals(args)
     found.all()
+    bytes_kl.draw(found.rows, args.out.with_suffix(".png"))
     print("| packer | bytes | compressed | KL | pgolf, bytes | ratio |\n|---|---|---|---|---|---|")
     for row in found.rows:
         ours = row["pgolf_bytes_at_equal_kl"]

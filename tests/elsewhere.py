@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pgolf.common import factoring
+
 PLACE = torch.device("cuda", 0)
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero", "unique_consecutive", "_unique2", "masked_select"}
 KEPT_IN = [
@@ -57,7 +59,7 @@ class There(Tensor):
             dtype = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), self.dtype)
             return Back.apply(self) if kwargs.get("non_blocking") else self.cpu().to(dtype)
         kept = {key: value for key, value in kwargs.items() if not is_cuda(value)}
-        rest = [a for a in args if not is_cuda(a)]
+        rest = [a for a in args if not is_cuda(a) and a is not None and a is not False]
         return super().to(*rest, **kept) if rest or kept else self
 
     def data_ptr(self) -> int:
@@ -206,6 +208,17 @@ def to_anywhere(original):
     return to
 
 
+def factored(function):
+    """A factorisation that ends as torch's does where two threads come to it at once: nobody may come without the lock."""
+
+    def make(*args, **kwargs):
+        if any(isinstance(a, There) for a in args) and not factoring.LOCK.locked():
+            raise RuntimeError("lazy wrapper should be called at most once")
+        return function(*args, **kwargs)
+
+    return make
+
+
 class Event:
     """What the host waits for without stopping the device."""
 
@@ -239,6 +252,9 @@ def gpu() -> Iterator[Gpu]:
         patch("torch.cuda.is_current_stream_capturing", lambda: False),
         patch("torch.cuda.get_device_properties", lambda *_: Properties),
         patch("torch.Tensor.pin_memory", lambda self, *_: self),
+    ]
+    patches += [
+        patch(f"torch.linalg.{n}", factored(getattr(torch.linalg, n))) for n in ("cholesky_ex", "solve_triangular")
     ]
     patches += [patch("torch.Tensor.to", to_anywhere(Tensor.to))]
     patches += [patch(f"torch.{name}", made_there(getattr(torch, name))) for name in ("zeros", "ones", "eye", "empty")]

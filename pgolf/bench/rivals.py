@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -15,13 +17,14 @@ from pgolf.bench.sizes import Sizes
 from pgolf.kernels import packed, quant_linear
 
 BITS, GROUP = 4, 128  # weights that share a scale: all of them take this many
+LONGEST = 80.0  # seconds on one of them, which may tune itself at each size
 Product = Callable[[Tensor], Tensor]
 
 
 def compared(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
     """Seconds in a graph, hot and cold, of quant_linear, torch.matmul in bfloat16 and each of RIVALS, for each shape and number
     of rows of x; of a rival that does not run here, why."""
-    found = []
+    found, spent = [], defaultdict[str, float](float)
     for shape in sizes.compared:
         codes = torch.randint(-8, 8, shape, device=device)
         matrix = torch.randn(shape, device=device).bfloat16()
@@ -33,7 +36,12 @@ def compared(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
         works |= {name: _made(make, codes) for name, make in RIVALS.items()}
         for inputs in sizes.inputs:
             x = torch.randn(inputs, shape[1], device=device).bfloat16()
-            found.append({"shape": shape, "inputs": inputs} | {name: _seconds(work, x) for name, work in works.items()})
+            row: dict[str, Any] = {"shape": shape, "inputs": inputs}
+            for name, work in works.items():
+                began = time.perf_counter()
+                row[name] = _seconds(work, x) if spent[name] < LONGEST else f"left out: {LONGEST:g} s were spent on it"
+                spent[name] += time.perf_counter() - began
+            found.append(row)
     return found
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # what kernels read and write as numbers
+_LOCK = Lock()
 INTEGERS = (torch.int8, torch.int16, torch.int32)  # what codes are
 
 
@@ -17,13 +19,14 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) ->
     """`kernel[grid](*arguments, **options)` with the first tensor's device as the current one.
 
     Triton launches on the current device, whatever its pointers belong to: with tensors on cuda:1 and cuda:0 current, it
-    would read another card's memory. Raises ValueError where the tensors lie on several devices.
+    would read another card's memory. One thread launches at a time: the first launch compiles, and Triton promises nothing
+    of two. Raises ValueError where the tensors lie on several devices.
     """
     places = {argument.device for argument in arguments if isinstance(argument, Tensor)}
     if len(places) != 1:
         raise ValueError(f"the operands of a kernel lie on {', '.join(sorted(map(str, places)))}: move them together")
     (place,) = places
-    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+    with _LOCK, torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         kernel[tuple(grid)](*arguments, **options)
 
 

@@ -12,6 +12,7 @@ What will surprise you:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +58,8 @@ class Packed:
 
     def rows(self, index: Tensor) -> Packed:
         """The matrix of the rows `index` [n]."""
-        high, scale = (None if part is None else part[index] for part in (self.high, self.row_scale))
-        return replace(self, low=self.low[index], high=high, row_scale=scale)
+        high, scale = (None if part is None else part.index_select(0, index) for part in (self.high, self.row_scale))
+        return replace(self, low=self.low.index_select(0, index), high=high, row_scale=scale)
 
 
 def check(packed: Packed, like: Tensor) -> None:
@@ -163,12 +164,37 @@ def dense_reference(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tens
 def dense(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Weights [R, C] in `dtype`, of bfloat16, float16 and float32 the same bits as `dequant` of the codes.
 
-    Raises ValueError where the parts do not fit.
+    torch.compile takes it as one operation. Raises ValueError where the parts do not fit.
     """
     check(packed, packed.low)
     if dtype not in FLOATS:
         return dense(packed, torch.float32).to(dtype)
-    return launch_unpack(packed, dtype) if packed.low.is_cuda else dense_reference(packed, dtype)
+    p = packed
+    weights: Tensor = _operation(p.low, p.high, p.row_scale, p.col_scale, p.bits, p.cols, dtype)
+    return weights
+
+
+@torch.library.custom_op(
+    "pgolf::unpack",
+    mutates_args=(),
+    schema="(Tensor low, Tensor? high, Tensor? row_scale, Tensor? col_scale, int bits, int cols, ScalarType dtype) -> Tensor",
+)
+def _operation(
+    low: Tensor,
+    high: Tensor | None,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    bits: int,
+    cols: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    packed = Packed(low, high, row_scale, col_scale, bits, cols)
+    return launch_unpack(packed, dtype) if low.is_cuda else dense_reference(packed, dtype)
+
+
+@_operation.register_fake
+def _(low: Tensor, high: Any, row_scale: Any, col_scale: Any, bits: int, cols: int, dtype: torch.dtype) -> Tensor:
+    return low.new_empty(low.shape[0], cols, dtype=dtype)
 
 
 def launch_unpack(packed: Packed, dtype: torch.dtype) -> Tensor:

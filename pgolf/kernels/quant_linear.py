@@ -15,7 +15,8 @@ from pgolf.kernels.launch import FLOATS, launch, require
 from pgolf.kernels.packed import Packed, check, dense, dense_reference, field, unit_words
 
 # Rows of x up to which a program owns some rows of W and reads them once, so that the time is that of reading the packed
-# bytes. With more, W is dequantized once for the call and torch multiplies.
+# bytes. With more, W is dequantized once for the call and torch multiplies; so in float32, for which there is no matrix unit:
+# products in registers alone take ptxas up to a minute a shape, and spill.
 FUSED_ROWS = 64
 WIDE, NARROW = 64, 16  # rows of W of a program
 PROGRAMS = 2  # of a processor, so that one computes while another waits for memory
@@ -58,7 +59,7 @@ def _operation(
     check(weight, x)
     if not x.is_cuda:
         return quant_linear_reference(x, weight)
-    if x.shape[0] > FUSED_ROWS:
+    if x.dtype == torch.float32 or x.shape[0] > FUSED_ROWS:
         return F.linear(x, dense(weight, x.dtype))
     return launch_quant_linear(x, weight)
 
@@ -124,8 +125,8 @@ def launch_shape(inputs: int, outputs: int, units: int, bits: int, processors: i
     """Enough programs to fill the device, no smaller.
 
     64 rows of W are what Hopper's matrix unit takes from the registers of four warps; where there would be too few such
-    programs, 16 rows for the older instruction of one warp. Rows are split among programs, down to one unit each, until
-    every processor has PROGRAMS. Two programs' stages fit a processor's shared memory at up to 16 rows of x.
+    programs, 16 rows for the older instruction, a warp for each 16 rows of x. Rows are split among programs, down to one unit
+    each, until every processor has PROGRAMS. Two programs' stages fit a processor's shared memory at up to 16 rows of x.
     """
     block_m = 16 if inputs <= 16 else 32 if inputs <= 32 else 64
     across = _ceil(inputs, block_m)
@@ -135,7 +136,7 @@ def launch_shape(inputs: int, outputs: int, units: int, bits: int, processors: i
     split = min(units, max(1, PROGRAMS * processors // max(programs, 1)))
     split = _ceil(units, _ceil(units, split))  # no program without a unit
     stages = 2 if block_m == 64 or bits == 8 else 3
-    return LaunchShape(block_m, block_n, split, 4 if wide else 1, stages)
+    return LaunchShape(block_m, block_n, split, 4 if wide else block_m // 16, stages)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -31,6 +31,13 @@ def test_what_fails_is_told_and_the_rest_measured(monkeypatch: pytest.MonkeyPatc
         assert all(row[name].keys() == {"hot", "cold"} for name in ("quant_linear", "matmul", "works"))
 
 
+def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rivals, "RIVALS", {})
+    monkeypatch.setattr(rivals, "LONGEST", 0.0)
+    rows = rivals.compared(CPU, SIZES)
+    assert {row["matmul"] for row in rows} == {"left out: 0 s were spent on it"}
+
+
 class TestOnTheGpu:
     pytestmark = on_gpu
 

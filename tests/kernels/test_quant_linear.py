@@ -2,11 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgolf.kernels import packed, quant_linear
 from pgolf.kernels.packed import Packed, pack, unpack
+from pgolf.kernels.weight import PackedWeight
 from tests.helpers import generator
 from tests.kernels.places import everywhere, on_gpu, poison
 
@@ -132,7 +135,7 @@ def test_launch_shapes_cover_everything(shape, bits, processors):
     steps = -(-units // how.split)
     assert (how.split - 1) * steps < units <= how.split * steps, "a program without units"
     assert how.block_m >= inputs
-    assert (how.block_n, how.warps) in {(16, 1), (64, 4)}
+    assert (how.block_n, how.warps) in {(16, how.block_m // 16), (64, 4)}
 
 
 @pytest.mark.parametrize("inputs", [1, 4, 16, 64])
@@ -162,6 +165,27 @@ def test_the_operation_is_well_made():
     _, w = case(6, 12, 40)
     x = torch.randn(3, 40, generator=generator(1), requires_grad=True)
     torch.library.opcheck(quant_linear._operation, (x, w.low, w.high, w.row_scale, w.col_scale, w.bits, w.cols))
+
+
+def test_what_is_traced_for_a_gpu_launches_nothing():
+    """Tensors without memory, as torch.compile has them: a kernel would ask where theirs is."""
+    with FakeTensorMode():
+        low, high = (torch.empty(20, 16, dtype=kind, device="cuda") for kind in (torch.int32, torch.int16))
+        parts = low, high, torch.empty(20, device="cuda"), torch.empty(128, device="cuda")
+        weight = PackedWeight(parts, 6, 128, torch.bfloat16)
+        x, ids = (
+            torch.empty(3, 128, device="cuda", dtype=torch.bfloat16),
+            torch.empty(7, dtype=torch.int64, device="cuda"),
+        )
+        products = F.linear(x, weight), F.embedding(ids, weight), weight.dense(), weight + 1
+    assert [tuple(y.shape) for y in products] == [(3, 20), (7, 128), (20, 128), (20, 128)]
+    assert {(y.dtype, y.device.type) for y in products} == {(torch.bfloat16, "cuda")}
+
+
+def test_unpacking_is_a_well_made_operation():
+    _, w = case(6, 12, 40)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(packed._operation, (w.low, w.high, w.row_scale, w.col_scale, w.bits, w.cols, dtype))
 
 
 def test_torch_compile_takes_it_as_one_operation():
@@ -196,7 +220,9 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("inputs", [1, 16, 17, 64, 65])
     @pytest.mark.parametrize("bits", packed.WIDTHS)
     def test_real_shapes(self, bits, inputs, dtype):
-        for rows, cols in ((512, 512), (2048, 512), (512, 2048), (8192, 512), (1000, 4100)):
+        for rows, cols in (
+            ((512, 512), (512, 2048), (8192, 512), (1000, 4100)) if dtype == torch.bfloat16 else ((512, 512),)
+        ):
             _, weight = case(bits, rows, cols, "cuda", seed=inputs)
             x = torch.randn(inputs, cols, device="cuda", dtype=dtype)
             poison("cuda")

@@ -10,6 +10,7 @@ from pgolf.data.shards import WindowSampler
 from pgolf.errors import UsageError
 from pgolf.kernels import launch as door
 from pgolf.kernels.weight import PackedWeight
+from pgolf.loading import hf_folder, transformers_quantizer
 from pgolf.loading.modules import load_module
 from pgolf.models.logits import logits_of
 from pgolf.packer.format import artifact
@@ -50,6 +51,27 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
         assert not isinstance(y.detach().cpu(), There)
         assert y.item() > 0
         assert there.waits == {"cpu": 2, "_local_scalar_dense": 1}
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore")
+def test_from_pretrained_keeps_weights_packed_where_the_model_was_put(tmp_path, caplog):
+    """What transformers calls once device_map has put the model there."""
+    transformers = pytest.importorskip("transformers")
+    transformers_quantizer.register()
+    small = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**small, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
+    pgolf.pack(tmp_path / "source", tmp_path / "m.pgolf", method="rtn", rules=["*proj*=int5", "*embed*=int5"])
+    hf_folder.write(tmp_path / "out", tmp_path / "m.pgolf", tmp_path / "source", packed=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert "weights are dense" in caplog.text  # on a processor
+    with gpu():
+        model.to("cuda")
+        model.hf_quantizer._process_model_after_weight_loading(model)
+        packed = {name for name, parameter in model.named_parameters() if isinstance(parameter, PackedWeight)}
+        assert packed == {name for name, parameter in model.named_parameters() if "norm" not in name} - {"lm_head.weight"}
+        assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
 
 
 @pytest.fixture

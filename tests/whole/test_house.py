@@ -1,6 +1,8 @@
 """The walls of the house: imports go down, none runs in a circle, and the lint notices when one does not."""
 
 import ast
+import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -142,3 +144,12 @@ def test_a_wrong_import_fails_the_lint(copy, file, line, contract):
 def test_the_house_as_it_stands_passes_the_lint(copy):
     passed = linted(copy)
     assert passed.returncode == 0, passed.stdout + passed.stderr
+
+
+def test_factors_are_made_under_their_lock():
+    """On a GPU torch's factorisations take one thread at a time; svd is the trainer's, which has one."""
+    for path in (ROOT / "pgolf").rglob("*.py"):
+        lines = path.read_text().splitlines()
+        for before, line in itertools.pairwise(lines):
+            if re.search(r"torch\.linalg\.(cholesky|solve|inv|eig|lu|qr)", line):
+                assert "with factoring(" in before, f"{path.name}: {line.strip()}"

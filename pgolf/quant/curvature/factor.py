@@ -9,6 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from pgolf.common.factoring import factoring
+
 LEAST_JITTER = 1e-10  # of the mean diagonal: the first that is tried
 _grown: ContextVar[list[float] | None] = ContextVar("grown", default=None)
 
@@ -66,19 +68,22 @@ def inverse_upper(H: Tensor) -> Tensor:
 def _inverted(factor: Tensor) -> Tensor:
     """J L⁻¹ J of a lower factor L."""
     inverse = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).mT  # column by column, as it is solved
-    torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
+    with factoring(factor):
+        torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
     return inverse.flip(0, 1)
 
 
 def cholesky(A: Tensor) -> Tensor:
     """Lower Cholesky factor of A, with the diagonal raised tenfold at a time until it exists."""
     factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(A)
+    with factoring(A):
+        factor, failed = torch.linalg.cholesky_ex(A)
     share, mean = 0.0, A.diagonal().mean()
     while int(failed):
         share = max(10 * share, LEAST_JITTER)
         raised = A + share * mean * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
-        factor, failed = torch.linalg.cholesky_ex(raised)
+        with factoring(A):
+            factor, failed = torch.linalg.cholesky_ex(raised)
     if share and (shares := _grown.get()) is not None:
         shares.append(share)
     return factor

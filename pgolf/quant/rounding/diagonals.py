@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf.common.factoring import factoring
 from pgolf.kernels.device import triton
 from pgolf.kernels.round_block import LINES, ROWS, Lanes, RoundingTables, launch_round
 from pgolf.packer.coder.trellis import STRIP
@@ -161,7 +162,9 @@ def _fed(V: Tensor, blocks: Sequence[Block], longest: int) -> Tensor:
     ends = torch.tensor([commit for _, commit, _ in blocks]).to(V.device)
     later = torch.arange(V.shape[-1], device=V.device) >= ends[:, None, None]
     out = V.new_zeros(len(V), len(blocks), size, longest)
-    out[..., : V.shape[-1]] = torch.linalg.solve_triangular(own, V[:, rows] * (later & inside[:, :, None]), upper=True)
+    wanted = V[:, rows] * (later & inside[:, :, None])
+    with factoring(own):
+        out[..., : V.shape[-1]] = torch.linalg.solve_triangular(own, wanted, upper=True)
     return out.flatten(0, 1)
 
 

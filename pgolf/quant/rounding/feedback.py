@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.common import extras
+from pgolf.common.factoring import factoring
 from pgolf.packer.coder.trellis import STRIP
 from pgolf.packer.plane import SPREAD_STEPS, Spread
 
@@ -111,7 +112,8 @@ def rounded_rows(
         if V is not None and commit < W.shape[1]:
             scale = np.outer(rule.decoded_cols, rule.decoded_rows[start:commit])
             error = block[:, : commit - start] - torch.from_numpy(rounded * scale)
-            pushed = torch.linalg.solve_triangular(V[start:commit, start:commit], error, upper=True, left=False)
+            with factoring(error):
+                pushed = torch.linalg.solve_triangular(V[start:commit, start:commit], error, upper=True, left=False)
             T[:, commit:] -= pushed @ V[start:commit, commit:]
 
 

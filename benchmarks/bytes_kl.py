@@ -1,0 +1,41 @@
+"""A picture of packers on one model: bytes against the KL from the unquantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Packer, the first word of a row's name -> its (bytes, KL), smallest first; pgolf before all others."""
+    found: dict[str, list[tuple[int, float]]] = {"pgolf": []}
+    for row in rows:
+        found.setdefault(row["name"].split()[0], []).append((row["bytes"], row["kl"]))
+    return {name: sorted(points) for name, points in found.items() if points}
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A line a packer, both axes logarithmic: equal distances are equal ratios."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(8, 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, points in families(rows).items():
+        ours = name == "pgolf"
+        how = {"color": "black", "linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1.2}
+        axes.plot(*zip(*((size / 1e6, kl) for size, kl in points), strict=True), marker="o", label=name, **how)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks([0.5, 0.7, 1, 1.4, 2, 3])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("file, MB")
+    axes.set_ylabel("KL from the unquantized model, nats a token")
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png", metadata={"Software": None})
