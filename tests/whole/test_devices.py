@@ -70,7 +70,9 @@ def test_from_pretrained_keeps_weights_packed_where_the_model_was_put(tmp_path, 
         model.to("cuda")
         model.hf_quantizer._process_model_after_weight_loading(model)
         packed = {name for name, parameter in model.named_parameters() if isinstance(parameter, PackedWeight)}
-        assert packed == {name for name, parameter in model.named_parameters() if "norm" not in name} - {"lm_head.weight"}
+        assert packed == {name for name, parameter in model.named_parameters() if "norm" not in name} - {
+            "lm_head.weight"
+        }
         assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
 
 
