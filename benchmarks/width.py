@@ -1,10 +1,12 @@
 """Parameters or bits: models of five sizes in the same bytes, packed by `auto` and by the contest's packer.
 
-    python benchmarks/width.py [--steps 200] [--keep DIR] [--out RESULT.json]     train, pack and score what is missing
+    python benchmarks/width.py [--steps 1200] [--keep DIR] [--out RESULT.json]     train, pack and score what is missing
     python benchmarks/width.py --rates                                            only measure seconds a token
     python benchmarks/width.py --read                                             only tables and picture of what is there
 
-`small` of `pgolf train` scaled to SIZES, its table a third of the weights, on the text of ../shared/data. Equal time is told in
+`small` of `pgolf train` scaled to SIZES, its table a third of the weights, on the text of ../shared/data. The sizes lie around the
+one that five minutes of one core train best: of 1.5M to 6.2M weights the smallest won by far (width_large.json, the same script
+at commit 3688809 with --steps 500). Equal time is told in
 tokens, so that a busy machine changes nothing: processor seconds a token are measured once (one thread, the sizes in turns,
 RATES), and each size reads as many tokens as take the time that the middle one needs for its --steps. Equal tokens: all take
 --steps. Schedules go by steps. The contest's packer comes within NEAR of a byte count, and `auto` gets the bytes that it took.
@@ -48,16 +50,16 @@ from pgolf.train.loop.trainer import Trainer
 from pgolf.train.model.gpt import GPT
 
 SIZES = {  # name: width, rows of the table of token pairs
+    "0.25M": (64, 2560),
+    "0.37M": (80, 3584),
+    "0.58M": (104, 5632),
+    "0.95M": (136, 9728),
     "1.5M": (176, 16384),
-    "2.2M": (216, 22528),
-    "3.1M": (256, 32768),
-    "4.4M": (304, 49152),
-    "6.2M": (368, 65536),
 }
-MIDDLE = "3.1M"
+MIDDLE = "0.58M"
 # Processor seconds a token of `--rates`, 2026-11-28: four turns on a busy machine, torch 2.13.0.
-RATES = {"1.5M": 1.183e-4, "2.2M": 1.648e-4, "3.1M": 2.084e-4, "4.4M": 2.868e-4, "6.2M": 4.243e-4}
-BYTES = (700_000, 1_000_000, 1_400_000, 2_000_000)
+RATES = {"0.25M": 3.743e-5, "0.37M": 4.790e-5, "0.58M": 6.818e-5, "0.95M": 9.043e-5, "1.5M": 1.320e-4}
+BYTES = (100_000, 160_000, 250_000, 400_000)
 BITS = (1.1, 5.5)  # a weight, everything counted
 NEAR = 0.005  # of a byte count
 TRIALS = 3  # of the contest's packer at a byte count
@@ -222,7 +224,7 @@ def go_on(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="of the middle size, 3,072 tokens each")
+    parser.add_argument("--steps", type=int, default=1200, help="of the middle size, 3,072 tokens each")
     parser.add_argument("--keep", type=Path, default=Path(".scratch/width"), help="checkpoints, and states of training")
     parser.add_argument("--out", type=Path, default=RESULTS / "width.json")
     parser.add_argument("--rates", action="store_true")

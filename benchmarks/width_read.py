@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             )
     axes.set_xscale("log")
     axes.set_xticks(ticks := sorted({p["target"] for row in shown for p in row["points"]}))
-    axes.set_xticklabels([f"{tick / 1e6:.1f} MB" for tick in ticks])
+    axes.set_xticklabels([f"{tick / 1e3:,.0f} kB" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("artifact")
     axes.set_ylabel("bits per byte")
