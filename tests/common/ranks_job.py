@@ -45,9 +45,9 @@ def watched(folder, curvature):
         curvature.save(folder / "shared.curv")
     seen, plain = set(), Job.round
 
-    def noted(job, name, index, step):
+    def noted(job, name, index, step, *made):
         seen.add(name)
-        return plain(job, name, index, step)
+        return plain(job, name, index, step, *made)
 
     Job.round = noted
     return seen
