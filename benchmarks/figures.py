@@ -81,6 +81,7 @@ SOURCES = {
     "ttt_golf3m": Source("benchmarks/ttt.py", ("pgolf/scoring",)),
     "twins": Source("benchmarks/twins.py", PACKING),
     "width": Source("benchmarks/width.py", (*TRAINING, *PACKING)),
+    "width_large": Source("benchmarks/width.py --steps 500", (*TRAINING, *PACKING)),
 }
 
 

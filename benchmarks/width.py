@@ -1,17 +1,17 @@
 """Parameters or bits: models of five sizes in the same bytes, packed by `auto` and by the contest's packer.
 
-    python benchmarks/width.py [--steps 1200] [--keep DIR] [--out RESULT.json]     train, pack and score what is missing
+    python benchmarks/width.py [--steps 1200] [--keep DIR] [--out RESULT.json]    train, pack and score what is missing
     python benchmarks/width.py --rates                                            only measure seconds a token
     python benchmarks/width.py --read                                             only tables and picture of what is there
 
-`small` of `pgolf train` scaled to SIZES, its table a third of the weights, on the text of ../shared/data. The sizes lie around the
-one that five minutes of one core train best: of 1.5M to 6.2M weights the smallest won by far (width_large.json, the same script
-at commit 3688809 with --steps 500). Equal time is told in
-tokens, so that a busy machine changes nothing: processor seconds a token are measured once (one thread, the sizes in turns,
-RATES), and each size reads as many tokens as take the time that the middle one needs for its --steps. Equal tokens: all take
---steps. Schedules go by steps. The contest's packer comes within NEAR of a byte count, and `auto` gets the bytes that it took.
-A point outside BITS is left out: no packer is at its best there. The result is written after every model and point, and a
-run that was broken off goes on where it was, in the middle of a training too.
+`small` of `pgolf train` scaled to SIZES, its table a third of the weights, on the text of ../shared/data. The sizes lie around
+the one that minutes of one core train best: of 1.5M to 6.2M weights the smallest won by far (width_large.json: this script at
+commit 3688809 with --steps 500).
+Equal time is told in tokens, so that a busy machine changes nothing: processor seconds a token are measured once (one thread, the
+sizes in turns, RATES), and each size reads as many tokens as take the time that the middle one needs for its --steps. Equal
+tokens: all take --steps. Schedules go by steps. The contest's packer comes within NEAR of a byte count, and `auto` gets the bytes
+that it took. A point outside BITS is left out: no packer is at its best there. The result is written after every model and point,
+and a run that was broken off goes on where it was, in the middle of a training too.
 """
 
 from __future__ import annotations

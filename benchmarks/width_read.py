@@ -12,6 +12,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 PACKERS = ("contest", "auto")
+SHOWN = 0.25  # BPB above the best point of the picture
 
 
 def curve(rows: Sequence[Row], packer: str, target: int) -> list[tuple[int, float]]:
@@ -109,6 +110,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks(ticks := sorted({p["target"] for row in shown for p in row["points"]}))
     axes.set_xticklabels([f"{tick / 1e3:,.0f} kB" for tick in ticks])
     axes.minorticks_off()
+    best = min(point["bpb"] for row in shown for point in row["points"])
+    axes.set_ylim(best - SHOWN / 20, best + SHOWN)  # what is beyond is nobody's choice
     axes.set_xlabel("artifact")
     axes.set_ylabel("bits per byte")
     axes.legend(frameon=False, fontsize=8, ncols=2)
