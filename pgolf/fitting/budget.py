@@ -22,8 +22,8 @@ CLOSE_BYTES = 200  # ...or this close
 EXPECTED_CLOSE = 1e-4  # expected sizes are solved to this share of the budget...
 EXPECTED_BYTES = 10  # ...and this
 NEARBY = 1.05  # steps either way whose expected sizes tell the slope...
-SPARE = 0.5  # of the tolerance, where it is large: sizes scatter by about as much either way
 LEAST_SLOPE = 0.1  # ...which is at least this share of what wide codes have
+SPARE = 0.5  # of the tolerance, where it is large: sizes scatter by about as much either way
 
 
 def meet(job: Job, goal: Goal, *, hurried: bool = False) -> Trial:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 COARSEST = 2.0**14  # the far end: nearly everything rounds to zero
 TRIALS = 16
-SPARE = 0.3
+SPARE = 0.3  # of the tolerance
 FARTHEST = 4.0  # octaves between trials, at most, until the target is enclosed
 NEAR = 0.02  # octaves
 SLOPES = 0.125, 2.0  # of the slope believed at first: what two trials may say of it...
