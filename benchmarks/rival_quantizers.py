@@ -210,10 +210,11 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 def quantized(
-    parts: Mapping[str, Tensor], quantize: Quantizer, vectors: torch.dtype
+    parts: Mapping[str, Tensor], quantize: Quantizer, vectors: torch.dtype, known: Mapping[str, Coded] | None = None
 ) -> tuple[list[Coded], bytes, dict[str, Tensor]]:
-    """Of `apart`: (every matrix, the vectors' bytes, the weights)."""
-    matrices = {name: quantize(part) for name, part in parts.items() if part.dim() == 2}
+    """Of `apart`: (every matrix, the vectors' bytes, the weights). known: matrices that are quantized already."""
+    ready = known or {}
+    matrices = {name: ready.get(name) or quantize(part) for name, part in parts.items() if part.dim() == 2}
     rest = {name: part.to(vectors) for name, part in parts.items() if part.dim() == 1}
     weights = {name: found.weights for name, found in matrices.items()}
     weights |= {name: part.float() for name, part in rest.items()}

@@ -3,12 +3,12 @@
     python benchmarks/rivals.py [--ckpt C [--model F.py:NAME]] [--calib-tokens 20480] [--max-tokens 16384] [--out RESULT.json]
 
 The model is golf3m, or any checkpoint or folder of transformers whose tokens are those of the shards. Runs in an environment that
-has what it is to compare (rival_quantizers.py; gguf, hqq, torchao, optimum-quanto, nncodec). Each rival quantizes all matrices,
-the slices of a bank one by one; its bytes are those of a file as it is, and with the best of zstd -22, brotli -11 and xz -9e on
-its codes and scales, together or apart, whichever zstd makes smaller. nncodec codes by itself. The contest's packer, pgolf and
-what published.py rebuilds (but EntQuant) see calibration text, the others none. What pgolf takes for a rival's KL is read off its
-own curve, log KL linear in bytes between packs, and is null beyond its ends. The result is written after every point, and points
-that it holds are not made again; at the end all are drawn beside it.
+has what it is to compare (gguf, hqq, torchao, optimum-quanto, nncodec; auto-round, which takes folders only). Each rival
+quantizes all matrices, the slices of a bank one by one; its bytes are those of a file as it is, and with the best of zstd -22,
+brotli -11 and xz -9e on its codes and scales, together or apart, whichever zstd makes smaller. nncodec codes by itself. The
+contest's packer, pgolf, AutoRound and what published.py rebuilds (but EntQuant) see calibration text, the others none. What pgolf
+takes for a rival's KL is read off its own curve, log KL linear in bytes between packs, and is null beyond its ends. The result is
+written after every point, and points that it holds are not made again; at the end all are drawn beside it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,24 @@ from torch import Tensor
 from benchmarks import bytes_kl, published
 from benchmarks.common import GOLF3M, RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
-from benchmarks.rival_quantizers import Coded, Quantizer, apart, by_nncodec, quantized, rivals, together, versions
+from benchmarks.rival_autoround import KINDS, by_autoround
+from benchmarks.rival_quantizers import (
+    Coded,
+    Quantizer,
+    apart,
+    by_nncodec,
+    of_gguf,
+    quantized,
+    rivals,
+    together,
+    versions,
+)
 from pgolf import report
 from pgolf.data import tokenizers
 from pgolf.fitting import packing
 from pgolf.fitting.baselines import CONTEST_K, contest
 from pgolf.loading import dense
+from pgolf.models import transformers_model
 from pgolf.packer.format import artifact
 from pgolf.quant import Settings
 from pgolf.quant.curvature.collect import calibrate
@@ -67,7 +79,7 @@ FIRST = (
     *("pgolf 4.5 bits", "contest k=12.85", "nncodec qp -26", "hqq int3 g64", "torchao int3 g32", "pgolf 1.5 bits"),
     *("WaterSIC step 1.0", "CERWU step 1.0", "EntQuant step 0.25"),
 )
-PACKAGES = ("transformers", "gguf", "hqq", "torchao", "optimum-quanto", "nncodec", "zstandard", "brotli")
+PACKAGES = ("transformers", "gguf", "hqq", "torchao", "optimum-quanto", "nncodec", "auto-round", "zstandard", "brotli")
 
 
 def compressed(parts: Sequence[Coded], rest: bytes) -> tuple[int, str]:
@@ -137,8 +149,16 @@ class Rivals:
         made = packing.pack(self.bench.source, None, curvature=None if blind else self.curvature, **how)
         self.add(name, dense.tensors_of(artifact.decode(made.data)[0]), bytes=made.artifact_bytes)
 
-    def quantize(self, name: str, quantize: Quantizer, vectors: torch.dtype) -> None:
-        parts, rest, made = quantized(self.parts, quantize, vectors)
+    def autoround(self, name: str, bits: int, group: int) -> None:
+        """On the text that pgolf sees; the table, and a head of its own, by gguf."""
+        self.bench.restore()
+        tuned = by_autoround(self.bench.model, self.bench.training_text(self.args.calib_tokens, 0), bits, group)
+        self.quantize(name, of_gguf("Q8_0"), torch.float16, tuned)
+
+    def quantize(
+        self, name: str, quantize: Quantizer, vectors: torch.dtype, known: dict[str, Coded] | None = None
+    ) -> None:
+        parts, rest, made = quantized(self.parts, quantize, vectors, known)
         size, by = compressed(parts, rest)
         plain = sum(len(part.packed) for part in parts) + len(rest)
         self.add(name, self.whole(made), plain_bytes=plain, bytes=size, coder=by)
@@ -163,6 +183,10 @@ class Rivals:
             found[name] = partial(self.nncodec, name, qp)
         for name, quantize, vectors in rivals():
             found[name] = partial(self.quantize, name, quantize, vectors)
+        theirs = find_spec("auto_round") and transformers_model.is_theirs(self.bench.source.config)
+        for bits, group in KINDS if theirs else ():
+            name = f"AutoRound int{bits} g{group}"
+            found[name] = partial(self.autoround, name, bits, group)
         for k in CONTEST_K[:3]:
             name = f"contest k={k}"
             found[name] = partial(self.pack, name, **contest(k))
