@@ -132,7 +132,7 @@ class Rivals:
 
     def add(self, name: str, state: dict[str, Tensor], **facts: Any) -> None:
         kl, rise = self.bench.score(state)
-        self.rows.append({"name": name, **facts, "kl": kl, "rise": rise, "bpb_rise": rise * self.bits_of_a_nat})
+        self.rows.append({"name": name, **facts, "kl": kl, "rise": rise})
         print(self.rows[-1], flush=True)
         self.write()
 
@@ -141,6 +141,7 @@ class Rivals:
         for row in self.rows:
             ours = bytes_at(curve, row["kl"])
             row["pgolf_bytes_at_equal_kl"] = None if ours is None else round(ours)
+            row["bpb_rise"] = row["rise"] * self.bits_of_a_nat
         facts = {"checkpoint": self.args.ckpt.name, "weights": self.bench.weights, "tokens": self.bench.ids.numel()}
         facts |= {"calibration_tokens": self.args.calib_tokens, "versions": versions(PACKAGES)}
         report.write_json(self.args.out, machine() | facts | {"rows": self.rows})
@@ -214,13 +215,20 @@ def main() -> None:
     found = Rivals(args)
     found.all()
     bytes_kl.draw(found.rows, args.out.with_suffix(".png"))
-    print("| packer | bytes | compressed | KL | pgolf, bytes | ratio |\n|---|---|---|---|---|---|")
-    for row in found.rows:
-        ours = row["pgolf_bytes_at_equal_kl"]
-        told = "| |" if ours is None else f"{ours:,} | {ours / row['bytes']:.2f} |"
-        print(
-            f"| {row['name']} | {row.get('plain_bytes', row['bytes']):,} | {row['bytes']:,} | {row['kl']:.5f} | {told}"
-        )
+    print("\n".join(table(found.rows)))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of everybody but pgolf, the farthest from the model first."""
+    lines = ["| rival | bytes | compressed | KL | BPB | pgolf, bytes | of it |", "|---|---|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: -row["kl"]):
+        if row["name"].startswith("pgolf"):
+            continue
+        ours, size = row["pgolf_bytes_at_equal_kl"], row["bytes"]
+        told = "beyond its curve | |" if ours is None else f"{ours:,} | {ours / size:.2f} |"
+        plain = row.get("plain_bytes", size)
+        lines.append(f"| {row['name']} | {plain:,} | {size:,} | {row['kl']:.5f} | {row['bpb_rise']:.4f} | {told}")
+    return lines
 
 
 if __name__ == "__main__":
