@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 PACKING = ("pgolf/quant", "pgolf/fitting", "pgolf/packer")
 TRAINING = ("pgolf/train",)
-RIVALS = ("benchmarks/rival_quantizers.py", *PACKING)
+RIVALS = ("benchmarks/rival_quantizers.py", "benchmarks/published.py", *PACKING)
 
 
 class Source(NamedTuple):
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        return [word for word in self.command.split() if word.startswith("benchmarks/")] + list(self.code)
+        return [word.split(":")[0] for word in self.command.split() if word.startswith("benchmarks/")] + list(self.code)
 
 
 # Whoever adds a result adds its line.
@@ -74,6 +74,9 @@ SOURCES = {
     ),
     "reprice": Source("benchmarks/reprice.py", PACKING),
     "rivals_golf3m": Source("benchmarks/rivals.py", RIVALS),
+    "rivals_stack": Source(
+        "benchmarks/rivals.py --ckpt .scratch/contest_stack.pt --model benchmarks/contest_stack.py:stack", RIVALS
+    ),
     "small": Source("-m pgolf train --preset small --data ../shared/data", TRAINING),
     "sweep_golf3m": Source("-m pgolf sweep", ("pgolf/sweep", *PACKING)),
     "tax_golf3m": Source("benchmarks/tax.py", PACKING),
