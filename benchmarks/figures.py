@@ -50,12 +50,6 @@ SOURCES = {
     "fuzz": Source("-m fuzz.run", ("fuzz", "pgolf/packer/format", "pgolf/models")),
     "gradients_golf3m": Source("benchmarks/gradients.py", ("pgolf/quant/curvature",)),
     "headline": Source("benchmarks/headline.py", PACKING),
-    "hf_rivals_gpt2": Source(
-        "benchmarks/hf_rivals.py gpt2 --calib train.txt --data val.txt", ("benchmarks/rival_quantizers.py", *PACKING)
-    ),
-    "hf_rivals_llama": Source(
-        "benchmarks/hf_rivals.py llama --calib train.txt --data val.txt", ("benchmarks/rival_quantizers.py", *PACKING)
-    ),
     "kills": Source("-m fuzz.kills --kills 200", ("fuzz/kills.py", "pgolf/common/files.py", "pgolf/common/folders.py")),
     "kills_of_ranks": Source(
         "-m fuzz.kills_of_ranks",
@@ -74,6 +68,8 @@ SOURCES = {
     ),
     "reprice": Source("benchmarks/reprice.py", PACKING),
     "rivals_golf3m": Source("benchmarks/rivals.py", RIVALS),
+    "rivals_gpt2": Source("benchmarks/rivals.py --ckpt gpt2 --seq-len 256", ("benchmarks/hf_folder.py", *RIVALS)),
+    "rivals_llama": Source("benchmarks/rivals.py --ckpt llama --seq-len 256", ("benchmarks/hf_folder.py", *RIVALS)),
     "rivals_stack": Source(
         "benchmarks/rivals.py --ckpt .scratch/contest_stack.pt --model benchmarks/contest_stack.py:stack", RIVALS
     ),
