@@ -15,6 +15,7 @@ from pgolf.errors import PgolfError, UsageError
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting.budget import meet
 from pgolf.fitting.closed import work
+from pgolf.fitting.closed.helper import Helper
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
 from pgolf.fitting.goal import goal_of
@@ -136,7 +137,7 @@ def pack(
                 work.path_for(Path(path)).unlink(missing_ok=True)
         return report
 
-    return led(made, packed)
+    return led(made, packed, lambda job: Helper(job, asked()[1] if job else None))
 
 
 def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, tokens: int | None) -> None:

@@ -15,9 +15,10 @@ import pgolf
 from pgolf.common.sizes import Size
 from pgolf.errors import BudgetError, UsageError
 from pgolf.fitting.closed.loop import Loop, Made
+from pgolf.fitting.closed.party import Alone, Party, joined
 from pgolf.fitting.closed.repair import Diverged, Pace, Repair
 from pgolf.fitting.closed.student import Student
-from pgolf.fitting.closed.units import Unit, grouped, may_move, slices_of, units_in_order
+from pgolf.fitting.closed.units import Unit, grouped, may_move, members, slices_of, units_in_order
 from pgolf.fitting.closed.work import Work, path_for
 from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
@@ -30,6 +31,7 @@ from pgolf.report.pack_report import Tuned
 from pgolf.scoring.divergence import Divergence
 
 RATE, USUAL_SPREAD = 1e-4, 0.085  # Adam's rate, found on matrices of this root mean square
+BATCH = 1024  # tokens a step
 SLOWER = 0.3  # of the rate, after steps that diverged
 MOST_GROUPS, LEAST_STEPS = 20, 12  # groups; steps in each
 AFTER = 0.08  # share of the steps that come after the last group
@@ -85,11 +87,12 @@ def tuned(
     best, best_found, notes, seen, work = Made(opened, job), before, list[str](), 0, None
     if not job.quantized:
         notes.append("no tensor is quantized")
+    party: Party = joined(job, student) if job.quantized else Alone()
     for rate in (RATE, SLOWER * RATE) if job.quantized else ():
         student.reset({name: job.source.tensors[name] for name in student.places})
         work = _work(job, opened, goal, live, limits, rate)
         try:
-            made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen, work)
+            made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen, work, party)
         except Diverged:
             notes.append(f"steps at a rate of {rate:g} diverged")
             continue
@@ -100,6 +103,7 @@ def tuned(
             found = tried(job, each.trial, student, live)
             best, best_found = (each, found) if found.kl < best_found.kl else (best, best_found)
         break
+    party.leave()
     put(best.trial, student)
     if best.trial is opened and not notes:
         notes.append("too little time" if not seen else "it did not help on the text held back")
@@ -110,9 +114,8 @@ def tuned(
 
 
 def _settled(job: Job, opened: Trial) -> Job:
-    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded, and
-    every tensor by itself: steps of the rest move one after another."""
-    job, plans = job.apart(), dict(job.plans)
+    """The job with what the open loop kept after all (for its bytes, or its dtype's range) kept for good, the rest coded."""
+    plans = dict(job.plans)
     for name in job.quantized:
         entry, coded = opened.entries[name], replace(job.plans[name], market=False)
         plans[name] = coded if entry.planes else TensorPlan(None, entry.note, entry.stored)
@@ -130,10 +133,12 @@ def _closed(
     rate: float,
     rounding: float,
     work: Work,
+    party: Party,
 ) -> tuple[list[Made], int]:
     """One run of the loop: its artifacts, and how many tokens it saw; neither where there is no time for any."""
     assert live.text is not None
-    pace = Pace(rate * _spread(job, student), seed=limits.seed)
+    batch = max(BATCH, party.size * live.text.shape[1])  # a sequence for each
+    pace = Pace(rate * _spread(job, student), batch=batch, seed=limits.seed)
     seen, lately = 0, math.nan
 
     def advance(tokens: int, kl: float) -> None:
@@ -143,9 +148,9 @@ def _closed(
 
     with student.at_work(gradients=True):
         units = _units(job, student, live.text[:1])
-        moving = {unit: slices_of(job, unit.name) for unit in units}
+        moving = {each: slices_of(job, each.name) for unit in units for each in members(job, unit)}
         moving |= {Unit(name, 0): 1 for name in job.kept if may_move(job, name) and name in student.places}
-        repair = Repair(student, moving, live.text, pace, worst, advance)
+        repair = party.repair(student, moving, live.text, pace, worst, advance)
         wanted = max(1, limits.tokens // repair.step_tokens)
         spare = 0.0 if math.isinf(limits.until) else CAUTION * ROUNDINGS * rounding
         steps = min(wanted, _affordable(repair, limits.until - spare))
@@ -155,7 +160,7 @@ def _closed(
         last = max(1, round(AFTER * steps))
         each = (steps - last) // max(1, len(groups) - 1)
         room = goal.room() if goal.bits is None else opened.size
-        made = Loop(job, opened, student, room).close(groups, repair, each, last, work)
+        made = Loop(job, opened, student, room, party.rounded).close(groups, repair, each, last, work)
         return [each for each in made if goal.bits is None or each.trial.bits_per_weight <= goal.bits], seen
 
 
