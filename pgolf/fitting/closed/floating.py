@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from pgolf.common import scratch
 from pgolf.common.one_thread import one_thread_each
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, may_move, members, slices_of
@@ -18,8 +20,8 @@ class Floating:
     """job: of the weights as they were when they were last taken over. small: its kept tensors that move."""
 
     def __init__(self, job: Job, student: Student) -> None:
-        plain = torch.contiguous_format  # slices are views then, whatever the checkpoint's strides
-        mine = {n: job.source.tensors[n].clone(memory_format=plain) for n in student.places}
+        large = job.weights(student.places) >= scratch.MANY
+        mine = {name: _copied(job.source.tensors[name], large) for name in student.places}
         self.job = replace(job, source=replace(job.source, tensors=job.source.tensors | mine))
         self.small = [name for name in mine if name in job.kept and may_move(job, name)]
         self._student = student
@@ -40,6 +42,14 @@ class Floating:
         """The job with the small tensors as they are now, whatever becomes of them."""
         now = {name: self.job.source.tensors[name].clone() for name in self.small}
         return replace(self.job, source=replace(self.job.source, tensors=self.job.source.tensors | now))
+
+
+def _copied(tensor: Tensor, large: bool) -> Tensor:
+    """A tensor of our own whose slices are views; of a large model in a file."""
+    mine = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if not large or mine.device.type != "cpu" or mine.dim() == 0:
+        return mine
+    return torch.from_numpy(scratch.kept(mine.view(torch.uint8).numpy())).view(mine.dtype)
 
 
 def rounded(job: Job, units: Sequence[Unit], step: float) -> dict[Unit, Plane]:

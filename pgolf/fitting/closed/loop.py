@@ -7,7 +7,8 @@ are those of any artifact. What floats goes down the KL from the unquantized mod
 What will surprise you:
 * The knob is set anew before every group, for what is left to round and what is left of the budget; the last group that
   a knob moves is searched with the whole artifact's true size.
-* Sums of floats depend on the machine and its number of threads, and so do tuned bytes; what they decode to does not.
+* Sums of floats depend on the machine and its number of threads and ranks, and so do tuned bytes; what they decode to does
+  not.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from pgolf.fitting.measure import put, tried
 from pgolf.fitting.plan import TensorPlan
 from pgolf.fitting.trial import Job, Trial
 from pgolf.fitting.work import key_of
+from pgolf.models.logits import device_of
 from pgolf.quant.curvature.uses import in_order
 from pgolf.report.pack_report import Tuned
 from pgolf.scoring.divergence import Divergence
@@ -33,6 +34,8 @@ from pgolf.scoring.divergence import Divergence
 RATE, USUAL_SPREAD = 1e-4, 0.085  # Adam's rate, found on matrices of this root mean square
 BATCH = 1024  # tokens a step
 SLOWER = 0.3  # of the rate, after steps that diverged
+USUAL = 1_500_000  # tokens where a model on a GPU is at hand and nobody said how many
+BYTES_PER_WEIGHT = 24  # of the student, its gradients, Adam's sums and what comes and goes, in float32
 MOST_GROUPS, LEAST_STEPS = 20, 12  # groups; steps in each
 AFTER = 0.08  # share of the steps that come after the last group
 LATELY = 0.1  # weight of a step's KL in the one that is shown
@@ -43,12 +46,14 @@ CAUTION = 1.2  # other work may share the machine
 @dataclass(frozen=True)
 class Limits:
     """tokens: of text to see; until: time.perf_counter() at which the artifact must be there; seed: of the text's order.
-    artifact: the file that is made; beside it is kept what is done so far, unless it must be there at some time."""
+    artifact: the file that is made; beside it is kept what is done so far, unless it must be there at some time. asked:
+    whether somebody named the tokens."""
 
     tokens: int
     until: float = math.inf
     seed: int = 0
     artifact: Path | None = None
+    asked: bool = True
 
 
 def tokens_of(text: Size | None) -> int | None:
@@ -66,6 +71,15 @@ def tokens_of(text: Size | None) -> int | None:
     return round(count)
 
 
+def usual(live: Live | None) -> int | None:
+    """Tokens to tune on where nobody said: a number where the model lies on a GPU that has room for the steps, and there is
+    text; else None."""
+    if live is None or live.text is None or (device := device_of(live.model)).type != "cuda":
+        return None
+    weights = sum(p.numel() for p in live.model.parameters())
+    return USUAL if BYTES_PER_WEIGHT * weights < torch.cuda.mem_get_info(device)[0] else None
+
+
 def tuned(
     job: Job,
     opened: Trial,
@@ -79,10 +93,8 @@ def tuned(
     """The better of the open loop's artifact and the closed loop's, by the KL on the text held back, that, and what was seen.
 
     opened: the open loop's trial; before: what it does on the text held back; foreseen: seconds that its last rounding and
-    coding took. Leaves the weights of what is kept in the student. Raises UsageError where there is no text to tune on.
+    coding took. Leaves the weights of what is kept in the student.
     """
-    if live.text is None:
-        raise UsageError("--tune needs more text than is held back to measure on: name a longer one")
     job = _settled(job, opened)
     best, best_found, notes, seen, work = Made(opened, job), before, list[str](), 0, None
     if not job.quantized:
