@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+TICKS = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 7, 10)  # MB
+
 
 def families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """Packer, the first word of a row's name -> its (bytes, KL), smallest first; pgolf before all others."""
@@ -30,7 +32,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.plot(*zip(*((size / 1e6, kl) for size, kl in points), strict=True), marker="o", label=name, **how)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks([0.5, 0.7, 1, 1.4, 2, 3])
+    sizes = [row["bytes"] / 1e6 for row in rows]
+    axes.set_xticks([tick for tick in TICKS if min(sizes) <= tick <= max(sizes)])
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("file, MB")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.common import GOLF3M
 from pgolf.data import shards
-from pgolf.models import checkpoint, usermodel
+from pgolf.models import usermodel
 from pgolf.models.logits import logits_of
-from pgolf.train.model import rebuild
+from pgolf.train.model.rebuild import Maker
 
 BATCH = 8  # windows
 CHECKPOINT = GOLF3M / "golf3m" / "ckpt.pt"
@@ -44,13 +44,12 @@ class HeldOut:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """args: of `add_options`."""
-        if not args.ckpt.is_file():
-            raise SystemExit(f"{args.ckpt} is not there: name a checkpoint with --ckpt")
+        if not args.ckpt.exists():
+            raise SystemExit(f"{args.ckpt} is not there: name a checkpoint or a folder of transformers with --ckpt")
         golf3m = f"{GOLF3M / 'golf3m' / 'model.py'}:GPT" if args.ckpt == CHECKPOINT else None
-        self.source = checkpoint.read(args.ckpt)
-        state, model = self.source.state_dict(), args.model or golf3m
-        self.model = usermodel.load(model, state) if model else rebuild.from_config(self.source.config or {}, state)
-        self.model.eval()
+        maker = Maker(args.model or golf3m)
+        self.source = maker.read(args.ckpt)
+        self.model = maker.build(self.source.state_dict(), self.source.config, args.ckpt).eval()
         self.seq_len, self.train = args.seq_len, shards.read_shard(args.train)
         text = torch.from_numpy(shards.read_shard(args.data)[: args.max_tokens + 1].astype("int64"))
         self.scored = self.windows(text)
@@ -96,7 +95,7 @@ class HeldOut:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `HeldOut` reads."""
     parser.add_argument("--ckpt", type=Path, default=CHECKPOINT)
-    parser.add_argument("--model", help="FILE.py:NAME, unless the checkpoint says which of pgolf's it is")
+    parser.add_argument("--model", help="FILE.py:NAME, unless the checkpoint says what it is")
     parser.add_argument("--train", type=Path, default=GOLF3M / "text_train_000000.bin")
     parser.add_argument("--data", type=Path, default=GOLF3M / "text_val_000000.bin")
     parser.add_argument("--seq-len", type=int, default=1024)

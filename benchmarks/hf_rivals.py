@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pgolf
 from benchmarks.common import machine
-from benchmarks.rival_quantizers import quantized, rivals, versions
+from benchmarks.rival_quantizers import apart, quantized, rivals, together, versions
 from pgolf.commands.models import calibrate_model, read_checkpoint
 from pgolf.commands.shared import CalibrationOptions, ModelOptions
 from pgolf.models import transformers_model
@@ -81,10 +81,10 @@ def main() -> int:
     print(f"calibrated in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     rows = []
     for name, quantize, vectors in rivals():
-        parts, rest, state = quantized(source.state_dict(), quantize, vectors)
+        parts, rest, found = quantized(apart(source.tensors), quantize, vectors)
         data = b"".join([*(part.packed for part in parts), rest])
         size = len(zstandard.ZstdCompressor(level=19).compress(data))
-        theirs = kl_of(state)
+        theirs = kl_of(replace(source, tensors=together(found, source.tensors)).state_dict())
         with tempfile.TemporaryDirectory() as folder:
             made = pgolf.pack(source, Path(folder) / "m.pgolf", budget=size, curvature=curvature)
             ours = kl_of(pgolf.load(Path(folder) / "m.pgolf"))

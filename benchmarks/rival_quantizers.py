@@ -1,13 +1,14 @@
 """What others make of a matrix: its codes, what a file would hold beside them, and the weights that come out.
 
 Each by its own package at the settings that its documentation shows; nothing here sees text. A package that is not
-installed is left out, and who calls says so.
+installed is left out, and who calls says so. They know matrices only: `apart` makes such of a model, `together` undoes it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -28,6 +29,7 @@ GGUF_SIDE = {
     "Q4_1": 4,
 }  # bytes of a block before its codes: scales, fifth bits
 BITS, GROUP = (8, 4, 3), 64
+SMALLEST = 32  # side of what is a matrix
 TORCHAO_GROUP = 32
 QUANTO = ("qint8", "qint4", "qint2")
 # Modules that nncodec's loaders of pictures import: torchvision has no build for every torch, and the codec needs none.
@@ -133,30 +135,26 @@ def of_quanto(kind: str) -> Quantizer:
     return quantize
 
 
-def by_nncodec(state: dict[str, Tensor], qp: int) -> tuple[bytes, dict[str, Tensor]]:
-    """The whole model as a bitstream of the NNC standard, dependent quantization and DeepCABAC on, and what it decodes to."""
+def by_nncodec(parts: Mapping[str, Tensor], qp: int) -> tuple[bytes, dict[str, Tensor]]:
+    """Of `apart`: a bitstream of the NNC standard, dependent quantization and DeepCABAC on, and what it decodes to. Vectors
+    keep the finer step that it has for them."""
     for name in PICTURES:
         if name.partition(".")[0] not in sys.modules and not find_spec(name.partition(".")[0]):
             sys.modules[name] = MagicMock()
     from nncodec import nn as codec  # optional
 
     made = codec.encode(
-        {k: v.float().numpy() for k, v in state.items()}, {"qp": qp, "verbose": False, "results": "/tmp"}
+        {k: v.numpy() for k, v in parts.items()}, {"qp": qp, "verbose": False, "results": tempfile.gettempdir()}
     )
     return bytes(made), {k: torch.from_numpy(np.array(v)) for k, v in codec.decode(made).items()}
 
 
 def rivals() -> Iterator[tuple[str, Quantizer, torch.dtype]]:
-    """(name, what it does to a matrix, dtype of vectors) of GGUF and HQQ."""
+    """(name, what it does to a matrix, dtype of vectors) of all that is installed."""
     for kind in GGUF_KINDS:
         yield f"gguf {kind}", of_gguf(kind), torch.float32
     for bits in BITS if find_spec("hqq") else ():
         yield f"hqq int{bits} g{GROUP}", of_hqq(bits), torch.float16
-
-
-def more_rivals() -> Iterator[tuple[str, Quantizer, torch.dtype]]:
-    """Those, and torchao and optimum-quanto."""
-    yield from rivals()
     for bits in BITS if find_spec("torchao") else ():
         yield f"torchao int{bits} g{TORCHAO_GROUP}", of_torchao(bits), torch.float16
     for kind in QUANTO if find_spec("optimum") else ():
@@ -174,18 +172,50 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def quantized(
-    state: dict[str, Tensor], quantize: Quantizer, vectors: torch.dtype
-) -> tuple[list[Coded], bytes, dict[str, Tensor]]:
-    """(every matrix, the vectors' bytes, the weights); tied names are stored once."""
-    parts, rest, made, seen = [], [], {}, dict[int, str]()
-    for name, tensor in state.items():
-        if (first := seen.setdefault(tensor.data_ptr(), name)) != name:
-            made[name] = made[first]
+def apart(tensors: Mapping[str, Tensor], turned: Collection[str] = ()) -> dict[str, Tensor]:
+    """float32: matrices with their inputs along a row, slices of a bank one by one, all else flat.
+
+    turned: names of those that are kept the other way round. SystemExit for rows that no whole number of groups fills.
+    """
+    parts: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not _is_matrix(tensor):
+            parts[name] = tensor.float().flatten()
         elif tensor.dim() == 2:
-            parts.append(quantize(tensor))
-            made[name] = parts[-1].weights
+            parts[name] = (tensor.mT if name in turned else tensor).float().contiguous()
         else:
-            made[name] = tensor.to(vectors).float()
-            rest.append(made[name].to(vectors).numpy().tobytes())
-    return parts, b"".join(rest), made
+            parts |= {f"{name}.{i}": part for i, part in enumerate(tensor.float())}
+    for name, part in parts.items():
+        if part.dim() == 2 and part.shape[1] % GROUP:
+            raise SystemExit(f"{name} has rows of {part.shape[1]} weights: the rivals here share scales among {GROUP}")
+    return parts
+
+
+def together(
+    parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], turned: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The inverse of `apart`, in the shapes of `tensors`."""
+    found = {}
+    for name, like in tensors.items():
+        if name in parts:
+            found[name] = (parts[name].mT if name in turned else parts[name]).reshape(like.shape)
+        else:
+            found[name] = torch.stack([parts[f"{name}.{i}"] for i in range(len(like))])
+    return found
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """What rivals quantize; gains of several layers in one parameter are none."""
+    return tensor.dim() in (2, 3) and min(tensor.shape[-2:]) >= SMALLEST
+
+
+def quantized(
+    parts: Mapping[str, Tensor], quantize: Quantizer, vectors: torch.dtype, known: Mapping[str, Coded] | None = None
+) -> tuple[list[Coded], bytes, dict[str, Tensor]]:
+    """Of `apart`: (every matrix, the vectors' bytes, the weights). known: matrices that are quantized already."""
+    ready = known or {}
+    matrices = {name: ready.get(name) or quantize(part) for name, part in parts.items() if part.dim() == 2}
+    rest = {name: part.to(vectors) for name, part in parts.items() if part.dim() == 1}
+    weights = {name: found.weights for name, found in matrices.items()}
+    weights |= {name: part.float() for name, part in rest.items()}
+    return list(matrices.values()), b"".join(part.numpy().tobytes() for part in rest.values()), weights
