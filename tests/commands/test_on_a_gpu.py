@@ -84,6 +84,7 @@ def there(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for path in inputs.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "USUAL", 512)  # which is in the time of a test
     with gpu():
         yield
 
@@ -104,10 +105,7 @@ def test_what_rounds_does_it_where_the_model_is(name: str, rounded: list[torch.d
     ("more", "tuned"),
     [((), True), (("--tune", "off"), False), (("--no-measure",), False), (("--tokens", "9999"), False)],
 )
-def test_a_gpu_tunes_unasked(
-    more: tuple[str, ...], tuned: bool, rounded: list[torch.device], there: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tune, "USUAL", 512)
+def test_a_gpu_tunes_unasked(more: tuple[str, ...], tuned: bool, rounded: list[torch.device], there: None) -> None:
     words = (*PACK, *TEXT, "--budget", "7000", "-o", "out.pgolf", "--device", "cuda", "--report", "r.json")
     run(*words, *more)
     found = json.loads(Path("r.json").read_text())
@@ -131,7 +129,6 @@ def test_where_nobody_asked_a_failure_is_a_note(
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(tune, "USUAL", 512)
     monkeypatch.setattr(Repair, "run", failing)
     run(*ROUNDS["text"], "--device", "cuda", "--report", "r.json")
     found = json.loads(Path("r.json").read_text())

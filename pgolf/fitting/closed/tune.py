@@ -102,7 +102,7 @@ def tuned(
     party: Party = joined(job, student) if job.quantized else Alone()
     for rate in (RATE, SLOWER * RATE) if job.quantized else ():
         student.reset({name: job.source.tensors[name] for name in student.places})
-        work = _work(job, opened, goal, live, limits, rate)
+        work = _work(job, opened, goal, live, limits, rate, party.size)
         try:
             made, seen = _closed(job, opened, goal, student, live, limits, before.kl, rate, foreseen, work, party)
         except Diverged:
@@ -176,13 +176,14 @@ def _closed(
         return [each for each in made if goal.bits is None or each.trial.bits_per_weight <= goal.bits], seen
 
 
-def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate: float) -> Work:
+def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate: float, ranks: int) -> Work:
     """Where a loop is kept while it runs: nowhere if it has to end by a time, on which its steps then depend."""
     if limits.artifact is None or not math.isinf(limits.until):
         return Work(None)
     assert live.text is not None
     tensors = [part for name in sorted(job.source.tensors) for part in (name, job.source.tensors[name])]
-    how = (rate, limits.tokens, limits.seed, goal, torch.__version__, torch.get_num_threads(), pgolf.__version__)
+    machine = torch.__version__, torch.get_num_threads(), ranks
+    how = (rate, limits.tokens, limits.seed, goal, machine, pgolf.__version__)
     texts = live.text, live.held
     return Work(
         path_for(limits.artifact), key_of([opened.encoded.data, *tensors, *texts, sorted(job.plans.items()), how])
