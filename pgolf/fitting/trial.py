@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -41,6 +41,9 @@ from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
 Kind = TypeVar("Kind", bound=np.generic)
+NUMBERS = (
+    4  # for a weight of a matrix that is rounded: itself, what feedback makes of it, its code, and once more on the way
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,15 @@ class Crew(Protocol):
 
     def expected_bits(self, job: Job, step: float) -> dict[str, float]:
         """What `Job.expected_bits_of` gives of all leaders, in their order."""
+
+    def prices(self, job: Job) -> bool:
+        """Whether they hold the weights of this job and their prices, whatever its plans."""
+
+    def everybody(self, word: str, *arguments: Any, mine: Callable[[], Any]) -> list[Any]:
+        """What each process answers to a word of the closed loop, this one by `mine`, in the order of their numbers.
+
+        Raises what one of them raised.
+        """
 
 
 @dataclass(frozen=True)
@@ -137,10 +149,6 @@ class Job:
     def together(self, name: str) -> tuple[str, ...]:
         """The names of all tensors that are rounded with a leader, itself first."""
         return self.stacks.get(name, (name,))
-
-    def apart(self) -> Job:
-        """The same job with every tensor by itself."""
-        return replace(self, stacks={}, prepared={}, foreseen={}) if self.stacks else self
 
     def _followers(self) -> set[str]:
         return {name for names in self.stacks.values() for name in names[1:]}
@@ -249,11 +257,16 @@ class Job:
             if plan.settings is not None:
                 if form := self.kept_form(name, step):
                     plan = TensorPlan(None, "worth its bytes", form.cast)
-                elif len(names) > 1:
-                    return self._stacked_entries(names, self.quantize(name, step, ready)[0], step)
                 else:
-                    return {name: self.entry_of(name, self.quantize(name, step, ready), step)}
+                    return self.entries_of(name, self.quantize(name, step, ready), step)
             return {each: kept_entry(self.source.tensors[each], plan) for each in names}
+
+    def entries_of(self, name: str, planes: Sequence[Plane], step: float) -> dict[str, Entry]:
+        """What the planes of a leader make, of it and of those that are rounded with it."""
+        names = self.together(name)
+        if len(names) > 1:
+            return self._stacked_entries(names, planes[0], step)
+        return {name: self.entry_of(name, planes, step)}
 
     def _stacked_entries(self, names: Sequence[str], whole: Plane, step: float) -> dict[str, Entry]:
         """Each tensor's rows of a stack."""
@@ -295,7 +308,7 @@ class Job:
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
         plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
-        self._let_go()
+        self._worked_on(name)
         if self.work:
             self.work.keep_plane(name, index, step, plane)
         return plane
@@ -337,7 +350,7 @@ class Job:
             with self._damping_of(name):
                 made = (staged.prepare(*self.slice_of(name, index), settings) for index in range(self._stack(name)[0]))
                 self.prepared[name] = [self._shelved(each) if known else each for each in made]
-            self._let_go()
+            self._worked_on(name)
         return self.prepared[name]
 
     def matrix_of(self, name: str) -> tuple[int, int]:
@@ -368,10 +381,11 @@ class Job:
     def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
         return scratch.kept(array) if self._is_large else array
 
-    def _let_go(self) -> None:
-        """Of what was freed, where that is much."""
+    def _worked_on(self, name: str) -> None:
+        """Let go of what was freed, now and then, where that is much."""
         if self._is_large:
-            scratch.give_back()
+            factors = sum(known.num_bytes for known in self.curvatures.get(name, []) if known)
+            scratch.worked_on(4 * NUMBERS * math.prod(self.matrix_of(name)) + factors)
 
     def _shelved(self, prepared: Any) -> Any:
         """What a method prepared, its tensors kept."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from pgolf.errors import CurvatureError, ModelError, PgolfError, is_out_of_memory
 from pgolf.models.calls import Enough, Thawed, Watch, Way, refuse_beyond, ways_of
+from pgolf.models.products import by_onednn
 from pgolf.models.restored import restored_buffers
 from pgolf.models.returned import NoLogits, are_probabilities, logits_in, refused
 
@@ -384,12 +385,14 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
         )
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
-    cuda = list(range(torch.cuda.device_count())) if device_of(model).type == "cuda" else []
+    device = device_of(model)
+    cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     with (
         torch.random.fork_rng(cuda),
         torch.inference_mode(False),
         restored_buffers(model),
         torch.set_grad_enabled(gradients),
+        by_onednn(device),
         _as_written(),
         _unhooked(model),
     ):

@@ -21,6 +21,7 @@ from pgolf.common.progress import Advance
 from pgolf.data.shards import check_vocabulary
 from pgolf.errors import DataError, ModelError
 from pgolf.models.logits import Logits, device_of
+from pgolf.models.products import by_onednn
 from pgolf.scoring.overlap import fetched, ids_of, one_behind
 from pgolf.scoring.windows import Window, batches_of_equal_shape, sliding_windows
 
@@ -113,7 +114,7 @@ def score_windows(
     losses = losses or partial(_losses, logits_fn)
     model = _module_behind(logits_fn)
     place = torch.device(device or ("cpu" if model is None else device_of(model)))
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), by_onednn(place), _in_eval_mode(model):
         vocab_size = logits_fn(torch.zeros(1, min(seq_len, total), dtype=torch.int64, device=place)).size(-1)
         check_vocabulary(tokens, vocab_size)
         launched = (

@@ -64,7 +64,9 @@ def theirs_in_environment():
 def test_every_architecture_packs_scores_and_comes_back(name, here):
     before = torch.get_rng_state(), theirs_in_environment()
     packed = run("pack", name, "--budget", "40kB", "--calib", "notes.txt", *SHORT, "-o", "m.pgolf", "--json")
-    assert packed.stderr == ""
+    assert all(
+        line.startswith("quantize, ") for line in packed.stderr.splitlines()
+    )  # on a machine with much else to do
     report = json.loads(packed.stdout)
     assert report["artifact_bytes"] <= 40_000
     assert report["measured"]["kl"] < max(2.5 * report["loss_rise"], 1e-4)
@@ -282,6 +284,8 @@ def test_without_transformers_weights_pack_and_the_rest_names_the_extra(here, mo
     [
         ("", ("--data", "x.txt"), 3, "empty"),
         (b"caf\xe9", ("--data", "x.txt"), 3, "not UTF-8"),
+        (b"\x28\xb5\x2f\xfdzstd", ("--data", "x.txt"), 3, "it is binary, or compressed"),
+        ("a", ("--data", "llama"), 3, "llama is a folder: name the files in it"),
         ('{"txt": "a"}\n', ("--data", "x.jsonl"), 3, "line 1: has no field 'text'"),
         ('{"text": "a"}\n{"text": "\\ud800"}\n', ("--data", "x.jsonl"), 3, "line 2: holds half a surrogate"),
         ("not json\n", ("--data", "x.jsonl"), 3, "line 1: is not JSON"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pgolf.data.shards import WindowSampler
 from pgolf.errors import PgolfError, UsageError
+from pgolf.models.products import by_onednn
 from pgolf.train.loop.optim import OptimSettings, WeightAverage, build_optimizers, lr_scale
 from pgolf.train.loop.process_group import Ranks
 from pgolf.train.model.gpt import GPT
@@ -126,12 +127,13 @@ class Trainer:
     def run(self, progress: Callable[[StepInfo], None] | None = None) -> None:
         """Train to the end, then leave the averaged weights in the model."""
         self.model.train()
-        if self.progress < 1.0:
-            self.warm_up()
-        while self.progress < 1.0:
-            info = self.step()
-            if progress is not None:
-                progress(info)
+        with by_onednn(self.device):
+            if self.progress < 1.0:
+                self.warm_up()
+            while self.progress < 1.0:
+                info = self.step()
+                if progress is not None:
+                    progress(info)
         self.average.copy_to_model()
         self.model.eval()
 
