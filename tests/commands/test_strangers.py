@@ -139,14 +139,15 @@ def test_a_strangers_folder_in_the_commands_of_the_readme(tokenizer, weights, ti
         "m.pgolf",
     )
     scored = run("eval", "m.pgolf", "--data", "held.jsonl", "--tokenizer", theirs, "--seq-len", "32", "--json")
-    assert json.loads(scored.stdout)["bytes"] == sum(len(line.encode()) for line in LINES[:30])
+    unscored = sum(len(line.encode()) for line in LINES[:30]) - json.loads(scored.stdout)["bytes"]
+    assert unscored == 0 or (tokenizer is ranks and unscored < 8)  # ranks alone name no token that begins a text
     run("unpack", "m.pgolf", "-o", "small", "--like", theirs, "--format", "pgolf-hf")
     made, told = transformers.AutoModelForCausalLM.from_pretrained("small", output_loading_info=True)
     assert not told["missing_keys"]
     assert made.dtype == torch.bfloat16
     assert {t.dtype for t in pgolf.load("m.pgolf").values()} == {torch.bfloat16}
     assert (made.lm_head.weight is made.model.embed_tokens.weight) == tied
-    assert made.generation_config.temperature == (0.7 if weights is of_older_days else 1.0)
+    assert (made.generation_config.temperature == 0.7) == (weights is of_older_days)
     others = {path.name for path in theirs.iterdir() if path.suffix not in {".safetensors", ".bin"}}
     assert {path.name for path in Path("small").iterdir()} == {n for n in others if ".index." not in n} | {
         "model.pgolf"
