@@ -72,7 +72,7 @@ class Closed:
             self._for = seed, curvature, Live(bench.model, text[:held], more)
         return self._for[1], self._for[2]
 
-    def pack(self, seed: int, tune: int | None, **how: Any) -> dict[str, Any]:
+    def pack(self, seed: int, tune: int | str, **how: Any) -> dict[str, Any]:
         """Bytes, KL and rise on validation text of one pack."""
         self.bench.restore()
         curvature, live = self.known(seed)
@@ -90,7 +90,7 @@ class Closed:
 def at_budget(closed: Closed, budget: int, seed: int) -> dict[str, Any]:
     """Open and closed loop in as many bytes."""
     how = {"budget": budget, "settings": Settings(trellis=closed.args.trellis)}
-    opened, tuned = (closed.pack(seed, tune, **how) for tune in (None, tokens_of(closed.args.tune)))
+    opened, tuned = (closed.pack(seed, tune, **how) for tune in ("off", tokens_of(closed.args.tune)))
     return {"open": opened, "tuned": tuned, "ratio": tuned["kl"] / opened["kl"]}
 
 
@@ -98,12 +98,13 @@ def against_contest(closed: Closed, seed: int) -> dict[str, Any]:
     """The contest's packer and ours in its bytes, each as it is and tuned."""
     tokens, settings = tokens_of(closed.args.tune), Settings(trellis=closed.args.trellis)
     theirs = {
-        name: closed.pack(seed, tune, **contest(HOME_K)) for name, tune in (("contest", None), ("contest+tune", tokens))
+        name: closed.pack(seed, tune, **contest(HOME_K))
+        for name, tune in (("contest", "off"), ("contest+tune", tokens))
     }
     size = theirs["contest"]["bytes"]
     ours = {
         name: closed.pack(seed, tune, budget=size, settings=settings)
-        for name, tune in (("auto", None), ("auto+tune", tokens))
+        for name, tune in (("auto", "off"), ("auto+tune", tokens))
     }
     return theirs | ours | {"ratio": ours["auto+tune"]["kl"] / theirs["contest"]["kl"]}
 

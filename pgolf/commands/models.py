@@ -94,9 +94,11 @@ def at_hand(
     calibration: CalibrationOptions,
     progress: Progress,
     tune: int | None = None,
+    *,
+    asked: bool = True,
 ) -> AtHand:
     """The model of a checkpoint with the text that --calib names, its own where it names none. place: where the checkpoint
-    lies; tune: tokens to tune on."""
+    lies; tune: tokens to tune on; asked: there have to be some."""
     from pgolf.models.lengths import told_length
 
     text = _read(calibration, user, place, tune) if calibration.files else None
@@ -104,8 +106,8 @@ def at_hand(
     told = told_length(model) or CONTEXT  # rotary positions go on beyond what was trained
     context = calibration.seq_len or min(CONTEXT, told)
     if text is None:
-        return _invented(model, user, calibration, calibration.word or "self", context, tune, progress)
-    return _from_text(model, user, calibration, text, context, tune)
+        return _invented(model, user, calibration, calibration.word or "self", context, tune, progress, asked=asked)
+    return _from_text(model, user, calibration, text, context, tune, asked=asked)
 
 
 def calibrated_on(
@@ -201,6 +203,8 @@ def _from_text(
     text: tuple[NDArray[np.integer], str],
     context: int,
     tune: int | None,
+    *,
+    asked: bool,
 ) -> AtHand:
     from pgolf.data.shards import WindowSampler
 
@@ -211,7 +215,7 @@ def _from_text(
     length, notes = _without_harm(model, tokens, length, notes, user.logits, calibration)
     wanted, there = max(1, calibration.tokens // length), len(tokens) // length
     if there <= wanted + 1:  # all of it, once: nothing is read twice and counted as more
-        if tune is not None:
+        if tune is not None and asked:
             raise UsageError(
                 f"--tune: {calibration.calib[0]} has too few tokens to tune on and to measure: less --tokens, or a longer text"
             )
@@ -308,6 +312,8 @@ def _invented(
     context: int,
     tune: int | None,
     progress: Progress,
+    *,
+    asked: bool,
 ) -> AtHand:
     """Text of which there is none: T is `context`, or less where the model's own ends earlier.
 
@@ -321,7 +327,7 @@ def _invented(
     notes = _shortened(length, calibration.seq_len or CONTEXT, calibration.tokens)
     rows = max(1, calibration.tokens // length)
     if calib == "random":
-        if tune is not None:
+        if tune is not None and asked:
             raise UsageError("--tune on random tokens would ruin the model: give a text, or --calib self")
         width = selftext.vocabulary(model, logits=logits)
         ids = selftext.random_tokens(width, sequences=rows, length=length, seed=seed)

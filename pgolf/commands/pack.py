@@ -125,9 +125,7 @@ TRELLISES = ("0", "4", "8", "16", "32", "64", "128", "256")
 @click.option(
     "--tune",
     metavar="TOKENS|off",
-    default="off",
-    show_default=True,
-    help="Let what still floats repair what is rounded, on so many tokens of --calib: 500k, 4M.",
+    help="Let what still floats repair what is rounded, on so many tokens of --calib: 500k, 4M [default: 1.5M on a GPU].",
 )
 @click.option("--measure/--no-measure", default=True, help="Run the packed model on text held back. [default: measure]")
 @click.option(
@@ -148,7 +146,7 @@ def pack(
     coder: str,
     code: tuple[str, ...],
     deadline: float | None,
-    tune: str,
+    tune: str | None,
     measure: bool,
     report_file: Path | None,
     as_json: bool,
@@ -163,7 +161,7 @@ def pack(
     """
     from pgolf.common import extras
     from pgolf.fitting import packing
-    from pgolf.fitting.closed.tune import tokens_of
+    from pgolf.fitting.closed.tune import USUAL, tokens_of
     from pgolf.fitting.plan import KEEP
     from pgolf.kernels.device import need
     from pgolf.quant import METHODS, Settings
@@ -180,10 +178,15 @@ def pack(
     tokens = tokens_of(tune)
     if goal.measured and not measure:
         raise UsageError(f"{goal.measured} is measured: leave --no-measure out")
+    if goal.measured and tokens:
+        packing.refuse_tuning_within(goal.measured)
     source = _noted(read_checkpoint(ckpt, user, everything=method == KEEP and not drop), ckpt, user, calibration)
+    spare = USUAL if tune is None and measure and not goal.measured and calibration.device.startswith("cuda") else None
     with progress_bars() as progress:
         file = Curvature.load(curvature_file, calibration.device) if curvature_file else None
-        known = _at_hand(source, ckpt, method, user, calibration, progress, file is not None, tokens, goal.measured)
+        known = _at_hand(
+            source, ckpt, method, user, calibration, progress, file is not None, tokens, spare, goal.measured
+        )
         with _told_where_to_go_on(out):
             kept = kept_for(out, source, known, user, calibration) if known and file is None else None
             curvature = calibrated_on(known, user, calibration, progress, kept) if known and kept else file
@@ -205,7 +208,7 @@ def pack(
                 deadline=deadline,
                 progress=progress,
                 text=known.live(user.logits) if known and (measure or tokens) else None,
-                tune=tokens,
+                tune=tune,
                 seed=calibration.seed,
             )
         if kept:
@@ -280,12 +283,13 @@ def _at_hand(
     progress: Progress,
     collected: bool,
     tune: int | None,
+    spare: int | None,
     measured: str | None,
 ) -> AtHand | None:
     """The model and text that --model and --calib ask for; None where nobody has a use for any.
 
     collected: there is a file of curvature, so that text is wanted only where it is named, to tune on, or for a goal that is
-    `measured`.
+    `measured`. spare: tokens to tune on, where there are as many.
     """
     from pgolf.models.transformers_model import is_theirs
     from pgolf.quant import METHODS
@@ -310,4 +314,4 @@ def _at_hand(
             build(source, user, place)  # says what it lacks
         silent = f", and no config.json in {place} says which model it is: copy it there, or" if place.is_dir() else ":"
         raise UsageError(f"--calib {calib[0]} needs the model's code{silent} add --model FILE.py:NAME")
-    return at_hand(source, place, user, calibration, progress, tune)
+    return at_hand(source, place, user, calibration, progress, tune or spare, asked=tune is not None)

@@ -119,11 +119,13 @@ def patient_group() -> Any:
     return ours
 
 
-def tried(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
-    """(what `work` returns, None), or (None, what it raises)."""
+def tried(
+    work: Callable[[], Result], kinds: type[BaseException] = BaseException
+) -> tuple[Result | None, BaseException | None]:
+    """(what `work` returns, None), or (None, what it raises of these kinds)."""
     try:
         return work(), None
-    except BaseException as error:  # an interrupt, too, must not leave the others waiting
+    except kinds as error:  # an interrupt, too, must not leave the others waiting
         return None, error
 
 

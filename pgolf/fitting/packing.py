@@ -7,16 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pgolf.common.files import same_file
 from pgolf.common.progress import silent
-from pgolf.errors import PgolfError, UsageError
+from pgolf.errors import PgolfError, UsageError, is_out_of_memory
 from pgolf.fitting import deadline as deadlines
 from pgolf.fitting.budget import meet
 from pgolf.fitting.closed import work
-from pgolf.fitting.closed.student import Student
-from pgolf.fitting.closed.tune import Limits, tokens_of, tuned
+from pgolf.fitting.closed.helper import Helper
+from pgolf.fitting.closed.student import Student, places_in
+from pgolf.fitting.closed.tune import Limits, tokens_of, tuned, usual
 from pgolf.fitting.goal import goal_of
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.inverse import smallest
@@ -26,9 +27,12 @@ from pgolf.fitting.report_of import report_of
 from pgolf.fitting.reprice import Patience, note_of, repriced
 from pgolf.fitting.resume import working
 from pgolf.fitting.shared_among_ranks import led
+from pgolf.models.logits import original
 from pgolf.packer.format import artifact
 from pgolf.report import Report
 from pgolf.report.pack_report import Asked
+
+UNASKED = "tuned as every model on a GPU is that has text: --tune 8M does more, --tune off leaves it"
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,8 +85,9 @@ def pack(
     artifact so far is returned; with one, bytes depend on the machine's speed.
     text: int64 [sequences, tokens] that the module packed can read, or a `Live` for another module: the artifact's KL and its
     rise of the loss are measured on sequences held back. tune: tokens of the rest ("1.5M") on which what still floats repairs
-    what is rounded (docs/METHOD.md); seed: of their order. In a process group all ranks
-    that were given the same round matrices, rank 0 does the rest and writes; all get its report, or its error.
+    what is rounded (docs/METHOD.md), or "off"; without, 1.5M where the module lies on a GPU with room for it. seed: of their
+    order. In a process group all ranks that were given the same round matrices and tune, rank 0 does the rest and writes; all
+    get its report, or its error.
     Raises BudgetError (does not fit), CheckpointError, CurvatureError, UsageError.
     """
     began = time.perf_counter()
@@ -93,7 +98,7 @@ def pack(
     def made() -> Job:
         goal, live = asked()
         _refuse_together(goal, deadline, live, tokens_of(tune))
-        return job_of(
+        job = job_of(
             model,
             curvature,
             method=method,
@@ -105,13 +110,17 @@ def pack(
             state=state,
             drop=drop,
         )
+        if live is not None and tokens_of(tune):
+            places_in(job.source, original(live.model))  # which would be found out after everything was rounded
+        return job
 
     def asked() -> tuple[Goal, Live | None]:
         goal = goal_of(budget, target_rise, code, bits=bits, max_kl=max_kl, max_rise=max_rise)
         return goal, live_of(model, text)
 
     def packed(job: Job) -> Report:
-        (goal, live), tokens = asked(), tokens_of(tune)
+        goal, live = asked()
+        tokens = tokens_of(tune) if tune is not None or goal.measured or not job.quantized else usual(live)
         if path is not None and deadline is None:
             job = working(job, Path(path))
         started = time.perf_counter()
@@ -124,7 +133,7 @@ def pack(
                 report = report_of(job, trial, goal, told)
             else:
                 until, file = began + deadline if deadline else math.inf, Path(path) if path else None
-                limits = Limits(tokens or 0, until, seed, file)
+                limits = Limits(tokens or 0, until, seed, file, tune is not None)
                 rounding = math.inf if how else time.perf_counter() - started  # after a lesser way there is no time
                 report = _tried(job, trial, goal, live, limits, rounding, told)
         report = replace(report, seconds=time.perf_counter() - began)
@@ -136,13 +145,15 @@ def pack(
                 work.path_for(Path(path)).unlink(missing_ok=True)
         return report
 
-    return led(made, packed)
+    return led(made, packed, lambda job: Helper(job, asked()[1] if job else None))
 
 
 def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, tokens: int | None) -> None:
     """Raises UsageError for wishes that do not go together, before anything is computed."""
     if tokens and live is None:
         raise UsageError("tune needs a model and text to tune on: text=, or --model and --calib")
+    if tokens and live is not None and live.text is None:
+        raise UsageError("tune needs more text than is held back to measure on: give a longer one")
     if not goal.measured:
         return
     name = "max_kl" if goal.max_kl is not None else "max_rise"
@@ -155,9 +166,12 @@ def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, toke
             f"{name} and a deadline exclude each other: how many trials a measured limit takes is not foreseen"
         )
     if tokens:
-        raise UsageError(
-            f"{name} and tune exclude each other: tuning fills a budget; give it the bytes that {name} took"
-        )
+        refuse_tuning_within(name)
+
+
+def refuse_tuning_within(limit: str) -> NoReturn:
+    """Raises UsageError. limit: what is measured, as the user named it."""
+    raise UsageError(f"{limit} and tune exclude each other: tuning fills a budget; give it the bytes that {limit} took")
 
 
 def _kept_near(job: Job, goal: Goal, live: Live) -> Report:
@@ -185,13 +199,21 @@ def _tried(job: Job, trial: Trial, goal: Goal, live: Live, limits: Limits, round
         student = Student(job.source, live.model, live.logits, learns=bool(limits.tokens))
         priced = repriced(job, trial, goal, student, live, Patience(limits.until, rounding))
         job, trial, found, told = priced.job, priced.trial, priced.found, [*told, *note_of(priced)]
-        if limits.tokens:
-            made, found, outcome = tuned(replace(job, work=None), trial, goal, student, live, limits, rounding, found)
-            job, trial = made.job, made.trial
+        if limits.tokens and math.isfinite(found.kl):
+            try:
+                made, found, outcome = tuned(
+                    replace(job, work=None), trial, goal, student, live, limits, rounding, found
+                )
+                job, trial, told = made.job, made.trial, told if limits.asked else [*told, UNASKED]
+            except (PgolfError, RuntimeError, MemoryError) as error:
+                if limits.asked or not (isinstance(error, PgolfError) or is_out_of_memory(error)):
+                    raise
+                put(trial, student)
+                told = [*told, f"not tuned: {error}"]
         report = report_of(job, trial, goal, told)
         told_of = measured(job, found, student, live, {row.name: row.loss_rise for row in report.rows})
     except PgolfError as error:
-        if limits.tokens:
+        if limits.tokens and limits.asked:
             raise
         return report_of(job, trial, goal, [*told, f"what was packed is not measured: {error}"])
     return replace(report, measured=told_of, tuned=outcome)

@@ -2,7 +2,8 @@
 
 Every rank makes its own job from what it was given, and works along where that is rank 0's to the bit; one that was given other
 weights or another curvature only waits. A matrix is one rank's from the first trial to the last, since its factored curvature
-stays there. Rank 0 alone codes, searches, measures and writes, so the artifact is one rank's.
+stays there. Rank 0 alone codes, searches, measures and writes, so the artifact is one rank's. What the closed loop says to the
+others is passed on: see closed/party.py.
 
 All talk is rank 0's word and everybody's answer, in the patient group; no rank calls anything else meanwhile.
 """
@@ -24,13 +25,17 @@ from pgolf.fitting.trial import Job
 from pgolf.packer.format.artifact import Entry
 from pgolf.report import Report
 
-ROUND, BITS, END = "round", "bits", "end"
+ROUND, BITS, CLOSED, END = "round", "bits", "closed", "end"
+
+Helper = Callable[..., Any]
+"""What answers the words of a closed loop: (word, arguments of it) → the answer."""
 
 
-def led(make: Callable[[], Job], work: Callable[[Job], Report]) -> Report:
+def led(make: Callable[[], Job], work: Callable[[Job], Report], helper_of: Callable[[Job | None], Helper]) -> Report:
     """What `work` returns of rank 0's job, on every rank; what it raises there is raised on every rank.
 
-    make: the job, on every rank. A rank where that fails only waits.
+    make: the job, on every rank. A rank where that fails only waits. helper_of: who helps in a closed loop on another rank, by
+    the job there, None where it is not rank 0's.
     """
     if not ranks.grouped():
         return work(make())
@@ -41,7 +46,8 @@ def led(make: Callable[[], Job], work: Callable[[Job], Report]) -> Report:
     keys: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(keys, None if job is None else key_of_job(job), group=group)
     if ranks.rank():
-        return _following(job if keys[0] == keys[ranks.rank()] else None, group)
+        mine = job if keys[0] == keys[ranks.rank()] else None
+        return _following(mine, helper_of(mine), group)
     if job is None:
         _tell((END, None, ranks.told(error)), group)
         assert error is not None
@@ -80,26 +86,42 @@ class Led:
         found = self._answers(job, BITS, step)
         return {name: found[name] for name in job.leaders}
 
+    def prices(self, job: Job) -> bool:
+        """Whether the others hold the weights of this job and their prices, whatever its plans."""
+        return job.source is self.job.source and job.curvatures is self.job.curvatures
+
+    def everybody(self, word: str, *arguments: Any, mine: Callable[[], Any]) -> list[Any]:
+        """What each rank answers to a word of the closed loop, this one by `mine`.
+
+        An interrupt here ends this process, and so the others, which may wait for it in a sum.
+        """
+        return self._asked((CLOSED, word, arguments), mine, Exception)
+
     def _answers(self, job: Job, what: str, step: float) -> dict[str, Any]:
-        self.torn = True
-        _tell((what, step, self.parts), self.group)
-        mine = ranks.tried(lambda: _answer(job, what, step, self.parts[0]))
-        answers: list[Any] = [None] * len(self.parts)
-        distributed.gather_object((None, None), answers, dst=0, group=self.group)
-        self.torn = False
-        answers[0] = mine
-        for rank, (_, error) in enumerate(answers):
-            if error is not None:
-                raise error if rank == 0 else type(error)(f"rank {rank}: {error}")
         found: dict[str, Any] = {}
-        for made, damping, foreseen in (answer for answer, _ in answers):
+        answers = self._asked((what, step, self.parts), lambda: _answer(job, what, step, self.parts[0]), BaseException)
+        for made, damping, foreseen in answers:
             found |= made
             job.damping.update(damping)
             job.foreseen.update(foreseen)
         return found
 
+    def _asked(self, word: tuple[Any, ...], mine: Callable[[], Any], kinds: type[BaseException]) -> list[Any]:
+        """What each rank answers, after all have. kinds: of what `mine` may raise without tearing the talk."""
+        self.torn = True
+        _tell(word, self.group)
+        own = ranks.tried(mine, kinds)
+        answers: list[Any] = [None] * len(self.parts)
+        distributed.gather_object((None, None), answers, dst=0, group=self.group)
+        self.torn = False
+        answers[0] = own
+        for rank, (_, error) in enumerate(answers):
+            if error is not None:
+                raise error if rank == 0 else type(error)(f"rank {rank}: {error}")
+        return [answer for answer, _ in answers]
 
-def _following(job: Job | None, group: Any) -> Report:
+
+def _following(job: Job | None, helper: Helper, group: Any) -> Report:
     """The other ranks' side: answer until rank 0 ends."""
     quiet = None if job is None else replace(job, progress=silent)
     while True:
@@ -110,6 +132,10 @@ def _following(job: Job | None, group: Any) -> Report:
             if more is not None:
                 raise ranks.relayed(more)
             return told  # type: ignore[no-any-return]  # rank 0's report
+        if what == CLOSED:
+            answer = ranks.tried(partial(helper, told, *more), Exception)
+            distributed.gather_object((answer[0], ranks.told(answer[1])), None, dst=0, group=group)
+            continue
         part = more[ranks.rank()] if quiet is not None else ()
         made, error = ranks.tried(partial(_answer, quiet, what, told, part)) if quiet else (({}, {}, {}), None)
         distributed.gather_object((made, ranks.told(error)), None, dst=0, group=group)

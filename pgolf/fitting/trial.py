@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -85,6 +85,15 @@ class Crew(Protocol):
     def expected_bits(self, job: Job, step: float) -> dict[str, float]:
         """What `Job.expected_bits_of` gives of all leaders, in their order."""
 
+    def prices(self, job: Job) -> bool:
+        """Whether they hold the weights of this job and their prices, whatever its plans."""
+
+    def everybody(self, word: str, *arguments: Any, mine: Callable[[], Any]) -> list[Any]:
+        """What each process answers to a word of the closed loop, this one by `mine`, in the order of their numbers.
+
+        Raises what one of them raised.
+        """
+
 
 @dataclass(frozen=True)
 class Job:
@@ -140,10 +149,6 @@ class Job:
     def together(self, name: str) -> tuple[str, ...]:
         """The names of all tensors that are rounded with a leader, itself first."""
         return self.stacks.get(name, (name,))
-
-    def apart(self) -> Job:
-        """The same job with every tensor by itself."""
-        return replace(self, stacks={}, prepared={}, foreseen={}) if self.stacks else self
 
     def _followers(self) -> set[str]:
         return {name for names in self.stacks.values() for name in names[1:]}
@@ -252,11 +257,16 @@ class Job:
             if plan.settings is not None:
                 if form := self.kept_form(name, step):
                     plan = TensorPlan(None, "worth its bytes", form.cast)
-                elif len(names) > 1:
-                    return self._stacked_entries(names, self.quantize(name, step, ready)[0], step)
                 else:
-                    return {name: self.entry_of(name, self.quantize(name, step, ready), step)}
+                    return self.entries_of(name, self.quantize(name, step, ready), step)
             return {each: kept_entry(self.source.tensors[each], plan) for each in names}
+
+    def entries_of(self, name: str, planes: Sequence[Plane], step: float) -> dict[str, Entry]:
+        """What the planes of a leader make, of it and of those that are rounded with it."""
+        names = self.together(name)
+        if len(names) > 1:
+            return self._stacked_entries(names, planes[0], step)
+        return {name: self.entry_of(name, planes, step)}
 
     def _stacked_entries(self, names: Sequence[str], whole: Plane, step: float) -> dict[str, Entry]:
         """Each tensor's rows of a stack."""

@@ -62,7 +62,8 @@ def _compared(reference: Tensor, changed: Tensor, targets: Tensor) -> Compared:
     p, q = (logits.float().log_softmax(-1) for logits in (reference, changed))
     same = p.argmax(-1) == q.argmax(-1)
     before, after = (-x.gather(-1, targets[:, None]).squeeze(-1) for x in (p, q))
-    return Compared((p.exp() * (p - q)).sum(-1), same, before, after)
+    share = p.exp()  # 0 where a logit is −∞: what cannot be costs nothing
+    return Compared((share * (p - q).masked_fill_(share == 0, 0)).sum(-1), same, before, after)
 
 
 def divergence(reference: Predict, changed: Predict, ids: Tensor) -> Divergence:
@@ -70,7 +71,8 @@ def divergence(reference: Predict, changed: Predict, ids: Tensor) -> Divergence:
     found: list[Compared] = []
     with torch.no_grad():
         for part in in_parts(ids, reference(ids[:1]).shape[-1]):
-            found.append(compared(reference(part), changed(part), part.roll(-1, 1)))
+            before = reference(part).clone()  # a model may write all its logits to one place
+            found.append(compared(before, changed(part), part.roll(-1, 1)))
     kl, same, before, after = (torch.cat(columns).cpu() for columns in zip(*found, strict=True))
     nats, rises = kl.double(), (after - before)[:, :-1].double()
     return Divergence(

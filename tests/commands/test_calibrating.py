@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from pgolf.cli import main
 from pgolf.commands.models import power_of_two_near
 from pgolf.data.shards import write_shard
+from pgolf.quant.curvature import collect
 from pgolf.quant.curvature.store import Curvature
 
 NANO = """
@@ -174,9 +175,13 @@ def test_tuning(folder: Path, text: str) -> None:
         (["--calib", "random"], 2, "random tokens would ruin"),
         (["--calib", "DIR/val.bin", "--tune", "lots"], 2, "--tune lots"),
         (["--calib", "DIR/val.bin", "--tokens", "3000"], 2, "too few tokens"),
+        (["--calib", "DIR/val.bin", "--max-kl", "0.1"], 2, "--max-kl and tune exclude each other"),
     ],
 )
-def test_what_cannot_be_tuned(folder: Path, more: list[str], code: int, says: str) -> None:
+def test_what_cannot_be_tuned(
+    folder: Path, more: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "calibrate", lambda *_, **__: pytest.fail("calibrated before it was said"))
     common = [
         "pack",
         "DIR/GPT.pt",
@@ -186,9 +191,8 @@ def test_what_cannot_be_tuned(folder: Path, more: list[str], code: int, says: st
         "DIR/o.pgolf",
         "--tune",
         "8k",
-        "--budget",
-        "9kB",
     ]
+    more = more if "--max-kl" in more else [*more, "--budget", "9kB"]
     assert says in run(folder, *common, *more, code=code)
     assert not (folder / "o.pgolf").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from click.testing import CliRunner
 
 from pgolf.cli import main
 from pgolf.data.shards import write_shard
+from pgolf.errors import CurvatureError
+from pgolf.fitting.closed import tune
+from pgolf.fitting.closed.repair import Repair
 from pgolf.quant.rounding import diagonals
 from pgolf.quant.rounding.feedback import round_matrix
 from tests.elsewhere import gpu
@@ -80,6 +84,7 @@ def there(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for path in inputs.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "USUAL", 512)  # which is in the time of a test
     with gpu():
         yield
 
@@ -94,6 +99,44 @@ def test_what_rounds_does_it_where_the_model_is(name: str, rounded: list[torch.d
     run(*ROUNDS[name], "--device", "cuda")
     assert rounded
     assert {device.type for device in rounded} == {"cuda"}
+
+
+@pytest.mark.parametrize(
+    ("more", "tuned"),
+    [((), True), (("--tune", "off"), False), (("--no-measure",), False), (("--tokens", "9999"), False)],
+)
+def test_a_gpu_tunes_unasked(more: tuple[str, ...], tuned: bool, rounded: list[torch.device], there: None) -> None:
+    words = (*PACK, *TEXT, "--budget", "7000", "-o", "out.pgolf", "--device", "cuda", "--report", "r.json")
+    run(*words, *more)
+    found = json.loads(Path("r.json").read_text())
+    assert bool(found["tuned"]) == tuned
+    assert any("--tune off leaves it" in note for note in found["notes"]) == tuned
+    assert not tuned or found["tuned"]["tokens"] == 512
+
+
+def test_a_gpu_without_room_tunes_nothing(
+    rounded: list[torch.device], there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100_000, 1 << 30))
+    run(*ROUNDS["text"], "--device", "cuda", "--report", "r.json")
+    assert json.loads(Path("r.json").read_text())["tuned"] is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory."), CurvatureError("no gradient")])
+def test_where_nobody_asked_a_failure_is_a_note(
+    error: Exception, rounded: list[torch.device], there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Repair, "run", failing)
+    run(*ROUNDS["text"], "--device", "cuda", "--report", "r.json")
+    found = json.loads(Path("r.json").read_text())
+    assert found["tuned"] is None
+    assert found["measured"]["kl"] > 0
+    assert f"not tuned: {error}" in found["notes"]
+    with pytest.raises(AssertionError):  # an exit code
+        run(*ROUNDS["closed loop"], "--device", "cuda", "--force")
 
 
 @pytest.mark.parametrize("name", OTHERS)

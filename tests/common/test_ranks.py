@@ -17,19 +17,19 @@ from tests.helpers import free_port, generator, toy_state
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def two_ranks(folder, mode="plain", ranks=2):
-    """What each of two gloo processes, or more, of tests/common/ranks_job.py reports."""
-    codes, errors = ended(folder, mode, ranks)
+def two_ranks(folder, mode="plain", ranks=2, job="tests.common.ranks_job"):
+    """What each of two gloo processes, or more, of tests/common/ranks_job.py, or of another job, reports."""
+    codes, errors = ended(folder, mode, ranks, job)
     assert codes == [0] * ranks, errors
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def ended(folder, mode, ranks=2):
+def ended(folder, mode, ranks=2, job="tests.common.ranks_job"):
     """(exit codes, what they said on stderr) of the processes."""
     port = free_port()
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.common.ranks_job", str(folder), mode, str(rank), str(ranks), str(port)],
+            [sys.executable, "-m", job, str(folder), mode, str(rank), str(ranks), str(port)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,6 +18,7 @@ from pgolf.fitting.closed import repair, tune, work
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, units_in_order
 from pgolf.fitting.live import Live, split
+from pgolf.fitting.trial import Job
 from pgolf.models import checkpoint
 from pgolf.quant.curvature.uses import in_order
 from pgolf.scoring.divergence import divergence
@@ -307,7 +308,7 @@ def test_bad_sizes_of_text(said: str) -> None:
         tune.tokens_of(said)
 
 
-def test_what_cannot_be_tried_says_so() -> None:
+def test_what_cannot_be_tried_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Banked()
     with pytest.raises(UsageError, match="needs a model and text"):
         pgolf.pack(model, None, budget=BUDGET, tune="8k")
@@ -315,6 +316,7 @@ def test_what_cannot_be_tried_says_so() -> None:
         pgolf.pack(model.state_dict(), None, budget=BUDGET, text=text())
     with pytest.raises(UsageError, match="int64"):
         pgolf.pack(model, None, budget=BUDGET, text=text().float())
+    monkeypatch.setattr(Job, "run", lambda job, step: pytest.fail("rounded before it was said"))
     with pytest.raises(UsageError, match="more text"):
         pgolf.pack(model, None, budget=BUDGET, text=Live(model, text(2)), tune="8k")
     stranger = checkpoint.from_mapping({"other": torch.randn(64, 64, generator=generator())})

@@ -1,5 +1,7 @@
 """Small matrices with the same inputs are one matrix, to the quantizer and in the file, and each its own everywhere else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,12 +10,14 @@ from torch import nn
 import pgolf
 from pgolf.fitting import stacks
 from pgolf.fitting.inputs import job_of
+from pgolf.fitting.live import split
 from pgolf.fitting.trial import Trial
 from pgolf.loading import dense
 from pgolf.packer.format import artifact, container
 from pgolf.quant.curvature.loss import loss_rise
 from pgolf.quant.curvature.stacked import stacked
 from pgolf.quant.curvature.store import MatrixCurvature
+from pgolf.scoring.divergence import divergence
 from tests.helpers import generator
 
 HEADS, WIDTH, VOCAB = 6, 24, 40
@@ -79,7 +83,7 @@ def test_the_artifact_loads_as_ever(model, curvature, tmp_path):
 
 def test_stacks_buy_something(model, curvature):
     job = job_of(model, curvature, search=True)
-    together, alone = job.run(8.0), job.apart().run(8.0)
+    together, alone = job.run(8.0), replace(job, stacks={}, prepared={}).run(8.0)
     assert container.version(alone.encoded.data) == 1
     assert together.size < alone.size
     assert job.rise(together) < 1.05 * job.rise(alone)
@@ -129,11 +133,18 @@ def test_an_estimate_counts_all_of_a_stack(model, curvature):
     assert found.loss_rise == pytest.approx(report.loss_rise, rel=1e-6)
 
 
-def test_the_closed_loop_takes_them_apart(model, curvature):
-    text = torch.randint(0, VOCAB, (64, 32), generator=generator(7))
-    report = pgolf.pack(model, None, budget=2600, curvature=curvature, text=text, tune=2000)
+def test_the_closed_loop_rounds_and_stores_them_as_one(model, curvature):
+    text = torch.randint(0, VOCAB, (160, 32), generator=generator(7))
+    report = pgolf.pack(model, None, budget=2600, curvature=curvature, text=text, tune=40_000)
+    entries = artifact.decode(report.data)[0]
     assert len(report.data) <= 2600
-    assert dense.tensors_of(artifact.decode(report.data)[0]).keys() == model.state_dict().keys()
+    assert report.tuned.helped
+    assert {name: entry.part_of for name, entry in entries.items() if entry.part_of} == {
+        f"{kind}.{k}": f"{kind}.{k - k % HEADS}" for kind in "qv" for k in range(2 * HEADS) if k % HEADS
+    }
+    student, (_, held) = Headed().eval(), split(text)
+    student.load_state_dict(dense.tensors_of(entries))
+    assert divergence(model, student, held).kl == pytest.approx(report.tuned.kl, rel=1e-4)
 
 
 def one(H, G):

@@ -7,25 +7,26 @@ are those of any artifact. What floats goes down the KL from the unquantized mod
 What will surprise you:
 * The knob is set anew before every group, for what is left to round and what is left of the budget; the last group that
   a knob moves is searched with the whole artifact's true size.
-* Sums of floats depend on the machine and its number of threads, and so do tuned bytes; what they decode to does not.
+* Sums of floats depend on the machine and its number of threads and ranks, and so do tuned bytes; what they decode to does
+  not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from pgolf.common.one_thread import one_thread_each
 from pgolf.errors import BudgetError
 from pgolf.fitting import search
+from pgolf.fitting.closed.floating import Floating, rounded
 from pgolf.fitting.closed.knob import Knob, coded, decoded
 from pgolf.fitting.closed.repair import Repair
 from pgolf.fitting.closed.student import Student
-from pgolf.fitting.closed.units import Unit, may_move, slices_of, weights_of
+from pgolf.fitting.closed.units import Unit, members, slices_of, weights_of
 from pgolf.fitting.closed.work import Work
 from pgolf.fitting.search import Attempt
 from pgolf.fitting.trial import Job, Trial, kept_entry
@@ -33,6 +34,10 @@ from pgolf.packer.format.artifact import Entry
 from pgolf.packer.plane import Plane
 
 CLOSE, CLOSE_BYTES = 0.0005, 100  # of the budget, and in bytes: an artifact ends this close below it
+
+
+Rounded = Callable[[Job, Sequence[Unit], float], dict[Unit, Plane]]
+"""(job of the weights as they are, units, step) → their planes."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,15 @@ class Made:
 class Loop:
     """What is rounded so far, and at which steps."""
 
-    def __init__(self, job: Job, opened: Trial, student: Student, room: int | None) -> None:
-        """opened: the open loop's trial, whose knob this one starts with. room: bytes; None leaves the knob there."""
-        self._student, self._room = student, room
-        plain = torch.contiguous_format  # slices are views then, whatever the checkpoint's strides
-        mine = {name: tensor.clone(memory_format=plain) for name, tensor in job.source.tensors.items()}
-        self._tensors = {name: tensor for name, tensor in mine.items() if name in student.places}
-        self._job = replace(job, source=replace(job.source, tensors=job.source.tensors | self._tensors))
+    def __init__(
+        self, job: Job, opened: Trial, student: Student, room: int | None, rounding: Rounded = rounded
+    ) -> None:
+        """opened: the open loop's trial, whose knob this one starts with. room: bytes; None leaves the knob there. rounding: who
+        rounds units."""
+        self._room, self._rounding = room, rounding
+        self._floating = Floating(job, student)
+        self._job = self._floating.job
         self._knob = Knob(job, opened, room)
-        self._small = [name for name in self._tensors if name in job.kept and may_move(job, name)]
         self._planes: dict[Unit, Plane] = {}
         self._steps: dict[str, float] = {}
 
@@ -74,17 +79,17 @@ class Loop:
         done = self._resumed(work.kept(), repair)
         for i, group in enumerate(ordered[done:], done):
             left = [unit for each in ordered[i:] for unit in each]
-            self._refresh(left)
+            self._floating.refresh(left)
             self._knob.turn(self._job, left, self._planes)
             if i + 1 < len(ordered):
                 self._freeze(self._rounded(group, self._knob.step), repair)
                 repair.run(steps)
                 work.keep(partial(self._state, i + 1, repair))
-        self._refresh_small()
+        self._floating.refresh_small()
         before = self._last(ordered[-1])
         self._freeze({unit: self._planes[unit] for unit in ordered[-1]}, repair)
         repair.run(last_steps)
-        self._refresh_small()
+        self._floating.refresh_small()
         after = self._coded()
         fits = self._room is None or after.trial.size <= self._room
         return [before, after] if fits else [before]
@@ -103,27 +108,19 @@ class Loop:
         repair.restore(state)
         return int(state["done"])
 
-    def _refresh(self, units: Sequence[Unit]) -> None:
-        """Take over what the student's floating weights have become."""
-        for unit in units:
-            whole = self._tensors[unit.name], self._student.weights[unit.name]
-            mine, theirs = (part.reshape(slices_of(self._job, unit.name), -1)[unit.index] for part in whole)
-            mine.copy_(theirs)
-
-    def _refresh_small(self) -> None:
-        for name in self._small:
-            self._tensors[name].copy_(self._student.weights[name])
-
     def _rounded(self, group: Sequence[Unit], step: float) -> dict[Unit, Plane]:
-        with one_thread_each() as pool:
-            return dict(zip(group, pool.map(lambda u: self._job.round(u.name, u.index, step), group), strict=True))
+        return self._rounding(self._job, group, step)
 
     def _freeze(self, rounded: Mapping[Unit, Plane], repair: Repair) -> None:
         self._planes |= rounded
         for unit, plane in rounded.items():
             self._steps[unit.name] = self._knob.step
-            dtype = self._tensors[unit.name].dtype
-            repair.freeze(unit, torch.from_numpy(plane.reconstruct()).to(dtype).float())
+            tensors = self._job.source.tensors
+            value = torch.from_numpy(plane.reconstruct()).to(tensors[unit.name].dtype).float()
+            parts = members(self._job, unit)
+            rows = [len(tensors[each.name]) for each in parts] if len(parts) > 1 else [len(value)]
+            for each, part in zip(parts, torch.split(value, rows), strict=True):
+                repair.freeze(each, part)
 
     def _last(self, group: Sequence[Unit]) -> Made:
         """Round the last group so that the artifact fills the budget, where there is one and a knob."""
@@ -155,13 +152,9 @@ class Loop:
     def _coded(self, step: float | None = None) -> Made:
         """The artifact of what is rounded and kept now."""
         step = self._knob.step if step is None else step
-        entries: dict[str, Entry] = {}
-        for name, plan in self._job.plans.items():
-            if plan.settings is None:
-                entries[name] = kept_entry(self._job.source.tensors[name], plan)
-            else:
-                planes = [self._planes[Unit(name, index)] for index in range(slices_of(self._job, name))]
-                entries[name] = self._job.entry_of(name, planes, self._steps.get(name, step))
-        tensors = {name: tensor.clone() for name, tensor in self._job.source.tensors.items()}
-        job = replace(self._job, source=replace(self._job.source, tensors=tensors))
-        return Made(self._job.coded(entries, step), job)
+        job = self._job
+        entries: dict[str, Entry] = {name: kept_entry(job.source.tensors[name], job.plans[name]) for name in job.kept}
+        for name in job.leaders:
+            planes = [self._planes[Unit(name, index)] for index in range(slices_of(job, name))]
+            entries |= job.entries_of(name, planes, self._steps.get(name, step))
+        return Made(job.coded(entries, step), self._floating.apart_from_steps())

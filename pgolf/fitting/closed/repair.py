@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ class Pace:
     seed: of the order in which the text is read."""
 
     rate: float
+    batch: int
     last: float = 0.1
-    batch: int = 1024
     seed: int = 0
 
 
@@ -43,16 +43,23 @@ class Repair:
         pace: Pace,
         worst: float,
         advance: Callable[[int, float], None],
+        slopes: Callable[[Tensor, Iterable[str]], tuple[float, dict[str, Tensor]]] | None = None,
     ) -> None:
         """moving: unit -> how many units its tensor has. text: int64 [N, T], read again and again in another order.
-        worst: the KL of the open loop. advance(tokens seen, KL of a step)."""
-        self._student, self._pace, self._worst, self._advance, self._seen = student, pace, worst, advance, 0
+        worst: the KL of the open loop. advance(tokens seen, KL of a step). slopes: in place of the student's own."""
+        self._slopes = slopes or student.slopes
+        self._pace, self._worst, self._advance, self._seen = pace, worst, advance, 0
         self._moving = {unit: _slice(student.weights[unit.name], count, unit) for unit, count in moving.items()}
         self._counts = dict(moving)
         self._rows = max(1, pace.batch // text.shape[1])
         self.step_tokens = self._rows * text.shape[1]
         self._example, self._text = text[: self._rows], _batches(text, self._rows, pace.seed)
         self._adam = torch.optim.Adam([*self._moving.values()], lr=pace.rate, betas=BETAS)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors of which anything moves."""
+        return list(dict.fromkeys(unit.name for unit in self._moving))
 
     def freeze(self, unit: Unit, value: Tensor) -> None:
         """Give a unit its rounded value [R, C] for good."""
@@ -85,15 +92,14 @@ class Repair:
 
     def rehearse(self) -> None:
         """What a step computes, without any effect: to see how long it takes."""
-        self._student.slopes(self._example, list(dict.fromkeys(unit.name for unit in self._moving)))
+        self._slopes(self._example, self.names)
 
     def run(self, steps: int) -> None:
         """Take so many steps. Raises Diverged. Inside `Student.at_work`."""
-        names = list(dict.fromkeys(unit.name for unit in self._moving))
-        seen = []
+        names, seen = self.names, []
         for done in range(steps if names else 0):
             ids = next(self._text)
-            kl, slopes = self._student.slopes(ids, names)
+            kl, slopes = self._slopes(ids, names)
             if not math.isfinite(kl):
                 raise Diverged
             for unit, weight in self._moving.items():
@@ -104,6 +110,7 @@ class Repair:
             seen.append(kl)
             self._seen += ids.numel()
             self._advance(self._seen, kl)
+        self._adam.zero_grad()  # while units are rounded nobody needs them
         if seen and sum(seen[-4:]) / len(seen[-4:]) > WILD * self._worst:
             raise Diverged
 

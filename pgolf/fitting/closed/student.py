@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.errors import ModelError
+from pgolf.fitting.closed.pull import pull
 from pgolf.models.checkpoint import Checkpoint
 from pgolf.models.logits import device_of, logits_of, original, undisturbed
 from pgolf.models.usermodel import names_in
@@ -37,7 +38,7 @@ class Student:
         self.model = original(model)
         self.run = logits_of(self.model, logits)
         self.device = device_of(self.model)
-        self.places = _places(source, self.model)
+        self.places = places_in(source, self.model)
         self.own = {name: place.data for name, place in self.places.items()}
         self.weights: dict[str, Tensor] = {}
         self._learns = learns
@@ -84,7 +85,10 @@ class Student:
             return divergence(self.teacher, self.predict, ids)
 
     def slopes(self, ids: Tensor, names: Iterable[str]) -> tuple[float, dict[str, Tensor]]:
-        """(mean KL over ids [B, T], its float32 gradient by each of the named weights that has one); inside `at_work`."""
+        """(mean KL over ids [B, T], its float32 gradient by each of the named weights that has one); inside `at_work`.
+
+        A sequence of which the unquantized model itself makes NaN teaches nothing, and is left out.
+        """
         moving = [name for name in names if isinstance(self.places[name], nn.Parameter)]
         for name, place in self.places.items():
             if isinstance(place, nn.Parameter):
@@ -92,20 +96,30 @@ class Student:
         total, sums = 0.0, dict[str, Tensor]()
         self._vocabulary = self._vocabulary or self.teacher(ids[:1]).shape[-1]
         for part in in_parts(ids, self._vocabulary):
-            p = self.teacher(part).float().log_softmax(-1)
-            q = self.predict(part).float().log_softmax(-1)
-            loss = (p.exp() * (p - q)).sum() / ids.numel()
-            total += float(loss.detach())
-            if not loss.requires_grad:  # none of them reaches the logits, or not by a way that can be derived
+            teacher = self.teacher(part).clone()  # a model may write all its logits to one place
+            whole = ~teacher.flatten(1).isnan().any(1)
+            if not bool(whole.all()):
+                part, teacher = part[whole.to(part.device)], teacher[whole]
+                if not len(part):
+                    continue
+            logits = self.predict(part)
+            kl, pulled = pull(teacher, logits)
+            total += kl / ids.numel()
+            del teacher
+            if not moving or not logits.requires_grad:  # none of them reaches the logits by a way that can be derived
                 continue
-            found = torch.autograd.grad(loss, [self.places[name] for name in moving], allow_unused=True)
+            places = [self.places[name] for name in moving]
+            found = torch.autograd.grad(logits, places, pulled, allow_unused=True)
             for name, slope in zip(moving, found, strict=True):
                 if slope is not None:
-                    sums[name] = sums[name] + slope.float() if name in sums else slope.float()
+                    sums[name] = sums[name] + slope if name in sums else slope.float()
+            del logits, pulled, found, slope  # before the next part is run
+        sums = {name: each / ids.numel() for name, each in sums.items()}
         return total, sums
 
 
-def _places(source: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+def places_in(source: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's floating-point tensors -> the module's parameters and buffers. Raises ModelError where one has none."""
     every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     every |= dict(model.named_parameters(remove_duplicate=False))
     full = names_in(model, source.tensors)

@@ -12,7 +12,8 @@ from pgolf.quant.slices import matrix_shape
 
 @dataclass(frozen=True)
 class Unit:
-    """Slice `index` of a quantized tensor, 0 of a matrix or of a tensor that is kept."""
+    """Slice `index` of a quantized tensor, 0 of a matrix or of a tensor that is kept. The matrix that leads a stack stands for
+    all that are rounded with it where units are rounded, and for itself where they move."""
 
     name: str
     index: int
@@ -23,10 +24,11 @@ def units_in_order(job: Job, uses: Iterable[tuple[str, int | None]], ties: dict[
 
     uses: of `quant.curvature.uses.in_order`, by the module's names. ties: the module's name -> the checkpoint's.
     """
-    slices = {name: slices_of(job, name) for name in job.quantized}
+    slices = {name: slices_of(job, name) for name in job.leaders}
+    leads = {each: name for name in job.leaders for each in job.together(name)}
     order: dict[Unit, None] = {}
     for theirs, index in uses:
-        name = ties.get(theirs, theirs)
+        name = leads.get(ties.get(theirs, theirs), "")
         if name in slices:
             which = range(slices[name]) if index is None else [index] if index < slices[name] else []
             order |= {Unit(name, k): None for k in which}
@@ -41,9 +43,15 @@ def slices_of(job: Job, name: str) -> int:
     return shape[0]
 
 
+def members(job: Job, unit: Unit) -> list[Unit]:
+    """What moves and freezes one by one of a unit that is rounded as one, in the order of its rows."""
+    names = job.together(unit.name)
+    return [Unit(name, 0) for name in names] if len(names) > 1 else [unit]
+
+
 def weights_of(job: Job, unit: Unit) -> int:
-    """Of one slice."""
-    return job.weights([unit.name]) // slices_of(job, unit.name)
+    """Of all that is rounded as one."""
+    return sum(job.weights([each.name]) // slices_of(job, each.name) for each in members(job, unit))
 
 
 def grouped(job: Job, units: Sequence[Unit], count: int) -> list[list[Unit]]:
