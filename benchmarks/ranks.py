@@ -7,8 +7,7 @@ held to one core. Rounds are interleaved; of each number of ranks the best is ke
 others use them, the wall says little: `busiest` is the largest sum of processor seconds that one rank took, which is the wall
 of a machine that has a free core for each.
 
-golf3m is ../shared/data, calibrated on its text; the others are benchmarks/models with random weights, on random tokens. With
-"+tune" behind its name golf3m is tuned too, on TUNED tokens.
+golf3m is ../shared/data, calibrated on its text; the others are benchmarks/models with random weights, on random tokens.
 Models are added to those in RESULT.json, and the tables of docs/SCALE.md are made anew.
 """
 
@@ -31,7 +30,6 @@ from benchmarks.common import GOLF3M, RESULTS, ROOT, machine
 
 LENGTH = 512  # tokens of a sequence
 GOLF = "golf3m"
-TUNE, TUNED = "+tune", 300_000  # after golf3m's name; tokens
 
 
 def job(model: str, ranks: int, tokens: int) -> list[dict[str, Any]]:
@@ -60,7 +58,6 @@ def rank_of(model: str, tokens: int) -> dict[str, Any]:
 
     import pgolf
     from benchmarks.headline import MODELS
-    from pgolf.fitting.live import Live
     from pgolf.models import checkpoint, usermodel
     from tests.helpers import toy_module, toy_state
 
@@ -76,9 +73,7 @@ def rank_of(model: str, tokens: int) -> dict[str, Any]:
     marks = [(time.perf_counter(), time.process_time())]
     curvature = pgolf.calibrate(module, text[rank::ranks])
     marks.append((time.perf_counter(), time.process_time()))
-    how = {"text": Live(module, *_to_tune(tokens)), "tune": TUNED} if model.endswith(TUNE) else {}
-    budget = "1MB" if model.startswith(GOLF) else MODELS[model][2]
-    made = pgolf.pack(source, None, budget=budget, curvature=curvature, **how)
+    made = pgolf.pack(source, None, budget="1MB" if model == GOLF else MODELS[model][2], curvature=curvature)
     marks.append((time.perf_counter(), time.process_time()))
     distributed.barrier()
     distributed.destroy_process_group()
@@ -91,7 +86,6 @@ def rank_of(model: str, tokens: int) -> dict[str, Any]:
     return parts | {
         "peak_gib": peak,
         "bytes": made.artifact_bytes,
-        "kl": [made.tuned.kl_before, made.tuned.kl] if made.tuned else None,
         "weights": sum(p.numel() for p in module.parameters()),
     }
 
@@ -100,28 +94,16 @@ def _inputs(model: str, tokens: int) -> tuple[Path, str, Any]:
     """(checkpoint, how --model names its class, int64 [rows, LENGTH] to calibrate on)."""
     import torch
 
+    from pgolf.data.shards import read_shard
+
     rows = max(1, tokens // LENGTH)
-    if not model.startswith(GOLF):
+    if model != GOLF:
         place = Path(os.environ["PGOLF_INPUTS"])
         ids = torch.randint(1024, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
         return place / f"{model}.pt", (place / f"{model}.spec").read_text(), ids
-    return GOLF3M / "golf3m" / "ckpt.pt", f"{GOLF3M / 'golf3m' / 'model.py'}:GPT", _golf_text(0, rows)
-
-
-def _to_tune(tokens: int) -> tuple[Any, Any]:
-    """(int64 [16, LENGTH] held back, [rows, LENGTH] of TUNED tokens), none of them calibrated on."""
-    used = max(1, tokens // LENGTH)
-    return _golf_text(used, 16), _golf_text(used + 16, TUNED // LENGTH)
-
-
-def _golf_text(start: int, rows: int) -> Any:
-    """int64 [rows, LENGTH] of golf3m's text, from a row on."""
-    import torch
-
-    from pgolf.data.shards import read_shard
-
-    shard = read_shard(GOLF3M / "text_train_000000.bin")[start * LENGTH : (start + rows) * LENGTH]
-    return torch.from_numpy(shard.astype("int64")).view(rows, LENGTH)
+    shard = read_shard(GOLF3M / "text_train_000000.bin")[: rows * LENGTH]
+    ids = torch.from_numpy(shard.astype("int64")).view(rows, LENGTH)
+    return GOLF3M / "golf3m" / "ckpt.pt", f"{GOLF3M / 'golf3m' / 'model.py'}:GPT", ids
 
 
 def summary(ranks: int, told: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,7 +118,6 @@ def summary(ranks: int, told: list[dict[str, Any]]) -> dict[str, Any]:
         "pack_busiest": max(each["pack_processor_seconds"] for each in told),
         "peak_gib": max(each["peak_gib"] for each in told),
         "bytes": told[0]["bytes"],
-        **({"kl": told[0]["kl"]} if told[0]["kl"] else {}),
         "weights": told[0]["weights"],
     }
 
@@ -149,7 +130,7 @@ def measured(model: str, counts: list[int], rounds: int, tokens: int) -> dict[st
             row = summary(count, job(model, count, tokens))
             print(json.dumps(row), flush=True)
             best = rows.get(count, row)
-            rows[count] = row | {key: min(row[key], best[key]) for key in row if key != "kl"}
+            rows[count] = row | {key: min(row[key], best[key]) for key in row}
     one = rows[min(rows)]
     for row in rows.values():
         row |= {"wall_ratio": row["seconds"] / one["seconds"], "busiest_ratio": row["busiest"] / one["busiest"]}
@@ -175,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["PGOLF_INPUTS"] = place
         for model in args.models.split(","):
-            if not model.startswith(GOLF):
+            if model != GOLF:
                 (Path(place) / f"{model}.spec").write_text(checkpoint(model, Path(place))[1])
             row = measured(model, [int(n) for n in args.ranks.split(",")], args.rounds, args.tokens)
             found = [each for each in found if each["model"] != model] + [row | {"date": machine()["date"]}]
