@@ -40,28 +40,31 @@ def largest_that_fits(
 
     value: what `run` measures, from what a sample tells; it falls by `per_byte` with every byte.
     """
-    guide, best = _guide(job, target, tolerance, value, per_byte), None
-    for trials in range(1, TRIALS + 1):
-        try:
-            trial = run(guide.step_for(target, tolerance))
-        except search.OutOfTime:
-            if best is None:
-                raise
-            return Outcome(best, best, trials)
-        if trial.size <= target and (best is None or trial.size >= best.size):
-            best = trial
-        if target - tolerance <= trial.size <= target:
-            return Outcome(best, trial, trials)
-        guide.learn(trial)
-    found = search.largest_that_fits(
-        run,
-        target,
-        start=guide.step_for(target, tolerance),
-        finest=job.finest,
-        per_octave=guide.per_octave,
-        tolerance=tolerance,
-        spare=BELOW,
-    )
+    guide, best, last = _guide(job, target, tolerance, value, per_byte), None, None
+    try:
+        for trials in range(1, TRIALS + 1):
+            step = guide.step_for(target, tolerance)
+            if last is not None and step == last.step in (job.finest, search.COARSEST):
+                return Outcome(best, last, trials - 1)
+            last = run(step)
+            if last.size <= target and (best is None or last.size >= best.size):
+                best = last
+            if target - tolerance <= last.size <= target:
+                return Outcome(best, last, trials)
+            guide.learn(last)
+        found = search.largest_that_fits(
+            run,
+            target,
+            start=guide.step_for(target, tolerance),
+            finest=job.finest,
+            per_octave=guide.per_octave,
+            tolerance=tolerance,
+            spare=BELOW,
+        )
+    except search.OutOfTime:
+        if best is None:
+            raise
+        return Outcome(best, best, TRIALS)
     kept = [each for each in (best, found.best) if each is not None]
     return Outcome(max(kept, key=lambda each: each.size, default=None), found.last, TRIALS + found.trials)
 

@@ -222,13 +222,20 @@ def _renamed(module: nn.Module, state: Mapping[str, Tensor], what: str) -> dict[
             ) from error
     wrong = {
         "it lacks": [*told["missing_keys"]],
-        "of no use to the class:": [*told["unexpected_keys"]],
+        "of no use to the class:": sorted({*told["unexpected_keys"]} - _buffers(module)),
         "of another shape:": [name for name, *_ in told["mismatched_keys"]],
     }
     if said := "; ".join(f"{words} {_some(names)}" for words, names in wrong.items() if names):
         raise CheckpointError(f"{what} does not hold the weights of {type(module).__name__}: {said}")
     tied = blueprint.of(made).ties
     return {name: tensor.detach() for name, tensor in made.state_dict().items() if name not in tied}
+
+
+def _buffers(module: nn.Module) -> set[str]:
+    """Names of what the class makes by itself, as the first GPT-2's masks, also without the front of its inner model."""
+    front = f"{getattr(module, 'base_model_prefix', '')}."
+    names = {name for name, _ in module.named_buffers()}
+    return names | {name.removeprefix(front) for name in names}
 
 
 def _some(names: list[str]) -> str:

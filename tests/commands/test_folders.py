@@ -193,7 +193,7 @@ def test_weights_that_are_missing_or_of_no_use_are_named(here):
         ({"model_type": "neverheard"}, "knows no architecture 'neverheard'"),
         ({"model_type": "vit"}, "vit is no causal language model"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized already (gptq)"),
-        ({"num_attention_heads": 5}, "builds no model of config.json"),
+        ({"hidden_act": "neverheard"}, "builds no model of config.json"),
         (
             {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}},
             "--trust-remote-code runs it",

@@ -8,9 +8,9 @@ import torch
 
 import pgolf
 from pgolf.errors import BudgetError
-from pgolf.fitting import guided, sample
+from pgolf.fitting import guided, sample, search
 from pgolf.fitting.inputs import job_of
-from pgolf.fitting.search import Attempt
+from pgolf.fitting.search import Attempt, OutOfTime
 from pgolf.fitting.trial import Job
 from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.methods import auto
@@ -144,6 +144,36 @@ def test_a_sample_that_is_wrong_by_some_per_cent_costs_one_trial_more(off: float
     assert found.best is not None
     assert 0 <= target - found.best.size <= 1e-3 * target
     assert found.trials == (1 if off == 1 else 2)
+
+
+def halving(size: float):
+    """A guided search for `size` among whole trials whose size is that of the sample, 1e6 bytes at step 1."""
+    steps: list[float] = []
+
+    def run(step: float) -> Attempt[None]:
+        steps.append(step)
+        if len(steps) > 2:
+            raise OutOfTime
+        return Attempt(step, 1e6 / step, None)
+
+    job = job_of({"w": torch.randn(64, 64, generator=generator(0))}, search=True)
+    return steps, lambda: guided.largest_that_fits(job, run, size, 1e-3 * size, lambda told: told.num_bytes)
+
+
+def test_neither_end_is_tried_twice_and_what_fits_is_kept_when_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sample.Sample, "expected_bytes", lambda _, step: 1e6 / step)
+    monkeypatch.setattr(sample.Sample, "told", lambda _, step: sample.Told(1e6 / step, 8e6 / step, 1e-4))
+    steps, search_for = halving(1e6 / search.COARSEST / 2)
+    found = search_for()
+    assert (found.best, found.last.step, steps) == (None, search.COARSEST, [search.COARSEST])
+    steps, search_for = halving(1e20)
+    assert (found := search_for()).best is not None
+    assert [found.best.step] == steps == [pytest.approx(min(steps))]
+    monkeypatch.setattr(sample.Sample, "told", lambda _, step: sample.Told(1.05e6 / step + 3e4, 8e6 / step, 1e-4))
+    steps, search_for = halving(2e5)
+    monkeypatch.setattr(guided._Guide, "learn", lambda *_: None)  # a sample that nothing mends
+    assert search_for().best.size == 1e6 / steps[0] <= 2e5
+    assert len(steps) == 3
 
 
 def test_a_budget_out_of_reach_is_said():
