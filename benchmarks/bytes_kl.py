@@ -1,4 +1,4 @@
-"""A picture of packers on one model: bytes against the KL from the unquantized model."""
+"""Packers on one model, bytes against the KL from the unquantized one: the picture and the table of docs/MEASURED.md."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for everybody but pgolf, the farthest from the model first; the rise of the bits per byte where it is known."""
+    told = all("bpb_rise" in row for row in rows)
+    head = ["rival", "bytes", "compressed", "KL", *(["BPB"] if told else []), "pgolf, bytes", "of it"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in sorted(rows, key=lambda row: -row["kl"]):
+        if row["name"].startswith("pgolf"):
+            continue
+        size, ours = row["bytes"], row["pgolf_bytes_at_equal_kl"]
+        cells = [row["name"], f"{row.get('plain_bytes', size):,}", f"{size:,}", f"{row['kl']:.5f}"]
+        cells += [f"{row['bpb_rise']:.4f}"] if told else []
+        cells += ["beyond its curve", ""] if ours is None else [f"{ours:,}", f"{ours / size:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return lines

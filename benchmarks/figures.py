@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 PACKING = ("pgolf/quant", "pgolf/fitting", "pgolf/packer")
 TRAINING = ("pgolf/train",)
-RIVALS = ("benchmarks/rival_quantizers.py", *PACKING)
+RIVALS = ("benchmarks/rival_quantizers.py", "benchmarks/published.py", *PACKING)
 
 
 class Source(NamedTuple):
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        return [word for word in self.command.split() if word.startswith("benchmarks/")] + list(self.code)
+        return [word.split(":")[0] for word in self.command.split() if word.startswith("benchmarks/")] + list(self.code)
 
 
 # Whoever adds a result adds its line.
@@ -50,12 +50,6 @@ SOURCES = {
     "fuzz": Source("-m fuzz.run", ("fuzz", "pgolf/packer/format", "pgolf/models")),
     "gradients_golf3m": Source("benchmarks/gradients.py", ("pgolf/quant/curvature",)),
     "headline": Source("benchmarks/headline.py", PACKING),
-    "hf_rivals_gpt2": Source(
-        "benchmarks/hf_rivals.py gpt2 --calib train.txt --data val.txt", ("benchmarks/rival_quantizers.py", *PACKING)
-    ),
-    "hf_rivals_llama": Source(
-        "benchmarks/hf_rivals.py llama --calib train.txt --data val.txt", ("benchmarks/rival_quantizers.py", *PACKING)
-    ),
     "kills": Source("-m fuzz.kills --kills 200", ("fuzz/kills.py", "pgolf/common/files.py", "pgolf/common/folders.py")),
     "kills_of_ranks": Source(
         "-m fuzz.kills_of_ranks",
@@ -74,6 +68,11 @@ SOURCES = {
     ),
     "reprice": Source("benchmarks/reprice.py", PACKING),
     "rivals_golf3m": Source("benchmarks/rivals.py", RIVALS),
+    "rivals_gpt2": Source("benchmarks/rivals.py --ckpt gpt2 --seq-len 256", ("benchmarks/hf_folder.py", *RIVALS)),
+    "rivals_llama": Source("benchmarks/rivals.py --ckpt llama --seq-len 256", ("benchmarks/hf_folder.py", *RIVALS)),
+    "rivals_stack": Source(
+        "benchmarks/rivals.py --ckpt .scratch/contest_stack.pt --model benchmarks/contest_stack.py:stack", RIVALS
+    ),
     "small": Source("-m pgolf train --preset small --data ../shared/data", TRAINING),
     "sweep_golf3m": Source("-m pgolf sweep", ("pgolf/sweep", *PACKING)),
     "tax_golf3m": Source("benchmarks/tax.py", PACKING),

@@ -1,6 +1,6 @@
-"""A small Llama or GPT-2 of transformers, trained on the shared text for some minutes: a folder for rivals.py and others.
+"""A small Llama or GPT-2 of transformers, trained on the shared text for some minutes: a folder for rivals.py to read.
 
-    python benchmarks/hf_folder.py llama|gpt2 DIR [--steps 1500]
+    python benchmarks/hf_folder.py llama|gpt2 DIR [--steps 400]
 
 Four layers of width 128, a vocabulary of 1,024 (that of the shards: the folder has no tokenizer), windows of 256 tokens.
 The Llama has two heads of keys for four of queries, and a head of its own; the GPT-2 has one table for both ends. Matrices are
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=CONFIGURATIONS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args()
     model = untrained(args.kind)
     train(model, args.steps)

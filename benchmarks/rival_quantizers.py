@@ -138,11 +138,12 @@ def of_quanto(kind: str) -> Quantizer:
 def by_nncodec(parts: Mapping[str, Tensor], qp: int) -> tuple[bytes, dict[str, Tensor]]:
     """Of `apart`: a bitstream of the NNC standard, dependent quantization and DeepCABAC on, and what it decodes to. Vectors
     keep the finer step that it has for them."""
-    for name in PICTURES:
-        if name.partition(".")[0] not in sys.modules and not find_spec(name.partition(".")[0]):
-            sys.modules[name] = MagicMock()
+    absent = [name for name in PICTURES if not find_spec(name.partition(".")[0])]
+    sys.modules |= {name: MagicMock() for name in absent}
     from nncodec import nn as codec  # optional
 
+    for name in absent:  # others look whether they are there
+        del sys.modules[name]
     made = codec.encode(
         {k: v.numpy() for k, v in parts.items()}, {"qp": qp, "verbose": False, "results": tempfile.gettempdir()}
     )

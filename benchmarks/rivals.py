@@ -215,20 +215,7 @@ def main() -> None:
     found = Rivals(args)
     found.all()
     bytes_kl.draw(found.rows, args.out.with_suffix(".png"))
-    print("\n".join(table(found.rows)))
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Of everybody but pgolf, the farthest from the model first."""
-    lines = ["| rival | bytes | compressed | KL | BPB | pgolf, bytes | of it |", "|---|---|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: -row["kl"]):
-        if row["name"].startswith("pgolf"):
-            continue
-        ours, size = row["pgolf_bytes_at_equal_kl"], row["bytes"]
-        told = "beyond its curve | |" if ours is None else f"{ours:,} | {ours / size:.2f} |"
-        plain = row.get("plain_bytes", size)
-        lines.append(f"| {row['name']} | {plain:,} | {size:,} | {row['kl']:.5f} | {row['bpb_rise']:.4f} | {told}")
-    return lines
+    print("\n".join(bytes_kl.table(found.rows)))
 
 
 if __name__ == "__main__":

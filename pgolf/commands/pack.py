@@ -312,5 +312,6 @@ def _at_hand(
             return None
         if is_theirs(source.config):
             build(source, user, place)  # says what it lacks
-        raise UsageError(f"--calib {calib[0]} needs the model's code: add --model FILE.py:NAME")
+        silent = f", and no config.json in {place} says which model it is: copy it there, or" if place.is_dir() else ":"
+        raise UsageError(f"--calib {calib[0]} needs the model's code{silent} add --model FILE.py:NAME")
     return at_hand(source, place, user, calibration, progress, tune or spare, asked=tune is not None)

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from threading import Lock
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 MANY = 1 << 24  # weights of a model from which what is kept of its matrices lies in files
 LARGE = 1 << 20  # bytes of an array that is worth a file
+WORKED_ON = 1 << 28  # bytes of large matrices, between two times that memory is given back
 PIECE = 1 << 22  # numbers that are worked on at a time, where temporaries would be as large as a matrix
 
 DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)  # of a shared map this forgets nothing
@@ -29,8 +31,16 @@ DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)  # of a shared map this forgets
 Kind = TypeVar("Kind", bound=np.generic)
 
 
-_maps: WeakSet[mmap.mmap] = WeakSet()  # of all files that are in use
-_lock = Lock()  # of these
+@dataclass
+class _State:
+    """maps: of all files that are in use. worked_on: bytes, since memory was given back."""
+
+    maps: WeakSet[mmap.mmap] = field(default_factory=WeakSet)
+    worked_on: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+
+_state = _State()
 
 
 def kept(array: NDArray[Kind]) -> NDArray[Kind]:
@@ -55,18 +65,28 @@ def zeros(shape: tuple[int, ...], dtype: type[Kind]) -> NDArray[Kind]:
 
 
 def _array(mapped: mmap.mmap, dtype: np.dtype[Kind], shape: tuple[int, ...]) -> NDArray[Kind]:
-    with _lock:
-        _maps.add(mapped)
+    with _state.lock:
+        _state.maps.add(mapped)
     return np.frombuffer(mapped, dtype).reshape(shape)
+
+
+def worked_on(num_bytes: int) -> None:
+    """Say that so much of a large model was read or made: every WORKED_ON bytes memory is given back."""
+    with _state.lock:
+        _state.worked_on += num_bytes
+        enough = _state.worked_on >= WORKED_ON
+    if enough:
+        give_back()
 
 
 def give_back() -> None:
     """Give memory back to the system, where it can be given: freed pieces between what stays, and the pages of our files.
 
-    A model of 36M weights took 690 MB less so. What is given back is fetched again when it is used, so this is for large models.
+    A model of 36M weights took 690 MB less so. What is given back is fetched again when it is used: after every matrix that
+    is a tenth of the time of a pack.
     """
-    with _lock:
-        maps = list(_maps)
+    with _state.lock:
+        maps, _state.worked_on = list(_state.maps), 0
     for each in maps:
         if DONT_NEED is not None:
             each.madvise(DONT_NEED)

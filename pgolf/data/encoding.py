@@ -24,6 +24,7 @@ from pgolf.errors import DataError, UsageError
 
 TOGETHER = 64  # documents that are encoded at a time
 BYTE_ALPHABET = 256
+LFS = "version https://git-lfs"  # begins what lies in place of a large file that was not fetched
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,15 @@ def _whole(path: Path) -> Any:
     import tokenizers
 
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no tokenizer.json ({error.reason} at byte {error.start})") from None
+    if text.startswith(LFS):
+        raise DataError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull")
+    try:
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # it raises bare ones
         raise DataError(f"{path} is no tokenizer.json ({' '.join(str(error).split())[:120]})") from None
 

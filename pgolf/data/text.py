@@ -16,6 +16,7 @@ from pgolf.errors import DataError, UsageError
 FIELD = "text"  # of a JSON line, and a column of parquet
 PIECE = 100_000  # characters of a document, about: whole lines
 BLOCK = 1 << 20  # bytes of a file that are looked at together
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04")  # gzip, zstd, xz, bzip2, zip
 LINES, TABLES, SHARDS = (".jsonl", ".ndjson"), (".parquet",), (".bin",)
 
 
@@ -24,6 +25,8 @@ def is_shard(path: str | Path) -> bool:
     path = Path(path)
     if not_a_file(path.resolve()) not in {"", "a folder"}:  # a pipe or device may have no end, or nobody who writes
         raise DataError(f"{path} is no regular file: save the text as one")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: name the files in it")
     if path.suffix in SHARDS:
         return True
     try:
@@ -82,7 +85,7 @@ def _first_wrong(path: Path) -> str:
         start = file.read(BLOCK)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "it begins as UTF-16 does: iconv -f utf-16 -t utf-8"
-        if b"\0" in start or start.startswith(b"\x1f\x8b"):
+        if b"\0" in start or start.startswith(COMPRESSED):
             return "it is binary, or compressed: name the text itself"
         for block in (start, *iter(lambda: file.read(BLOCK), b"")):
             held = len(decoder.getstate()[0])  # of a character that the last block began

@@ -1,17 +1,17 @@
 """Where the knob goes: the finest step that fills a byte budget, or so many bits a weight.
 
 One number, `step`, multiplies the step size of every tensor whose step nobody fixed. Sizes come from the coder itself;
-expected sizes only choose where to start. The other way round, the coarsest step that keeps a model near: inverse.py.
+expected sizes, and what a sample of a large model takes, only choose where to start. The other way round, the coarsest step
+that keeps a model near: inverse.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from pgolf.common.sizes import show_size
 from pgolf.errors import BudgetError, UsageError
-from pgolf.fitting import inverse, search
+from pgolf.fitting import guided, inverse, search
 from pgolf.fitting.goal import Goal
 from pgolf.fitting.search import Attempt
 from pgolf.fitting.trial import Job, Trial
@@ -21,8 +21,6 @@ CLOSE_ENOUGH = 0.04  # the same in a hurry: the first trial should do
 CLOSE_BYTES = 200  # ...or this close
 EXPECTED_CLOSE = 1e-4  # expected sizes are solved to this share of the budget...
 EXPECTED_BYTES = 10  # ...and this
-NEARBY = 1.05  # steps either way whose expected sizes tell the slope...
-LEAST_SLOPE = 0.1  # ...which is at least this share of what wide codes have
 SPARE = 0.5  # of the tolerance, where it is large: sizes scatter by about as much either way
 
 
@@ -55,16 +53,19 @@ def fill(job: Job, room: int, close: float = CLOSE) -> Trial:
         return Attempt(step, trial.size, trial)
 
     tolerance = max(close * room, CLOSE_BYTES)
-    start = _promising(job, room - tolerance)
-    outcome = search.largest_that_fits(
-        run,
-        room,
-        start=start,
-        finest=job.finest,
-        per_octave=_slope(job, start),
-        tolerance=tolerance,
-        spare=SPARE if tolerance > CLOSE_BYTES else search.SPARE,
-    )
+    if guided.is_worth(job):
+        outcome = guided.largest_that_fits(job, run, room, tolerance, lambda told: told.num_bytes)
+    else:
+        start = _promising(job, room - tolerance)
+        outcome = search.largest_that_fits(
+            run,
+            room,
+            start=start,
+            finest=job.finest,
+            per_octave=_slope(job, start),
+            tolerance=tolerance,
+            spare=SPARE if tolerance > CLOSE_BYTES else search.SPARE,
+        )
     if outcome.best is not None:
         return outcome.best.result
     if outcome.last.step >= search.COARSEST:
@@ -85,18 +86,20 @@ def bits_filled(job: Job, bits: float, close: float = CLOSE) -> Trial:
         trial = job.run(step)
         return Attempt(step, trial.bits_per_weight, trial)
 
+    weights = max(job.weights(job.quantized), 1)
     if not job.searched:
         outcome = search.Outcome(None, run(1.0), 1)
         outcome = outcome if outcome.last.size > bits else search.Outcome(outcome.last, outcome.last, 1)
+    elif guided.is_worth(job):
+        outcome = guided.largest_that_fits(job, run, bits, close * bits, lambda told: told.bits / weights, 8 / weights)
     else:
-        share = 8 / max(job.weights(job.quantized), 1)
-        start = _foreseen(job, lambda x: job.expected_bytes(x) * share, (1 - close) * bits, 1.0, EXPECTED_CLOSE)
+        start = _foreseen(job, lambda x: job.expected_bytes(x) * 8 / weights, (1 - close) * bits, 1.0, EXPECTED_CLOSE)
         outcome = search.largest_that_fits(
             run,
             bits,
             start=start,
             finest=job.finest,
-            per_octave=_slope(job, start) * share,
+            per_octave=_slope(job, start) * 8 / weights,
             tolerance=close * bits,
         )
     if outcome.best is None:
@@ -138,10 +141,8 @@ def _bytes_per_octave(job: Job) -> float:
 
 def _slope(job: Job, step: float) -> float:
     """The same at a step, where the method can tell sizes: less where codes are narrow."""
-    if not job.foresees():
-        return _bytes_per_octave(job)
-    foreseen = (job.expected_bytes(step / NEARBY) - job.expected_bytes(step * NEARBY)) / (2 * math.log2(NEARBY))
-    return max(foreseen, LEAST_SLOPE * _bytes_per_octave(job))
+    per_octave = _bytes_per_octave(job)
+    return search.slope_at(job.expected_bytes, step, per_octave) if job.foresees() else per_octave
 
 
 def _does_not_fit(trial: Trial, room: int, why: str) -> BudgetError:

@@ -22,6 +22,7 @@ from pgolf.fitting.deadline import ways
 from pgolf.fitting.goal import goal_of
 from pgolf.fitting.inputs import job_of
 from pgolf.fitting.plan import unread
+from pgolf.fitting.sample import evenly, taken_bits
 from pgolf.fitting.trial import Job, Trial
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _made(job: Job, room: int | None) -> _Made:
     fast = ways(job)[0]
     if few or fast.plans == job.plans:
         trial = _whole(job, room)
-        return _Made(trial, job.quantized, trial.size, sum(_bits(job, trial, job.leaders).values()), 0.0)
+        return _Made(trial, job.quantized, trial.size, sum(taken_bits(job, trial, job.leaders).values()), 0.0)
     if job.foresees():
         return _from_foreseen(job, room)
     return _from_sample(job, _whole(fast, room), room)
@@ -161,7 +162,7 @@ def _from_foreseen(job: Job, room: int | None) -> _Made:
             step = _filling(job, room - others - headers, ratio)
         trial = job.only(names).run(step)
         foreseen = job.expected_bits(step)
-        ratio, scatter = _ratio(_bits(job, trial, names), foreseen)
+        ratio, scatter = _ratio(taken_bits(job, trial, names), foreseen)
         headers = _header_bytes(job, trial, names) * len(foreseen) / len(names)
     bits = sum(foreseen.values()) * ratio
     num_bytes = others + headers + bits / 8
@@ -183,8 +184,8 @@ def _from_sample(job: Job, stand_in: Trial, room: int | None) -> _Made:
     """A faster method's artifact, corrected by what a sample takes with the method itself and with the faster one."""
     names = _sample(job)
     trial = job.only(names).run(stand_in.step)
-    fast = _bits(job, stand_in, job.leaders)
-    ratio, scatter = _ratio(_bits(job, trial, names), fast)
+    fast = taken_bits(job, stand_in, job.leaders)
+    ratio, scatter = _ratio(taken_bits(job, trial, names), fast)
     bits = sum(fast.values()) * ratio
     num_bytes = stand_in.size + (bits - sum(fast.values())) / 8
     if room is not None and stand_in.size <= room:
@@ -198,15 +199,7 @@ def _sample(job: Job) -> list[str]:
     names = [name for name in job.leaders if job.weights(job.together(name)) >= least]
     ordered = sorted(names, key=lambda name: (job.weights([name]), name))
     count = min(len(ordered), max(FEWEST, len(ordered) * SAMPLE // job.weights(ordered)))
-    return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
-
-
-def _bits(job: Job, trial: Trial, leaders: Sequence[str]) -> dict[str, float]:
-    """Of codes, with those that are rounded together with them; of what the market keeps, all that it adds to the file."""
-    coded = trial.encoded.tensor_bits
-    held = {} if all(name in coded for name in leaders) else trial.shares().tensors
-    own = {name: coded[name] if name in coded else 8 * held.get(name, 0.0) for name in trial.entries}
-    return {name: sum(own[each] for each in job.together(name)) for name in leaders}
+    return evenly(ordered, count)
 
 
 def _ratio(taken: Mapping[str, float], foreseen: Mapping[str, float]) -> tuple[float, float]:
@@ -218,7 +211,7 @@ def _ratio(taken: Mapping[str, float], foreseen: Mapping[str, float]) -> tuple[f
 
 def _header_bytes(job: Job, trial: Trial, names: Sequence[str]) -> float:
     """What of a sample's artifact belongs to no tensor: header and tables."""
-    return trial.size - sum(_bits(job, trial, names).values()) / 8
+    return trial.size - sum(taken_bits(job, trial, names).values()) / 8
 
 
 def _damage(job: Job, trial: Trial) -> tuple[float | None, float]:

@@ -169,7 +169,7 @@ def _collected(source: Checkpoint, curvature: Curvature) -> dict[str, list[Matri
             raise CurvatureError(f"the curvature of {name!r} has NaN or infinite values: calibrate again on other text")
         found[name] = [m and _kept(m) for m in mine] if large else mine
         if large:
-            scratch.give_back()
+            scratch.worked_on(sum(m.num_bytes for m in mine if m))
     if not found:
         raise CurvatureError("the curvature names none of the checkpoint's tensors: it was collected on another model")
     return found

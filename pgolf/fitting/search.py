@@ -24,6 +24,8 @@ APART = 4  # ...that are so many times further apart than what noise covers
 NARROWEST = 3e-5  # octaves
 WIDEST = 12.0  # octaves either way that foreseen sizes are looked for in
 FORESIGHTS = 12
+NEARBY = 1.05  # steps either way whose foreseen sizes tell the slope...
+LEAST_SLOPE = 0.1  # ...which is at least this share of what wide codes have
 
 
 class Bound(NamedTuple):
@@ -122,6 +124,12 @@ def crossing(size: Callable[[float], float], target: float, per_octave: float, t
         if not low < x < high:
             x = (low + high) / 2
     return high
+
+
+def slope_at(size: Callable[[float], float], step: float, per_octave: float) -> float:
+    """By how much a foreseen size falls in an octave at a step; per_octave: the same while codes are wide."""
+    found = (size(step / NEARBY) - size(step * NEARBY)) / (2 * math.log2(NEARBY))
+    return max(found, LEAST_SLOPE * per_octave)
 
 
 def _next(

@@ -41,6 +41,9 @@ from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
 Kind = TypeVar("Kind", bound=np.generic)
+NUMBERS = (
+    4  # for a weight of a matrix that is rounded: itself, what feedback makes of it, its code, and once more on the way
+)
 
 
 @dataclass(frozen=True)
@@ -305,7 +308,7 @@ class Job:
         else:
             plane = method.staged.finish(weight, self.prepare(name)[index], settings)
         plane = replace(plane, codes=self._kept(narrowed(plane.codes)))  # several trials are held at once
-        self._let_go()
+        self._worked_on(name)
         if self.work:
             self.work.keep_plane(name, index, step, plane)
         return plane
@@ -347,7 +350,7 @@ class Job:
             with self._damping_of(name):
                 made = (staged.prepare(*self.slice_of(name, index), settings) for index in range(self._stack(name)[0]))
                 self.prepared[name] = [self._shelved(each) if known else each for each in made]
-            self._let_go()
+            self._worked_on(name)
         return self.prepared[name]
 
     def matrix_of(self, name: str) -> tuple[int, int]:
@@ -378,10 +381,11 @@ class Job:
     def _kept(self, array: NDArray[Kind]) -> NDArray[Kind]:
         return scratch.kept(array) if self._is_large else array
 
-    def _let_go(self) -> None:
-        """Of what was freed, where that is much."""
+    def _worked_on(self, name: str) -> None:
+        """Let go of what was freed, now and then, where that is much."""
         if self._is_large:
-            scratch.give_back()
+            factors = sum(known.num_bytes for known in self.curvatures.get(name, []) if known)
+            scratch.worked_on(4 * NUMBERS * math.prod(self.matrix_of(name)) + factors)
 
     def _shelved(self, prepared: Any) -> Any:
         """What a method prepared, its tensors kept."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 import weakref
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
@@ -73,7 +74,8 @@ class _Quantizer:
         self._clean = weakref.finalize(
             self, shutil.rmtree, self._folder, True
         )  # errors ignored; also where loading fails
-        checkpoint_files[:] = [str(_decoded(self._artifact, Path(self._folder)))]
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        checkpoint_files[:] = [str(_decoded(self._artifact, Path(self._folder), tied))]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -98,11 +100,17 @@ class _Quantizer:
         return False
 
 
-def _decoded(artifact: Path, folder: Path) -> Path:
-    """The artifact's weights as a file of transformers' kind, under every name. Raises ArtifactError."""
+def _decoded(artifact: Path, folder: Path, tied: Mapping[str, str]) -> Path:
+    """The artifact's weights as a file of transformers' kind. tied: name -> the one that the model ties it to by itself, and
+    which is written alone: it compares both where both are there, and cannot where one is offloaded. Raises ArtifactError."""
     state = dense.load(artifact)
     shared = ties.in_storage(state)
     path = folder / huggingface.WEIGHTS
-    whole = {name: tensor.clone() if name in shared else tensor.contiguous() for name, tensor in state.items()}
+    again = {n for n, kept in tied.items() if {n, kept} <= state.keys() and shared.get(n, n) == shared.get(kept, kept)}
+    whole = {
+        name: tensor.clone() if name in shared else tensor.contiguous()
+        for name, tensor in state.items()
+        if name not in again
+    }
     save_file(whole, path, {"format": "pt"})
     return path

@@ -85,7 +85,7 @@ def read(
             folder.tensors, str(path), state, plan, config=folder.config, notes=folder.notes, tied=folder.ties
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+        raise CheckpointError(f"{path}: {'is no regular file' if path.exists() else _not_there(path)}")
     torchfile.refuse_foreign(path)
     if torchfile.is_safetensors(path):
         tensors, tied = huggingface.read_safetensors(path)
@@ -96,6 +96,16 @@ def read(
     if everything and state is None:
         return _everything(loaded, path)
     return from_nest(loaded, str(path), state, plan)
+
+
+def _not_there(path: Path) -> str:
+    """No such file: perhaps the name that a model has on the hub."""
+    is_name = len(path.parts) == 2 and not path.suffix[1:].isalpha() and not path.parent.exists()
+    return (
+        f"no such file or folder; the hub's is to be downloaded first: hf download {path}"
+        if is_name
+        else "no such file"
+    )
 
 
 def from_nest(

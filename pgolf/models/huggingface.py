@@ -91,13 +91,22 @@ def _mend(folder: Path) -> str:
         return "it is DeepSpeed's; run its zero_to_fp32.py and pack what that writes"
     if any(name.startswith("adapter_model") for name in names):
         return "it holds an adapter (LoRA), not a model; merge_and_unload() it and save that"
-    inner = [name for name in names if (folder / name).is_dir() and _is_checkpoint(folder / name)]
+    within = (*folder.glob("*"), *folder.glob("snapshots/*"))  # the latter in the hub's cache
+    inner = sorted(str(path.relative_to(folder)) for path in within if path.is_dir() and _is_checkpoint(path))
     if inner:
         return f"name the folder in it ({', '.join(inner[:4])}{', ...' * (len(inner) > 4)})"
     files = [name for name in names if Path(name).suffix in _WEIGHT_FILES]
-    if files:
-        return f"name the file in it ({', '.join(files[:4])}), or save_pretrained(safe_serialization=True)"
-    return "save_pretrained(safe_serialization=True)"
+    return _mend_of(folder, files) if files else "save_pretrained(safe_serialization=True)"
+
+
+def _mend_of(folder: Path, files: list[str]) -> str:
+    """What to do with a folder that holds weights under names that are not read."""
+    few = f"({', '.join(files[:4])}{', ...' * (len(files) > 4)})"
+    if lost := [name for name in files if not (folder / name).exists()]:
+        return f"{lost[0]} is a link to nothing: download it again"
+    if any(torchfile.SHARD.search(name) for name in files):
+        return f"its shards {few} want their index.json: copy the folder again"
+    return f"name the file in it {few}, or save_pretrained(safe_serialization=True)"
 
 
 def _is_checkpoint(folder: Path) -> bool:

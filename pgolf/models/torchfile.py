@@ -18,7 +18,7 @@ from pgolf.models import inert
 
 MOST_STRANGERS = 64  # classes of a file that are stood in for
 TASTE = 512  # bytes of a file's beginning that tell what it is
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a Hugging Face folder
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a Hugging Face folder
 _MAGIC = {  # first bytes of files that people take for checkpoints: what they are, and the mend
     b"\x89PGOLF": "is a pgolf artifact already: pgolf unpack makes a checkpoint of it",
     b"GGUF": "is a GGUF file of llama.cpp: pack the checkpoint that it was made from",
@@ -49,7 +49,7 @@ _WANTED = (  # what a pickle asks for: what it then is, and the mend
 
 def refuse_foreign(path: Path) -> None:
     """Raises CheckpointError for a file of another kind, and for one that is only a part of a model."""
-    shard = _SHARD.search(path.name)
+    shard = SHARD.search(path.name)
     if shard and int(shard[2]) > 1:
         raise CheckpointError(f"{path}: is one of {int(shard[2])} shards of a model: name the folder, {path.parent}")
     if path.suffix == ".distcp" or path.name == ".metadata":

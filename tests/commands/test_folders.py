@@ -284,6 +284,8 @@ def test_without_transformers_weights_pack_and_the_rest_names_the_extra(here, mo
     [
         ("", ("--data", "x.txt"), 3, "empty"),
         (b"caf\xe9", ("--data", "x.txt"), 3, "not UTF-8"),
+        (b"\x28\xb5\x2f\xfdzstd", ("--data", "x.txt"), 3, "it is binary, or compressed"),
+        ("a", ("--data", "llama"), 3, "llama is a folder: name the files in it"),
         ('{"txt": "a"}\n', ("--data", "x.jsonl"), 3, "line 1: has no field 'text'"),
         ('{"text": "a"}\n{"text": "\\ud800"}\n', ("--data", "x.jsonl"), 3, "line 2: holds half a surrogate"),
         ("not json\n", ("--data", "x.jsonl"), 3, "line 1: is not JSON"),

@@ -183,6 +183,12 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"is no tokenizer\.json"):
         encoder(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b'{"\xff')
+    with pytest.raises(DataError, match=r"is no tokenizer\.json \(invalid start byte at byte 2"):
+        encoder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="git lfs pull"):
+        encoder(tmp_path)
     with pytest.raises(DataError, match="No such file"):
         encoder(tmp_path / "nowhere.json")
     byte_level().save(str(tmp_path / "tokenizer.json"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -120,6 +122,26 @@ def test_packed_on_a_processor_is_dense(tmp_path: Path, caplog: pytest.LogCaptur
     model, _ = loaded(tmp_path / "out")
     assert type(model.lm_head) is torch.nn.Linear
     assert "weights are dense" in caplog.text
+
+
+@pytest.mark.parametrize("packed_", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_device_map_puts_weights_where_it_says(tmp_path: Path, kind: str, packed_: bool, monkeypatch) -> None:
+    pytest.importorskip("accelerate")
+    source, artifact = packed(tmp_path, kind)
+    hf_folder.write(tmp_path / "out", artifact, source, packed=packed_)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    usual, _ = loaded(tmp_path / "out")
+    parts = {name: "cpu" for name, part in usual.named_modules() if not any(part.children()) and name}
+    some = parts | {name: "disk" for name in parts if ".0." in name}  # what is tied goes together, or accelerate fails
+    for device_map in ("auto", "cpu", {"": "cpu"}, torch.device("cpu"), some, dict.fromkeys(parts, "disk")):
+        model, _ = loaded(tmp_path / "out", device_map=device_map, offload_folder=str(tmp_path / "offloaded"))
+        with torch.no_grad():
+            assert torch.equal(model(IDS).logits, usual(IDS).logits), device_map
+        del model
+        gc.collect()
+        assert not list((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.slow

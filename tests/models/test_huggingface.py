@@ -112,6 +112,28 @@ def test_damaged_folders_are_named(tmp_path, change, says):
         checkpoint.read(broken(tmp_path / "m", change))
 
 
+def test_no_shard_is_offered_for_the_whole_where_the_index_is_missing(tmp_path):
+    (folder_of(tmp_path / "m", sharded=True) / huggingface.INDEX).unlink()
+    with pytest.raises(CheckpointError, match=r"its shards \(model-00001-of-00002.* want their index.json"):
+        checkpoint.read(tmp_path / "m")
+
+
+def test_the_hubs_cache_is_named_by_its_snapshot(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc123"
+    snapshot.parent.mkdir(parents=True)
+    folder_of(snapshot)
+    with pytest.raises(CheckpointError, match=r"name the folder in it \(snapshots/abc123\)"):
+        checkpoint.read(tmp_path / "models--a--b")
+    (snapshot / "model.safetensors").rename(tmp_path / "blob")
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "blob")
+    assert checkpoint.read(snapshot).tensors
+    (tmp_path / "blob").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link to nothing: download it again"):
+        checkpoint.read(snapshot)
+    with pytest.raises(CheckpointError, match=r"hf download Qwen/Qwen2-0\.5B"):
+        checkpoint.read("Qwen/Qwen2-0.5B")
+
+
 def test_a_folder_without_weights_says_what_is_missing(tmp_path):
     assert "model.safetensors" in run("pack", tmp_path, code=3).stderr
     assert "--like" in run("unpack", pack_toy(tmp_path), "-o", tmp_path / "b", "--like", "nowhere", code=2).stderr

@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import bytes_kl, figures
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -76,6 +76,23 @@ def test_the_row_at_equal_bpb_is_the_frontiers():
     assert f"{found:.2f}x the bytes" in num_bytes
     assert float(num_bytes.split(" B")[0].replace(",", "")) == pytest.approx(found * contest["bytes"], rel=1e-3)
     assert rise == rounded(contest["rise"], 5)
+
+
+@pytest.mark.parametrize("path", sorted(figures.RESULTS.glob("rivals_*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_rivals_are_their_results(path):
+    missing = [line for line in bytes_kl.table(result(path.stem)["rows"]) if line not in MEASURED]
+    assert not missing
+
+
+def test_the_ablation_is_its_results():
+    values = {}
+    for row in result("ablation_golf3m")["rows"]:
+        values.setdefault(row["name"], []).append(row["bits_saved"])
+    told = MEASURED[MEASURED.index("## Each step of `auto`") : MEASURED.index("## The closed loop")]
+    for name, saved in values.items():
+        if not name.startswith("default"):
+            mean = rounded(abs(fmean(saved)), 3) if abs(fmean(saved)) < 1 else f"{fmean(saved):.3f}"
+            assert f"{'−' if fmean(saved) < 0 else ''}{mean} ± {rounded(stdev(saved), 3)}" in told, name
 
 
 def test_every_result_has_its_source_and_every_source_its_script():

@@ -28,7 +28,6 @@ from pgolf.quant.slices import sides
 MAX_FULL_OUTPUTS = 4096  # taller outputs (a head's vocabulary) keep only the diagonal of G
 STRIPE = 256  # columns of a Gram matrix at a time: narrower saves no more, for smaller products run slower
 SKETCH_TOKENS = 512  # tokens whose summed gradient is one sample of the factors of a parameter that is not followed
-GIVEN_BACK = 1 << 29  # bytes of a large model's sums that lie in memory together
 SIGN_ROWS = 1 << 24  # random signs drawn at a time: as int64 they are four times the logits of a large vocabulary
 
 
@@ -136,7 +135,6 @@ class Collector:
         self._gram: tuple[Tensor, tuple[Any, ...], Tensor] | None = None
         self._last: Last | None = None
         self._squares: dict[str, Tensor] = {}
-        self._touched = 0  # bytes of sums in files since their pages were given back
         self._listening = True  # off while gradients flow that are not the loss's
         self._elementwise: bool | None = None  # whether the last product feeds the logits elementwise, once known
 
@@ -380,10 +378,7 @@ class Collector:
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part
         if self._large:
-            self._touched += 4 * have.numel()
-            if self._touched >= GIVEN_BACK:
-                scratch.give_back()
-                self._touched = 0
+            scratch.worked_on(4 * have.numel())
 
     def _seen(self, rectangle: Rectangle) -> None:
         bounds = (

@@ -61,6 +61,11 @@ class MatrixCurvature:
         """E[x xᵀ] [C, C], as the contest's GPTQ knows it."""
         return self.H if self.plain is None else self.plain
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all sides together."""
+        return sum(side.numel() * side.element_size() for side in (self.H, self.G, self.plain) if side is not None)
+
 
 class Key(NamedTuple):
     """Which sums: parameter, number of the slice of a bank (0 in a matrix), and how it is used.
