@@ -78,6 +78,7 @@ SOURCES = {
     "tax_golf3m": Source("benchmarks/tax.py", PACKING),
     "tiny": Source("benchmarks/tiny.py", TRAINING),
     "ttt_golf3m": Source("benchmarks/ttt.py", ("pgolf/scoring",)),
+    "tuned_ranks": Source("benchmarks/tuned_ranks.py", ("pgolf/fitting/closed",)),
     "twins": Source("benchmarks/twins.py", PACKING),
     "width": Source("benchmarks/width.py", (*TRAINING, *PACKING)),
     "width_large": Source("benchmarks/width.py --steps 500", (*TRAINING, *PACKING)),

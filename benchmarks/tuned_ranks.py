@@ -3,8 +3,9 @@
     python benchmarks/tuned_ranks.py [--ranks 1,2] [--rounds 2] [--steps 8] [--out RESULT.json]
 
 A step is what a closed loop does between two groups: 1,024 tokens through the unquantized model and the student, here one
-with 2% of noise on its matrices, back, summed over ranks, and Adam over all weights. Each rank tells its own processor seconds; of each
-number of ranks the round whose busiest rank took least is kept, with the KL of every step, which has to be that of one rank.
+with 2% of noise on its matrices, back, summed over ranks, and Adam over all weights. Each rank tells its own processor
+seconds; of each number of ranks the round whose busiest rank took least is kept, with the KL of every step, which has to be
+that of one rank.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def ended(jobs: Sequence[subprocess.Popen[str]]) -> tuple[list[int], str, str]:
 
 @pytest.mark.parametrize("calib", ["val.bin", pytest.param("self", marks=pytest.mark.slow)])
 def test_a_pack_is_shared_and_told_once(folder: Path, calib: str) -> None:
-    codes, out, errors = ended(started(folder, *PACK, "--calib", calib, "--tokens", "256", "--tune", "4k"))
+    tuned = ("--tokens", "256", "--seq-len", "16", "--tune", "4k")
+    codes, out, errors = ended(started(folder, *PACK, "--calib", calib, *tuned))
     assert (codes, errors) == ([0, 0], "")
     assert out.count("written            ckpt.pgolf") == 1
     assert out.count("tuned              on ") == 1

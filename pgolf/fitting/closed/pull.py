@@ -12,9 +12,11 @@ def pull(teacher: Tensor, student: Tensor) -> tuple[float, Tensor]:
     """(Σ KL(teacher ‖ student), its slope by the student's logits, in their dtype) over logits [..., V].
 
     The slope of a token's KL by the student's logits is softmax(student) − softmax(teacher): a sum, not a mean, for that of a
-    thousand tokens would vanish in float16. What the teacher says cannot be (a logit of −∞) costs nothing.
+    thousand tokens would vanish in float16. What the teacher says cannot be (a logit of −∞) costs nothing. The slope takes the
+    place of the teacher's logits where it is of their kind: they are lost.
     """
-    slope = torch.empty_like(student, memory_format=torch.contiguous_format)
+    alike = teacher.dtype == student.dtype and teacher.device == student.device and teacher.is_contiguous()
+    slope = teacher if alike else torch.empty_like(student, memory_format=torch.contiguous_format)
     rows = max(1, PART // student.shape[-1])
     total = torch.zeros((), device=student.device)
     with torch.no_grad():
