@@ -1,7 +1,6 @@
 """A closed loop that ranks share: each takes its part, all end alike, and what comes of it is as good as one process's."""
 
 import signal
-import time
 
 import pytest
 
@@ -79,11 +78,9 @@ def test_a_rank_with_other_weights_only_waits(both, alone):
 
 
 def test_a_rank_that_is_killed_in_a_step_ends_the_other(tmp_path):
-    began = time.monotonic()
     codes, errors = ended(tmp_path, "killed", job=JOB)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] != 0, errors
-    assert time.monotonic() - began < 90
     assert not list(tmp_path.glob("*.pgolf"))
 
 
