@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,22 @@ LFS = "version https://git-lfs"  # begins what lies in place of a large file tha
 @dataclass(frozen=True)
 class Encoded:
     """tokens uint32 [N] and byte_counts int64 [N]. start: the token that begins every document, None where there is none;
-    unknown: the one that stands for what the tokenizer has no piece for."""
+    unknown: the one that stands for what the tokenizer has no piece for; lost: the share of the text's characters, spaces
+    aside, for which it makes no token at all."""
 
     tokens: NDArray[np.uint32]
     byte_counts: NDArray[np.int64]
     start: int | None
     unknown: int | None = None
+    lost: float = 0.0
+
+
+class Document(NamedTuple):
+    """ids, its start among them; counts: bytes of text that each stands for; lost: characters that have no token."""
+
+    ids: list[int]
+    counts: NDArray[np.int64]
+    lost: int = 0
 
 
 class Encoder(Protocol):
@@ -44,8 +54,8 @@ class Encoder(Protocol):
     start: int | None
     unknown: int | None
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], NDArray[np.int64]]]:
-        """(ids, bytes of text that each stands for) of every document, its start among them."""
+    def encode(self, texts: Sequence[str]) -> list[Document]:
+        """Every document."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of one document's ids."""
@@ -97,16 +107,18 @@ def _pieces(path: Path) -> Path | None:
 
 def encoded(texts: Iterable[str], by: Encoder, *, most: int | None = None) -> Encoded:
     """Documents joined to one stream. most: enough tokens; no further document is read then. DataError for no text."""
-    rows: list[tuple[list[int], NDArray[np.int64]]] = []
-    some, have = iter(texts), 0
+    rows: list[Document] = []
+    some, have, read = iter(texts), 0, 0
     while (most is None or have < most) and (few := list(islice(some, TOGETHER))):
         made = by.encode(few)
-        have += sum(len(ids) for ids, _ in made)
+        have += sum(len(row.ids) for row in made)
+        read += sum(map(len, few))
         rows += made
-    if not any(ids for ids, _ in rows):
+    if not any(row.ids for row in rows):
         raise DataError("the text is empty: there is nothing to read")
-    tokens = np.concatenate([np.array(ids, np.uint32) for ids, _ in rows])
-    return Encoded(tokens, np.concatenate([counts for _, counts in rows]), by.start, by.unknown)
+    tokens = np.concatenate([np.array(row.ids, np.uint32) for row in rows])
+    lost = sum(row.lost for row in rows) / max(read, 1)
+    return Encoded(tokens, np.concatenate([row.counts for row in rows]), by.start, by.unknown, lost)
 
 
 class _SentencePiece:
@@ -120,13 +132,13 @@ class _SentencePiece:
         self.start: int | None = bos if bos >= 0 else None
         self.unknown: int | None = self._processor.unk_id()
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], NDArray[np.int64]]]:
+    def encode(self, texts: Sequence[str]) -> list[Document]:
         first = [] if self.start is None else [self.start]
         rows = self._processor.encode([caseops.encode(text) for text in texts] if self._operators else list(texts))
         made = [np.array([*first, *row], np.int64) for row in rows]
         counts = (stream_bytes(row, self._table).astype(np.int64) for row in made)
         return [
-            (row.tolist(), _summing_to(len(text.encode()), count))
+            Document(row.tolist(), _summing_to(len(text.encode()), count))
             for text, row, count in zip(texts, made, counts, strict=True)
         ]
 
@@ -180,10 +192,14 @@ class _Tokenizers:
         unknown = json.loads(self._tokenizer.to_str())["model"].get("unk_token")
         self.unknown: int | None = None if unknown is None else self._tokenizer.token_to_id(unknown)
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], NDArray[np.int64]]]:
+    def encode(self, texts: Sequence[str]) -> list[Document]:
         made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [
-            ([*self._front, *each.ids, *self._back], self._framed(text, [end for _, end in each.offsets]))
+            Document(
+                [*self._front, *each.ids, *self._back],
+                self._framed(text, [end for _, end in each.offsets]),
+                _without_token(text, each.offsets),
+            )
             for text, each in zip(texts, made, strict=True)
         ]
 
@@ -247,6 +263,14 @@ class _Tokenizers:
         for token, each in added.items():
             table[token] = 0 if each.special else len(each.content.encode())
         return table
+
+
+def _without_token(text: str, spans: Sequence[tuple[int, int]]) -> int:
+    """How many characters of a text lie in none of its tokens' spans; spaces aside, which many tokenizers only split at."""
+    edges = np.zeros(len(text) + 1, np.int64)
+    for place, of_edge in zip((0, 1), (1, -1), strict=True):
+        np.add.at(edges, np.array([span[place] for span in spans], np.int64), of_edge)
+    return sum(not text[i].isspace() for i in np.flatnonzero(edges.cumsum()[:-1] == 0))
 
 
 def _bytes_of(text: str, ends: Sequence[int]) -> NDArray[np.int64]:

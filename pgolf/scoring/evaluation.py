@@ -28,6 +28,7 @@ from pgolf.scoring.static import HiddenThenHead, StaticLosses
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # windows: 32 are enough to keep an H100 busy with a model of 36M parameters
 DEFAULT_BOS = 1  # of the contest's shards
+FEW_LOST = 1e-4  # of the characters: control characters that a normalizer drops, say
 NO_START = -1  # no token: documents of a tokenizer that has none to begin them with
 
 
@@ -48,6 +49,7 @@ class Text:
     total: int
     counted_by: str
     unknown: float = 0.0  # share of the scored targets for which the tokenizer had no piece
+    lost: float = 0.0  # share of the text's characters for which it made no token
 
     @property
     def scored(self) -> NDArray[np.integer]:
@@ -126,6 +128,7 @@ def _encoded(
         total,
         "",
         tokenizers.unknown_share(made.tokens[1 : total + 1], made.unknown),
+        made.lost,
     )
 
 
@@ -181,6 +184,11 @@ def _nobody(done: int, total: int) -> None:
 
 
 def _lost_text(text: Text) -> str | None:
+    if text.lost >= FEW_LOST:
+        return (
+            f"the tokenizer makes no token of about {text.lost:.2%} of the text's characters, whose bytes are counted: bits per "
+            "byte are too low"
+        )
     if not text.unknown:
         return None
     return f"{text.unknown:.2%} of the scored tokens are <unk>: what text they stand for is lost, and their bytes are guessed"

@@ -163,3 +163,18 @@ def test_weights_without_a_configuration_say_what_to_copy(tmp_path, monkeypatch)
     assert result.exit_code == 2
     assert "no config.json in llama says which model it is" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_tokenizer_that_skips_characters_is_told_with_the_score(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders.folder(tmp_path / "llama", "llama")
+    letters = {letter: number for number, letter in enumerate("abcdefghij")}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save("letters.json")
+    Path("held.txt").write_text("abc def ghij\n" * 20 + "xyz" * 10, encoding="utf-8")
+    how = "--tokenizer", "letters.json", "--seq-len", "32"
+    assert (
+        "makes no token of about 10.34% of the text's characters"
+        in run("eval", "llama", "--data", "held.txt", *how).output
+    )

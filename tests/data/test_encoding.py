@@ -93,7 +93,7 @@ def test_bytes_are_the_texts(by: Encoder) -> None:
 def test_each_token_has_the_bytes_of_its_characters(tmp_path: Path) -> None:
     byte_level().save(str(tmp_path / "t.json"))
     by = encoder(tmp_path / "t.json")
-    ((ids, counts),) = by.encode(["q🏡z"])
+    ((ids, counts, _),) = by.encode(["q🏡z"])
     assert counts.sum() == 6
     assert counts[0] == 0
     assert counts[1] == 1
@@ -138,6 +138,25 @@ def test_a_vocabulary_beyond_sixteen_bits(tmp_path: Path) -> None:
     assert found.tokens.tolist() == [69_999, 1, 70_000]
     assert found.byte_counts.tolist() == [6, 3, 6]
     assert found.unknown == 70_000
+
+
+def test_characters_that_a_tokenizer_skips_are_told(tmp_path: Path) -> None:
+    made = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "t.json"))
+    found = encoded(["ab aé", "b 🏡\n"], encoder(tmp_path / "t.json"))
+    assert found.tokens.tolist() == [2, 0, 1]
+    assert found.byte_counts.sum() == len("ab aéb 🏡\n".encode())
+    assert found.lost == 2 / 9  # of nine characters; spaces are none that count
+
+
+@pytest.mark.parametrize("normalizer", [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
+def test_characters_that_are_only_rewritten_are_not_lost(tmp_path: Path, normalizer) -> None:
+    made = tokenizers.Tokenizer(models.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizer])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained(made, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()).save(str(tmp_path / "t.json"))
+    assert encoded(["Ab é Ñ  🏡z"], encoder(tmp_path / "t.json")).lost == 0
 
 
 def test_our_sentencepiece_models_read_text_too(tmp_path: Path) -> None:

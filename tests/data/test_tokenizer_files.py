@@ -79,7 +79,7 @@ def test_vocabulary_and_merges_are_read_as_transformers_reads_them(kind: str, tm
     made = merged(tmp_path, kind)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     by = encoder(tmp_path)
-    for text, (ids, counts) in zip(MORE, by.encode(MORE), strict=True):
+    for text, (ids, counts, _) in zip(MORE, by.encode(MORE), strict=True):
         if folders.END not in text:  # which is text to us, and a special token to them
             assert ids == theirs(text, add_special_tokens=False)["input_ids"] == made.encode(text).ids
         assert counts.sum() == len(text.encode())
@@ -94,11 +94,11 @@ def test_ranks_are_joined_as_tiktoken_joins_them(name: str, tmp_path: Path) -> N
     for place in (tmp_path, tmp_path / f"{name}.tiktoken"):
         by = encoder(place)
         assert encoding.packages(place) == ["tokenizers"]
-        for text, (ids, counts) in zip(MORE, by.encode(MORE), strict=True):
+        for text, (ids, counts, _) in zip(MORE, by.encode(MORE), strict=True):
             plain = unicodedata.normalize(family.normal, text) if family.normal else text
             assert ids == joined(ranks, family.pattern, plain)
             assert counts.sum() == len(text.encode())
-    found = by.stream_bytes(np.concatenate([ids for ids, _ in by.encode(MORE[:3])]))
+    found = by.stream_bytes(np.concatenate([ids for ids, *_ in by.encode(MORE[:3])]))
     assert found.sum() == sum(len(text.encode()) for text in MORE[:3])
 
 
