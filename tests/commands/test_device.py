@@ -78,7 +78,7 @@ def test_the_device_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     met: list[torch.device] = []
 
-    def stop(model: nn.Module, *args: object) -> None:
+    def stop(model: nn.Module, *args: object, **how: object) -> None:
         met.append(next(model.parameters()).device)
         raise KeyboardInterrupt
 
