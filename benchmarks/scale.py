@@ -176,9 +176,9 @@ def _compared(shape: Shape, tokens: int, ranks: int, measured: float, ratio: flo
 
 
 def _memory_points() -> list[dict[str, Any]]:
-    """Calibrated packs of one process with the trellis."""
+    """Calibrated packs of one process with the trellis, of models that are searched whole: the costs know of no sample."""
     points = json.loads((RESULTS / "memory.json").read_text())["points"]
-    return [p for p in points if p["calib"] == "random" and not p["more"]]
+    return [p for p in points if p["calib"] == "random" and not p["more"] and p["size"] in QWEN]
 
 
 def memory() -> Iterator[str]:
