@@ -41,9 +41,7 @@ from pgolf.quant.curvature.store import MatrixCurvature
 from pgolf.quant.slices import matrix_shape
 
 Kind = TypeVar("Kind", bound=np.generic)
-NUMBERS = (
-    4  # for a weight of a matrix that is rounded: itself, what feedback makes of it, its code, and once more on the way
-)
+NUMBERS = 4  # for a weight that is rounded: itself, what feedback makes of it, its code, and once more on the way
 
 
 @dataclass(frozen=True)
