@@ -7,6 +7,8 @@ the error of the weights and scatters with it; on as much text the KL scatters a
 from __future__ import annotations
 
 import argparse
+import math
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import GOLF3M
-from pgolf.data import shards
+from pgolf.data import shards, tokenizers
 from pgolf.models import usermodel
 from pgolf.models.logits import logits_of
 from pgolf.train.model.rebuild import Maker
@@ -63,6 +65,19 @@ class HeldOut:
     def training_text(self, tokens: int, seed: int) -> Tensor:
         """int64 [tokens // seq_len, seq_len] at random places."""
         return shards.WindowSampler([self.train], self.seq_len, tokens // self.seq_len, seed).batch(0)[:, :-1]
+
+    @cached_property
+    def bits_of_a_nat(self) -> float:
+        """What a nat a token of the scored text is in bits a byte."""
+        table = tokenizers.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model")
+        ids = self.scored.targets.flatten().numpy()
+        return len(ids) / math.log(2) / int(tokenizers.stream_bytes(ids, table).sum(dtype="int64"))
+
+    def nats_before(self) -> float:
+        """Loss a token of the untouched model on the held-out text."""
+        _, targets, before = self.scored
+        picked = (p.float().gather(-1, t) for p, t in zip(before, targets[..., None].split(BATCH), strict=True))
+        return -sum(float(each.sum(dtype=torch.float64)) for each in picked) / targets.numel()
 
     def restore(self) -> None:
         """The checkpoint's weights, back in the model."""

@@ -34,7 +34,7 @@ import zstandard
 from torch import Tensor
 
 from benchmarks import bytes_kl, published
-from benchmarks.common import GOLF3M, RESULTS, machine
+from benchmarks.common import RESULTS, machine
 from benchmarks.heldout import HeldOut, add_options
 from benchmarks.rival_autoround import KINDS, by_autoround
 from benchmarks.rival_quantizers import (
@@ -49,7 +49,6 @@ from benchmarks.rival_quantizers import (
     versions,
 )
 from pgolf import report
-from pgolf.data import tokenizers
 from pgolf.fitting import packing
 from pgolf.fitting.baselines import CONTEST_K, contest
 from pgolf.loading import dense
@@ -123,13 +122,6 @@ class Rivals:
     def has(self, name: str) -> bool:
         return any(row["name"] == name for row in self.rows)
 
-    @cached_property
-    def bits_of_a_nat(self) -> float:
-        """What a nat a token of the scored text is in bits a byte."""
-        table = tokenizers.token_bytes(GOLF3M / "tokenizers" / "text_1024_bpe.model")
-        ids = self.bench.scored.targets.flatten().numpy()
-        return len(ids) / math.log(2) / int(tokenizers.stream_bytes(ids, table).sum(dtype="int64"))
-
     def add(self, name: str, state: dict[str, Tensor], **facts: Any) -> None:
         kl, rise = self.bench.score(state)
         self.rows.append({"name": name, **facts, "kl": kl, "rise": rise})
@@ -141,7 +133,7 @@ class Rivals:
         for row in self.rows:
             ours = bytes_at(curve, row["kl"])
             row["pgolf_bytes_at_equal_kl"] = None if ours is None else round(ours)
-            row["bpb_rise"] = row["rise"] * self.bits_of_a_nat
+            row["bpb_rise"] = row["rise"] * self.bench.bits_of_a_nat
         facts = {"checkpoint": self.args.ckpt.name, "weights": self.bench.weights, "tokens": self.bench.ids.numel()}
         facts |= {"calibration_tokens": self.args.calib_tokens, "versions": versions(PACKAGES)}
         report.write_json(self.args.out, machine() | facts | {"rows": self.rows})

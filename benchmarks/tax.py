@@ -1,8 +1,9 @@
-"""The quantization tax at equal bytes: `auto` in as many bytes as the contest's packer takes, over calibration seeds.
+"""What packing costs golf3m: the contest's packer, `auto` in as many bytes, and `auto` at other sizes, over calibration seeds.
 
-    python benchmarks/tax.py [--seeds 3] [--calib-tokens 65536] [--k 12.85] [--max-tokens N] [--out RESULT.json]
+    python benchmarks/tax.py [--seeds 3] [--calib-tokens 65536] [--max-tokens N] [--out RESULT.json]
 
-On golf3m of ../shared/data, or on what --ckpt names. Both packers get the same curvature, another one for each seed.
+On golf3m of ../shared/data, or on what --ckpt names. All packers get the same curvature, another one for each seed. The result
+is written after every point, and points that it holds are not made again.
 
 What will surprise you: the contest's error may point down the loss's slope by chance, which its rise then understates;
 the KL (heldout.py) shows what was lost of the model.
@@ -11,8 +12,10 @@ the KL (heldout.py) shows what was lost of the model.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +29,78 @@ from pgolf.fitting.baselines import HOME_K, contest
 from pgolf.loading import dense
 from pgolf.packer.format import artifact
 from pgolf.quant.curvature.collect import calibrate
+from pgolf.quant.curvature.store import Curvature
+from pgolf.sweep.comparison import bytes_at
+
+SHARES = {
+    HOME_K: (1.0,),
+    20.0: (1.0, 2 / 3),
+}  # SDClip's k of the contest's packer -> parts of its bytes that `auto` gets
+BITS = (2.0, 2.25, 2.5, 2.75, 3.2, 4.0)  # of `auto` beside them, a weight, everything counted
 
 
-def row(bench: HeldOut, k: float, tokens: int, seed: int) -> dict[str, Any]:
-    """Bytes, KL and rise of both packers with the curvature of one calibration."""
+def points(bench: HeldOut, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and arguments of `pack`. rows: of this seed, the contest's before those in its bytes."""
+    for k, shares in SHARES.items():
+        yield f"contest k={k:g}", contest(k)
+        (theirs,) = (row["bytes"] for row in rows if row["name"] == f"contest k={k:g}")
+        yield from ((f"auto {share:.3g} of k={k:g}", {"budget": int(share * theirs)}) for share in shares)
+    yield from ((f"auto {bits:g} bits", {"budget": int(bits * bench.weights / 8)}) for bits in BITS)
+
+
+def point(bench: HeldOut, curvature: Curvature, how: dict[str, Any]) -> dict[str, Any]:
+    """Bytes, KL and rise of one pack."""
     bench.restore()
-    curvature = calibrate(bench.model, bench.training_text(tokens, seed), plain=True, seed=seed)
-    out: dict[str, Any] = {"seed": seed}
-    for name in ("contest", "auto"):
-        how: dict[str, Any] = contest(k) if name == "contest" else {"budget": out["contest"]["bytes"]}
-        made = packing.pack(bench.source, None, curvature=curvature, **how)
-        kl, rise = bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
-        out[name] = {"bytes": len(made.data), "kl": kl, "rise": rise, "predicted": made.loss_rise}
-    return out
+    made = packing.pack(bench.source, None, curvature=curvature, **how)
+    kl, rise = bench.score(dense.tensors_of(artifact.decode(made.data)[0]))
+    found = {"bytes": len(made.data), "bits": 8 * len(made.data) / bench.weights, "kl": kl, "rise": rise}
+    return found | {"bpb_rise": rise * bench.bits_of_a_nat, "predicted": made.loss_rise}
 
 
-def ratio(rows: list[dict[str, Any]], what: str) -> float:
-    """Of the means over seeds, `auto` over the contest's."""
-    ours, theirs = (statistics.fmean(r[name][what] for r in rows) for name in ("auto", "contest"))
-    return ours / theirs
+def mean(rows: list[dict[str, Any]], name: str, what: str) -> float:
+    """Over seeds."""
+    return statistics.fmean(row[what] for row in rows if row["name"] == name)
+
+
+def read(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of means over seeds: at equal bytes, and of the bytes at an equal rise."""
+    ours = {row["name"] for row in rows if row["name"].startswith("auto")}
+    curve = sorted((mean(rows, name, "bytes"), mean(rows, name, "rise")) for name in ours)
+    found = {}
+    for k in SHARES:
+        theirs, same = f"contest k={k:g}", f"auto 1 of k={k:g}"
+        line = {what: mean(rows, same, what) / mean(rows, theirs, what) for what in ("kl", "rise")}
+        size = bytes_at(curve, mean(rows, theirs, "rise"))
+        found[f"k={k:g}"] = line | {"bytes_at_equal_rise": size and round(size.value)}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.set_defaults(max_tokens=443_092)  # all of golf3m's
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--calib-tokens", type=int, default=65536)
-    parser.add_argument("--k", type=float, default=HOME_K, help="SDClip's clip of the contest's packer")
     parser.add_argument("--out", type=Path, default=RESULTS / "tax_golf3m.json")
     args = parser.parse_args()
     bench = HeldOut(args)
-    rows = []
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
+    facts = {"checkpoint": args.ckpt.name, "weights": bench.weights, "calibration_tokens": args.calib_tokens}
+    facts |= {"tokens_scored": bench.ids.numel(), "bpb_before": bench.nats_before() * bench.bits_of_a_nat}
     for seed in range(args.seeds):
-        rows.append(row(bench, args.k, args.calib_tokens, seed))
-        print(rows[-1], flush=True)
-        facts = {"checkpoint": str(args.ckpt), "k": args.k, "calibration_tokens": args.calib_tokens}
-        facts |= {"tokens_scored": bench.ids.numel(), "rows": rows}
-        report.write_json(args.out, machine() | facts | {what: ratio(rows, what) for what in ("kl", "rise")})
-    print(f"auto / contest at equal bytes: KL {ratio(rows, 'kl'):.3f}, rise {ratio(rows, 'rise'):.3f}")
+        bench.restore()
+        curvature = calibrate(bench.model, bench.training_text(args.calib_tokens, seed), plain=True, seed=seed)
+        mine = [row for row in rows if row["seed"] == seed]
+        for name, how in points(bench, mine):
+            if any(row["name"] == name for row in mine):
+                continue
+            mine.append({"seed": seed, "name": name} | point(bench, curvature, how))
+            rows.append(mine[-1])
+            print(rows[-1], flush=True)
+            report.write_json(args.out, machine() | facts | {"rows": rows})
+    facts["against_contest"] = read(rows)
+    report.write_json(args.out, machine() | facts | {"rows": rows})
+    print(json.dumps(facts["against_contest"], indent=1))
 
 
 if __name__ == "__main__":
