@@ -1,4 +1,4 @@
-"""Parameters or bits: models of five sizes in the same bytes, packed by `auto` and by the contest's packer.
+"""Parameters or bits: models of five sizes in the same bytes, packed by `auto`, with `--tune` too, and by the contest's packer.
 
     python benchmarks/width.py [--steps 1200] [--keep DIR] [--out RESULT.json]    train, pack and score what is missing
     python benchmarks/width.py --rates                                            only measure seconds a token
@@ -10,8 +10,9 @@ commit 3688809 with --steps 500).
 Equal time is told in tokens, so that a busy machine changes nothing: processor seconds a token are measured once (one thread, the
 sizes in turns, RATES), and each size reads as many tokens as take the time that the middle one needs for its --steps. Equal
 tokens: all take --steps. Schedules go by steps. The contest's packer comes within NEAR of a byte count, and `auto` gets the bytes
-that it took. A point outside BITS is left out: no packer is at its best there. The result is written after every model and point,
-and a run that was broken off goes on where it was, in the middle of a training too.
+that it took; so does `auto` tuned on TUNED_TOKENS of training text, where time is equal, last of all. A point outside BITS is
+left out: no packer is at its best there. The result is written after every model and point, and a run that was broken off goes on
+where it was, in the middle of a training too.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import width_read
 from benchmarks.common import GOLF3M, RESULTS, machine
+from benchmarks.width_read import BITS, TUNED
 from pgolf import report
 from pgolf.data import tokenizers
 from pgolf.data.corpus import BOS
 from pgolf.data.shards import WindowSampler, read_shard
 from pgolf.fitting import packing
 from pgolf.fitting.baselines import HOME_K, contest
+from pgolf.fitting.live import Live
 from pgolf.loading import dense
 from pgolf.packer.format import artifact
 from pgolf.scoring import bpb
@@ -60,10 +64,10 @@ MIDDLE = "0.58M"
 # Processor seconds a token of `--rates`, 2026-11-28: four turns on a busy machine, torch 2.13.0.
 RATES = {"0.25M": 3.743e-5, "0.37M": 4.790e-5, "0.58M": 6.818e-5, "0.95M": 9.043e-5, "1.5M": 1.320e-4}
 BYTES = (100_000, 160_000, 250_000, 400_000)
-BITS = (1.1, 5.5)  # a weight, everything counted
 NEAR = 0.005  # of a byte count
 TRIALS = 3  # of the contest's packer at a byte count
 CALIBRATION_TOKENS = 20480
+TUNED_TOKENS, TUNED_HELD = 500_000, 8192  # read by --tune, and held back from it
 SCORED_TOKENS = 65536
 SAVE_EVERY = 10  # steps
 
@@ -103,6 +107,11 @@ class Bench:
 
     def sampler(self, recipe: Recipe, seed: int) -> WindowSampler:
         return WindowSampler([self.shard], recipe.seq_len, recipe.batch_size, seed, bos=BOS)
+
+    def windows(self, tokens: int, seed: int) -> Tensor:
+        """int64 [N, T] of training text at random places."""
+        seq_len = RECIPES["small"].seq_len
+        return WindowSampler([self.shard], seq_len, tokens // seq_len, seed, bos=BOS).batch(0)[:, :-1]
 
     def steps_of(self, run: Run) -> int:
         return round(self.steps * RATES[MIDDLE] / RATES[run.size]) if run.equal == "time" else self.steps
@@ -154,6 +163,7 @@ class Packing:
         self.before = bench.scored(model)
         sampler = bench.sampler(recipe_of(run.size, 1), run.seed)
         self.curvature = training_curvature(model, sampler, tokens=CALIBRATION_TOKENS, seed=run.seed)
+        self.seed = run.seed
         self.octave = 0.95 * self.weights / 8  # bytes that doubling the contest's k saves, about
 
     def pack(self, packer: str, target: int, **how: Any) -> dict[str, Any]:
@@ -175,6 +185,13 @@ class Packing:
                 break
             k *= 2 ** ((theirs["bytes"] - target) / self.octave)
         return [theirs, self.pack("auto", target, budget=theirs["bytes"])]
+
+    def tuned(self, target: int, budget: int) -> dict[str, Any]:
+        """`auto` and the closed loop in as many bytes."""
+        text = self.bench.windows(TUNED_TOKENS + TUNED_HELD, self.seed)
+        held = TUNED_HELD // text.shape[1]
+        live = Live(self.model, text[:held], text[held:], logits="forward_logits")
+        return self.pack(TUNED, target, budget=budget, text=live, tune=TUNED_TOKENS, seed=self.seed)
 
 
 def wanted(weights: int) -> list[int]:
@@ -204,11 +221,15 @@ def go_on(args: argparse.Namespace) -> None:
     args.keep.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
     facts = {"steps": args.steps, "rates": RATES, "scored_tokens": SCORED_TOKENS}
-    head = machine() | facts | {"calibration_tokens": CALIBRATION_TOKENS}
+    head = machine() | facts | {"calibration_tokens": CALIBRATION_TOKENS, "tuned_tokens": TUNED_TOKENS}
     bench = Bench(args.steps, args.keep)
+
+    def have(row: dict[str, Any], packer: str) -> set[int]:
+        return {point["target"] for point in row["points"] if point["packer"] == packer}
+
     for run in runs():
         row = next((r for r in rows if asdict(run).items() <= r.items()), None)
-        if row and len(row["points"]) == 2 * len(wanted(row["weights"])):
+        if row and have(row, "auto") == set(wanted(row["weights"])):
             continue
         packed = Packing(bench, run, bench.trained(run))
         if row is None:
@@ -216,10 +237,21 @@ def go_on(args: argparse.Namespace) -> None:
             row |= {"bpb": bench.bpb(packed.before), "bpb_se": bench.error(packed.before), "points": []}
             rows.append(row)
         for target in wanted(packed.weights):
-            if not any(point["target"] == target for point in row["points"]):
+            if target not in have(row, "auto"):
                 row["points"] += packed.at(target)
             report.write_json(args.out, head | {"rows": rows})
             print({key: row[key] for key in ("size", "seed", "equal", "bpb")}, row["points"][-2:], flush=True)
+    for row in rows:
+        missing = have(row, "auto") - have(row, TUNED)
+        if row["equal"] == "tokens" or not missing:
+            continue
+        run = Run(row["size"], row["seed"], row["equal"])
+        packed = Packing(bench, run, bench.trained(run))
+        for target in sorted(missing):
+            (size,) = (p["bytes"] for p in row["points"] if (p["packer"], p["target"]) == ("contest", target))
+            row["points"].append(packed.tuned(target, size))
+            report.write_json(args.out, head | {"rows": rows})
+            print(asdict(run), row["points"][-1], flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What width.json tells: the best size at each byte count, its bits a weight, and the bytes that the better packer saves."""
+"""What width.json tells: the best size at each byte count, its bits a weight, and the bytes that the better packers save."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from statistics import fmean
 from typing import Any
 
 Row = Mapping[str, Any]
-PACKERS = ("contest", "auto")
+TUNED = "auto+tune"
+PACKERS = ("contest", "auto", TUNED)
+BITS = (1.1, 5.5)  # a weight, everything counted: outside nothing is packed
 SHOWN = 0.25  # BPB above the best point of the picture
 
 
 def curve(rows: Sequence[Row], packer: str, target: int) -> list[tuple[int, float]]:
-    """(weights, BPB) of every size at a byte count, means over the seeds that there are, smallest first."""
+    """(weights, BPB) of every size at a byte count, means over the seeds that there are, smallest first.
+
+    A size with more room than BITS counts with its BPB before packing, which no packer betters.
+    """
     found: dict[int, list[float]] = {}
     for row in rows:
+        if 8 * target > BITS[1] * row["weights"]:
+            found.setdefault(row["weights"], []).append(row["bpb"])
         for point in row["points"]:
             if (point["packer"], point["target"]) == (packer, target):
                 found.setdefault(row["weights"], []).append(point["bpb"])
@@ -42,11 +49,14 @@ def lowest(points: Sequence[tuple[int, float]]) -> tuple[float, float, bool]:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each byte count with two sizes or more: the best of each packer, and what the better one saves at equal BPB."""
+    """For each byte count with two sizes or more: the best of each packer there is, and the bytes that it takes to the BPB of
+    the contest's best."""
+    there = {point["packer"] for row in rows for point in row["points"]}
+    packers = [packer for packer in PACKERS if packer in there]
     targets = sorted({point["target"] for row in rows for point in row["points"]})
     found = []
     for target in targets:
-        curves = {packer: curve(rows, packer, target) for packer in PACKERS}
+        curves = {packer: curve(rows, packer, target) for packer in packers}
         if min(map(len, curves.values())) < 2:
             continue
         line: dict[str, Any] = {"bytes": target}
@@ -55,13 +65,14 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             line[packer] = {"weights": weights, "bits": 8 * target / weights, "bpb": bpb, "enclosed": enclosed}
         found.append(line)
     for line in found:
-        line["auto_bytes_at_equal_bpb"] = bytes_at(found, line["contest"]["bpb"])
+        for packer in packers[1:]:
+            line[packer]["bytes_at_contests_bpb"] = bytes_at(found, packer, line["contest"]["bpb"])
     return found
 
 
-def bytes_at(lines: Sequence[Row], bpb: float) -> float | None:
-    """Where the best of `auto` reaches a BPB, linear in log bytes between two byte counts; None beyond them."""
-    ends = [(math.log(line["bytes"]), line["auto"]["bpb"]) for line in lines]
+def bytes_at(lines: Sequence[Row], packer: str, bpb: float) -> float | None:
+    """Where the best of a packer reaches a BPB, linear in log bytes between two byte counts; None beyond them."""
+    ends = [(math.log(line["bytes"]), line[packer]["bpb"]) for line in lines]
     for (a, high), (b, low) in pairwise(ends):
         if low <= bpb <= high and low < high:
             return math.exp(a + (b - a) * (high - bpb) / (high - low))
@@ -79,15 +90,17 @@ def show(path: Path) -> None:
         print(f"equal {equal}:")
         for line in summary(of(rows, equal)):
             told = [
-                f"{packer} {line[packer]['bpb']:.4f} at {line[packer]['weights'] / 1e6:.2f}M x {line[packer]['bits']:.2f} bits"
-                + ("" if line[packer]["enclosed"] else " (at the end of the range)")
-                for packer in PACKERS
+                f"{packer} {best['bpb']:.4f} at {best['weights'] / 1e6:.2f}M x {best['bits']:.2f} bits"
+                + ("" if best["enclosed"] else " (at the end of the range)")
+                + (
+                    f", {same / line['bytes']:.2f}x for the contest's"
+                    if (same := best.get("bytes_at_contests_bpb"))
+                    else ""
+                )
+                for packer, best in line.items()
+                if packer != "bytes"
             ]
-            same = line["auto_bytes_at_equal_bpb"]
-            saved = (
-                "" if same is None else f"; auto has the contest's BPB in {same:,.0f} B ({same / line['bytes']:.2f}x)"
-            )
-            print(f"  {line['bytes']:>9,} B: {'; '.join(told)}{saved}")
+            print(f"  {line['bytes']:>9,} B: {'; '.join(told)}")
     draw(rows, path.with_suffix(".png"))
 
 
@@ -101,8 +114,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes = figure.add_subplot()
     shown = [row for row in of(rows, "time") if row["seed"] == 0 and row["points"]]
     for index, row in enumerate(sorted(shown, key=lambda row: row["weights"])):
-        for packer, style in (("contest", "--"), ("auto", "-")):
+        for packer, style in zip(PACKERS, ("--", "-", ":"), strict=True):
             points = sorted((p["bytes"], p["bpb"]) for p in row["points"] if p["packer"] == packer)
+            if not points:
+                continue
             axes.plot(
                 *zip(*points, strict=True), style, marker="o", color=f"C{index}", label=f"{row['size']}, {packer}"
             )
