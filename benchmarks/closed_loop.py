@@ -1,12 +1,12 @@
 """What `--tune` buys: KL and rise of the loss at equal bytes, against the open loop's artifact and the contest's packer.
 
     python benchmarks/closed_loop.py [--bytes 1073700,1378600,900000] [--tune 1.5M] [--seeds 1] [--calib shard|self]
-        [--contest] [--other FILE] [--out RESULT.json]
+        [--contest] [--other FILE] [--keep DIR] [--out RESULT.json]
 
 On golf3m of ../shared/data, or on what --ckpt names. Rows are added to those that RESULT.json has; a row that is there is
 not made again. --contest: the contest's packer at its own bytes, as it is and with its weights tuned around its codes by the
 same steps, beside `auto` and `auto` tuned at those bytes. --other: text of another kind (source code, say), in tokens of
---tokenizer, on which both are scored too.
+--tokenizer, on which both are scored too. --keep: a folder for the artifacts, named by what was asked for.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ class Closed:
         began = time.perf_counter()
         made = packing.pack(self.bench.source, None, curvature=curvature, text=live, tune=tune, seed=seed, **how)
         seconds = time.perf_counter() - began
+        if self.args.keep:
+            self.args.keep.mkdir(parents=True, exist_ok=True)
+            (self.args.keep / f"{how.get('budget', 'contest')}-{tune}-{seed}.pgolf").write_bytes(made.data)
         state = dense.tensors_of(artifact.decode(made.data)[0])
         kl, rise = self.bench.score(state)
         told = {"notes": made.tuned.notes, "tokens": made.tuned.tokens} if made.tuned else {}
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--trellis", type=int, default=Settings().trellis)
     parser.add_argument("--contest", action="store_true")
     parser.add_argument("--other", type=Path, action="append", help="text of another kind")
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--tokenizer", type=Path, default=GOLF3M / "tokenizers" / "text_1024_bpe.model")
     parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop.json")
     args = parser.parse_args()
