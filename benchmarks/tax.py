@@ -70,7 +70,7 @@ def mean(rows: list[dict[str, Any]], name: str, what: str) -> float:
 
 def read(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Ratios of means over seeds: at equal bytes, and of the bytes at an equal rise."""
-    ours = {row["name"] for row in rows if row["name"].startswith("auto")}
+    ours = {row["name"] for row in rows if "seed" in row and row["name"].startswith("auto")}
     curve = sorted((mean(rows, name, "bytes"), mean(rows, name, "rise")) for name in ours)
     found = {}
     for k in SHARES:
