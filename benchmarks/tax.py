@@ -109,7 +109,7 @@ def table(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|",
         line(f"contest: full-Hessian GPTQ, SDClip int6 {home}, int8 embedding, brotli-11", f"contest {home}"),
         line("**pgolf, same bytes**", f"auto 1 of {home}", near),
-        f"| **pgolf, same BPB** (interpolated, one calibration) | **{size:,.0f} B** ({part:.2f}x the bytes) | {bits:.2f} | {rise} |",
+        f"| **pgolf, same BPB** (interpolated, one calibration) | **{size:,.0f} B** ({part:.2f}x) | {bits:.2f} | {rise} |",
         line(f"contest, {far}", f"contest {far}"),
         line("**pgolf, same bytes**", f"auto 1 of {far}", less),
         line("**pgolf, two thirds of the bytes**", f"auto 0.667 of {far}"),
