@@ -59,8 +59,7 @@ def points(bench: HeldOut, seed: int, rows: list[dict[str, Any]]) -> Iterator[tu
 
 
 def point(bench: HeldOut, curvature: Curvature, how: dict[str, Any]) -> dict[str, Any]:
-    """Bytes, KL and rise of one pack."""
-    bench.restore()
+    """Bytes, KL and rise of one pack. The model has its own weights."""
     made = packing.pack(bench.source, None, curvature=curvature, **how)
     return scored(bench, made.data) | {"predicted": made.loss_rise}
 
@@ -155,12 +154,15 @@ def main() -> None:
     facts = {"checkpoint": args.ckpt.name, "weights": bench.weights, "calibration_tokens": args.calib_tokens}
     facts |= {"tokens_scored": bench.ids.numel(), "bpb_before": bench.nats_before() * bench.bits_of_a_nat}
     for seed in range(args.seeds):
-        bench.restore()
-        curvature = calibrate(bench.model, bench.training_text(args.calib_tokens, seed), plain=True, seed=seed)
+        curvature: Curvature | None = None
         mine = [row for row in rows if row.get("seed") == seed]
         for name, how in points(bench, seed, mine):
             if any(row["name"] == name for row in mine):
                 continue
+            bench.restore()
+            curvature = curvature or calibrate(
+                bench.model, bench.training_text(args.calib_tokens, seed), plain=True, seed=seed
+            )
             mine.append({"seed": seed, "name": name} | point(bench, curvature, how))
             rows.append(mine[-1])
             print(rows[-1], flush=True)
