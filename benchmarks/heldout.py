@@ -19,6 +19,7 @@ from benchmarks.common import GOLF3M
 from pgolf.data import shards, tokenizers
 from pgolf.models import usermodel
 from pgolf.models.logits import logits_of
+from pgolf.models.products import by_onednn
 from pgolf.train.model.rebuild import Maker
 
 BATCH = 8  # windows
@@ -104,7 +105,8 @@ class HeldOut:
     @torch.no_grad()
     def _log_p(self, ids: Tensor) -> Tensor:
         """Log-probabilities [N, T, V] of the model as it is now."""
-        return logits_of(self.model)(ids).float().log_softmax(-1)
+        with by_onednn(ids.device):
+            return logits_of(self.model)(ids).float().log_softmax(-1)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,9 @@ commit 3688809 with --steps 500).
 Equal time is told in tokens, so that a busy machine changes nothing: processor seconds a token are measured once (one thread, the
 sizes in turns, RATES), and each size reads as many tokens as take the time that the middle one needs for its --steps. Equal
 tokens: all take --steps. Schedules go by steps. The contest's packer comes within NEAR of a byte count, and `auto` gets the bytes
-that it took; so does `auto` tuned on TUNED_TOKENS of training text, where time is equal, last of all. A point outside BITS is
-left out: no packer is at its best there. The result is written after every model and point, and a run that was broken off goes on
-where it was, in the middle of a training too.
+that it took; so does `auto` tuned on TUNED_TOKENS of training text, where time is equal, with the first seed, last of all. A
+point outside BITS is left out: no packer is at its best there. The result is written after every model and point, and a run that
+was broken off goes on where it was, in the middle of a training too.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def go_on(args: argparse.Namespace) -> None:
             print({key: row[key] for key in ("size", "seed", "equal", "bpb")}, row["points"][-2:], flush=True)
     for row in rows:
         missing = have(row, "auto") - have(row, TUNED)
-        if row["equal"] == "tokens" or not missing:
+        if row["equal"] == "tokens" or row["seed"] or not missing:
             continue
         run = Run(row["size"], row["seed"], row["equal"])
         packed = Packing(bench, run, bench.trained(run))

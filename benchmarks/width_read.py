@@ -7,100 +7,97 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 Row = Mapping[str, Any]
 TUNED = "auto+tune"
 PACKERS = ("contest", "auto", TUNED)
 BITS = (1.1, 5.5)  # a weight, everything counted: outside nothing is packed
+SEEDS = (0, 1, 2)
+FEW = 4.0  # bits a weight, at which a smaller size may still be better
 SHOWN = 0.25  # BPB above the best point of the picture
 
 
 def curve(rows: Sequence[Row], packer: str, target: int) -> list[tuple[int, float]]:
-    """(weights, BPB) of every size at a byte count, means over the seeds that there are, smallest first.
+    """(weights, BPB) of every size at a byte count, smallest first. rows: of one seed.
 
     A size with more room than BITS counts with its BPB before packing, which no packer betters.
     """
-    found: dict[int, list[float]] = {}
+    found: dict[int, float] = {}
     for row in rows:
         if 8 * target > BITS[1] * row["weights"]:
-            found.setdefault(row["weights"], []).append(row["bpb"])
+            found[row["weights"]] = row["bpb"]
         for point in row["points"]:
             if (point["packer"], point["target"]) == (packer, target):
-                found.setdefault(row["weights"], []).append(point["bpb"])
-    return [(weights, fmean(values)) for weights, values in sorted(found.items())]
+                found[row["weights"]] = point["bpb"]
+    return sorted(found.items())
 
 
-def lowest(points: Sequence[tuple[int, float]]) -> tuple[float, float, bool]:
-    """(weights, BPB, whether other sizes enclose it) of the best size.
-
-    Enclosed, it is the vertex of the parabola over log weights through the best and its neighbours; else the best point, and
-    the true one may lie beyond.
-    """
+def best(points: Sequence[tuple[int, float]], target: int) -> dict[str, Any]:
+    """The best size of a curve, its bits a weight, and whether a smaller and a larger one are worse."""
     at = min(range(len(points)), key=lambda i: points[i][1])
-    if not 0 < at < len(points) - 1:
-        return float(points[at][0]), points[at][1], False
-    (a, b, c), (f, g, h) = zip(*((math.log(n), y) for n, y in points[at - 1 : at + 2]), strict=True)
-    left, right = (g - f) / (b - a), (h - g) / (c - b)
-    bend = (right - left) / (c - a)
-    x = (a + b) / 2 - left / (2 * bend)
-    return math.exp(x), g + (x - b) * ((g - f) / (b - a) + bend * (x - a)), True
+    weights, bpb = points[at]
+    return {"weights": weights, "bits": 8 * target / weights, "bpb": bpb, "enclosed": 0 < at < len(points) - 1}
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each byte count with two sizes or more: the best of each packer there is, and the bytes that it takes to the BPB of
-    the contest's best."""
-    there = {point["packer"] for row in rows for point in row["points"]}
-    packers = [packer for packer in PACKERS if packer in there]
-    targets = sorted({point["target"] for row in rows for point in row["points"]})
-    found = []
-    for target in targets:
-        curves = {packer: curve(rows, packer, target) for packer in packers}
-        if min(map(len, curves.values())) < 2:
-            continue
-        line: dict[str, Any] = {"bytes": target}
-        for packer, points in curves.items():
-            weights, bpb, enclosed = lowest(points)
-            line[packer] = {"weights": weights, "bits": 8 * target / weights, "bpb": bpb, "enclosed": enclosed}
-        found.append(line)
-    for line in found:
-        for packer in packers[1:]:
-            line[packer]["bytes_at_contests_bpb"] = bytes_at(found, packer, line["contest"]["bpb"])
+    """For each byte count with two sizes or more: the best of each packer there is, `auto` at the contest's best size, and the
+    bytes that the others take to the BPB of the contest's best. rows: of one seed."""
+    found: list[dict[str, Any]] = []
+    for target in sorted({point["target"] for row in rows for point in row["points"]}):
+        curves = {packer: points for packer in PACKERS if len(points := curve(rows, packer, target)) > 1}
+        if curves.keys() >= set(PACKERS[:2]):
+            line: dict[str, Any] = {packer: best(points, target) for packer, points in curves.items()}
+            found.append(line | {"bytes": target, "auto there": dict(curves["auto"])[line["contest"]["weights"]]})
+    for packer in PACKERS[1:]:
+        ends = [(math.log(line["bytes"]), line[packer]["bpb"]) for line in found if packer in line]
+        for line in found:
+            if packer in line:
+                line[packer]["bytes_at_contests_bpb"] = bytes_at(ends, line["contest"]["bpb"])
     return found
 
 
-def bytes_at(lines: Sequence[Row], packer: str, bpb: float) -> float | None:
-    """Where the best of a packer reaches a BPB, linear in log bytes between two byte counts; None beyond them."""
-    ends = [(math.log(line["bytes"]), line[packer]["bpb"]) for line in lines]
+def bytes_at(ends: Sequence[tuple[float, float]], bpb: float) -> float | None:
+    """Where a curve of (log bytes, BPB) reaches a BPB, linear between two points; None beyond them."""
     for (a, high), (b, low) in pairwise(ends):
         if low <= bpb <= high and low < high:
             return math.exp(a + (b - a) * (high - bpb) / (high - low))
     return None
 
 
-def of(rows: Sequence[Row], equal: str) -> list[Row]:
-    return [row for row in rows if row["equal"] in {equal, "both"}]
+def of(rows: Sequence[Row], equal: str, seed: int) -> list[Row]:
+    return [row for row in rows if row["equal"] in {equal, "both"} and row["seed"] == seed]
+
+
+def table(rows: Sequence[Row], equal: str) -> list[str]:
+    """docs/SIZE.md's: a line for each byte count and seed, unless the contest's best is the smallest size and has few bits."""
+    head = ["bytes", "seed", "contest: best size, bits", "BPB", "pgolf there", "pgolf: best size, bits", "BPB"]
+    head += ["bytes for the contest's BPB", *(["with `--tune`"] if equal == "time" else [])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    found = [(line["bytes"], seed, line) for seed in SEEDS for line in summary(of(rows, equal, seed))]
+    for num_bytes, seed, line in sorted(found, key=lambda each: each[:2]):
+        theirs, ours, tuned = (line.get(packer) for packer in PACKERS)
+        if theirs["bits"] < FEW and not theirs["enclosed"]:
+            continue
+        same = ours["bytes_at_contests_bpb"]
+        cells = [f"{num_bytes:,}", str(seed), _size(theirs), f"{theirs['bpb']:.4f}", f"{line['auto there']:.4f}"]
+        cells += [_size(ours), f"{ours['bpb']:.4f}", f"{same / num_bytes:.2f}x".removeprefix("0") if same else ""]
+        if equal == "time":
+            cells += [f"{_size(tuned)}, {tuned['bpb']:.4f}" if tuned else ""]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return lines
+
+
+def _size(best: Row) -> str:
+    end = "" if best["enclosed"] else " (end)"
+    return f"{best['weights'] / 1e6:.2f}M".removeprefix("0") + f", {best['bits']:.1f}{end}"
 
 
 def show(path: Path) -> None:
     """Print the tables and draw the picture beside the result."""
     rows = json.loads(path.read_text())["rows"]
     for equal in ("time", "tokens"):
-        print(f"equal {equal}:")
-        for line in summary(of(rows, equal)):
-            told = [
-                f"{packer} {best['bpb']:.4f} at {best['weights'] / 1e6:.2f}M x {best['bits']:.2f} bits"
-                + ("" if best["enclosed"] else " (at the end of the range)")
-                + (
-                    f", {same / line['bytes']:.2f}x for the contest's"
-                    if (same := best.get("bytes_at_contests_bpb"))
-                    else ""
-                )
-                for packer, best in line.items()
-                if packer != "bytes"
-            ]
-            print(f"  {line['bytes']:>9,} B: {'; '.join(told)}")
+        print("\n".join([f"equal {equal}:", *table(rows, equal)]))
     draw(rows, path.with_suffix(".png"))
 
 
@@ -112,7 +109,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shown = [row for row in of(rows, "time") if row["seed"] == 0 and row["points"]]
+    shown = [row for row in of(rows, "time", 0) if row["points"]]
     for index, row in enumerate(sorted(shown, key=lambda row: row["weights"])):
         for packer, style in zip(PACKERS, ("--", "-", ":"), strict=True):
             points = sorted((p["bytes"], p["bpb"]) for p in row["points"] if p["packer"] == packer)

@@ -9,10 +9,11 @@ from statistics import fmean, stdev
 
 import pytest
 
-from benchmarks import bytes_kl, figures
+from benchmarks import bytes_kl, figures, width_read
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+SIZE = (ROOT / "docs" / "SIZE.md").read_text()
 MEASURED = (ROOT / "docs" / "MEASURED.md").read_text()
 BYTES_A_TOKEN = 933_546 / 442_368  # of the validation text that tax.py scores
 BITS_A_NAT = 1 / 0.6931471805599453
@@ -76,6 +77,11 @@ def test_the_row_at_equal_bpb_is_the_frontiers():
     assert f"{found:.2f}x the bytes" in num_bytes
     assert float(num_bytes.split(" B")[0].replace(",", "")) == pytest.approx(found * contest["bytes"], rel=1e-3)
     assert rise == rounded(contest["rise"], 5)
+
+
+def test_the_best_sizes_are_those_of_width():
+    tables = [line for equal in ("time", "tokens") for line in width_read.table(result("width")["rows"], equal)]
+    assert not [line for line in tables if line not in SIZE]
 
 
 @pytest.mark.parametrize("path", sorted(figures.RESULTS.glob("rivals_*.json")), ids=lambda path: path.stem)
