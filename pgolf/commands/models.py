@@ -25,6 +25,7 @@ CONTEXT = 1024  # tokens of a sequence unless --seq-len says otherwise, or the l
 FEWEST_TOKENS = 16  # of a shard to calibrate on
 HELD = 8192  # tokens of a shard's end that are kept from calibration, to measure on
 HELD_SELF, TUNED_SELF = 4096, 163_840  # tokens of a model's own text to measure and to tune on
+TUNED = 1 << 27  # tokens of a text that are held to tune on, again and again: a GiB
 READ, READ_PER_TOKEN = 2_000_000, 32  # characters of text files to draw windows of, and for each token that is wanted
 PROBED_WINDOWS = 12  # of the calibration text, to see whether a context is longer than the model can use
 
@@ -227,7 +228,7 @@ def _from_text(
     def sample(count: int, seed: int) -> Tensor:
         return WindowSampler([rest], length, count, seed).batch(0)[:, :-1]
 
-    more = None if tune is None else sample(max(1, tune // length), calibration.seed + 1)
+    more = None if tune is None else sample(max(1, min(tune, TUNED) // length), calibration.seed + 1)
     return AtHand(model, sample(wanted, calibration.seed), held, more, what, notes)
 
 

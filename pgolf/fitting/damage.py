@@ -43,7 +43,7 @@ def of_entry(entry: Entry, tensor: Tensor | None, known: Known) -> tuple[float |
 
 def error_of(plane: Plane, weight: Tensor) -> Tensor:
     """float32 [R, C]: what a plane gives, less the weight."""
-    out = torch.empty(plane.codes.shape)
+    out = torch.empty(plane.codes.shape, dtype=torch.float32)
     for rows in scratch.pieces(*plane.codes.shape):
         torch.sub(torch.from_numpy(plane.part(rows).reconstruct()), weight[rows].to(torch.float32), out=out[rows])
     return out

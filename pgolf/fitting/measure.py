@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pgolf.errors import ModelError
+import torch
+
+from pgolf.errors import ModelError, PgolfError
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.goal import Goal
 from pgolf.fitting.live import Live
@@ -17,6 +19,7 @@ from pgolf.scoring.divergence import Divergence
 SURPRISING = 2.0  # times the foreseen rise
 NOISY = 0.5  # of a largest rise: a standard error beyond which it says little
 NAMED = 3  # tensors
+AT_ONCE = 1024  # tokens that gradients are taken of
 
 
 def put(trial: Trial, student: Student) -> None:
@@ -55,7 +58,10 @@ def measured(
     if not math.isfinite(found.kl):
         raise ModelError("with the packed weights, or without, the model gives NaN or infinity on the text held back")
     surprising = bool(job.curvatures) and found.kl > SURPRISING * sum(rise or 0.0 for rise in foreseen.values())
-    culprits = _culprits(job, foreseen, student, live) if surprising else ()
+    try:
+        culprits = _culprits(job, foreseen, student, live) if surprising else ()
+    except PgolfError:  # no gradient, or no memory for one: what was measured stands without
+        culprits = ()
     return Measured(text=live.what, culprits=culprits, **vars(found))
 
 
@@ -65,12 +71,12 @@ def _culprits(job: Job, foreseen: Mapping[str, float | None], student: Student, 
     Where the KL is the quadratic form ½ eᵀFe of the weights' errors e, its gradient is Fe, and ½ e·∇ is each tensor's share.
     """
     names = [name for name in job.quantized if name in student.places]
+    shares = dict[str, float]()
     with student.at_work(gradients=True):
-        _, slopes = student.slopes(live.held, names)
-    shares = {
-        name: 0.5 * float((slope * (student.weights[name] - student.own[name].float())).sum())
-        for name, slope in slopes.items()
-    }
+        for part in torch.split(live.held, max(1, AT_ONCE // live.held.shape[1])):
+            for name, slope in student.slopes(part, names)[1].items():
+                moved = student.weights[name] - student.own[name].float()
+                shares[name] = shares.get(name, 0.0) + 0.5 * float((slope * moved).sum()) * len(part) / len(live.held)
     beyond = {name: share - (foreseen.get(name) or 0.0) for name, share in shares.items()}
     worst = sorted(beyond, key=lambda name: -beyond[name])[:NAMED]
     return tuple(name for name in worst if beyond[name] > 0)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
+
 from pgolf.common.files import same_file
 from pgolf.common.progress import silent
 from pgolf.errors import PgolfError, UsageError, is_out_of_memory
@@ -142,10 +144,11 @@ def pack(
             if job.work:
                 job.work.remove()
             if tokens:
-                work.path_for(Path(path)).unlink(missing_ok=True)
+                work.Work(work.path_for(Path(path))).remove()
         return report
 
-    return led(made, packed, lambda job: Helper(job, asked()[1] if job else None))
+    with torch.inference_mode(False):  # of a caller's: no gradient could be taken of what is made in it
+        return led(made, packed, lambda job: Helper(job, asked()[1] if job else None))
 
 
 def _refuse_together(goal: Goal, deadline: float | None, live: Live | None, tokens: int | None) -> None:

@@ -100,7 +100,7 @@ class Logits:
             raise
         except Exception as error:
             if is_out_of_memory(error) or self.learn(ids) == form:
-                raise _explained(error, ids) from error
+                raise explained(error, ids) from error
             assert self._form is not None
             found = _run(self._form, ids)
         if form.rows and found.shape[-1] <= int(ids.max()):
@@ -159,7 +159,7 @@ class Logits:
                 failures.append(error)
             except Exception as error:
                 if is_out_of_memory(error):
-                    raise _explained(error, ids) from error
+                    raise explained(error, ids) from error
                 failures.append(error)
             else:
                 return self._form
@@ -331,14 +331,15 @@ def _verdict(failures: list[Exception], ids: Tensor) -> PgolfError:
     first, broken = failures[0], [e for e in failures if not isinstance(e, NoLogits)]
     if isinstance(first, NoLogits) and broken:
         return ModelError(f"{first}; given targets, it fails: {_reason(broken[0])}")
-    return first if isinstance(first, NoLogits) else _explained(first, ids)
+    return first if isinstance(first, NoLogits) else explained(first, ids)
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
-def _explained(error: Exception, ids: Tensor) -> PgolfError:
+def explained(error: Exception, ids: Tensor, what: str = "the model") -> PgolfError:
+    """What to raise where running a model on ids [B, T] failed. what: was run."""
     reason = _reason(error)
     if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
         return CurvatureError(
@@ -357,9 +358,7 @@ def _explained(error: Exception, ids: Tensor) -> PgolfError:
             f"the model keeps tensors made under torch.inference_mode: evaluate it under no_grad instead, or build it "
             f"anew ({reason})"
         )
-    return CurvatureError(
-        f"the model fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}"
-    )
+    return CurvatureError(f"{what} fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}")
 
 
 _one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch below are the process's, not a thread's
@@ -397,7 +396,8 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
         _unhooked(model),
     ):
         try:
-            model.eval()
+            for module, _ in modes:  # not model.eval(): a class may merge adapters into its weights then
+                module.training = False
             for parameter, _ in flags:
                 parameter.requires_grad_(gradients)
             yield
@@ -412,12 +412,16 @@ def _undisturbed(model: nn.Module, gradients: bool) -> Iterator[None]:
 def _as_written() -> Iterator[None]:
     """Functions and submodules run as written: neither compiled nor by re-entrant checkpointing."""
     compiled = "torch._dynamo" in sys.modules  # where nothing is compiled, dynamo is not imported
+    outside = vars(CheckpointFunction).get("apply")
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         CheckpointFunction.apply = staticmethod(lambda function, preserve, *args: function(*args))  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del CheckpointFunction.apply
+            if outside is None:
+                del CheckpointFunction.apply
+            else:
+                CheckpointFunction.apply = outside  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def load(
         model = _build(found, path, name)
     if state is not None:
         load_state(model, state, dropped)
-    return model.eval()
+    for part in model.modules():  # not model.eval(): a class may merge adapters into its weights then
+        part.training = False
+    return model
 
 
 def function(spec: str, option: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pgolf
 from pgolf.errors import ModelError, UsageError
 from pgolf.fitting import inputs
 from pgolf.fitting.closed import repair, tune, work
+from pgolf.fitting.closed.floating import rounded
+from pgolf.fitting.closed.knob import Knob
 from pgolf.fitting.closed.student import Student
 from pgolf.fitting.closed.units import Unit, grouped, units_in_order
 from pgolf.fitting.live import Live, split
@@ -153,6 +156,32 @@ def test_a_damaged_file_of_work_is_begun_anew(broken_off: Path, damage: Callable
     assert not kept.exists()
 
 
+def test_a_number_that_changed_on_disk_is_seen(tmp_path: Path) -> None:
+    def state() -> dict[str, object]:
+        return {"done": 2, "steps": {"w": 1.5}, "moving": [torch.full((64,), 3.0)], "adam": [None, [torch.zeros(())]]}
+
+    made = work.Work(tmp_path / "m.pgolf.tuning", "key", _kept=-math.inf)
+    made.keep(state)
+    found = made.kept()
+    assert found
+    assert torch.equal(found["moving"][0], torch.full((64,), 3.0))
+    assert made.path
+    data, three = bytearray(made.path.read_bytes()), torch.tensor(3.0).numpy().tobytes()
+    data[data.index(16 * three) + 2] ^= 1  # torch.load compares no sum
+    made.path.write_bytes(data)
+    assert made.kept() is None
+
+
+def test_a_folder_of_that_name_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "m.pgolf.tuning"
+    folder.mkdir()
+    made = work.Work(folder, "key", _kept=-math.inf)
+    made.keep(lambda: {"done": 1})
+    assert made.kept() is None
+    made.remove()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_pack_with_a_deadline_keeps_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work.Work, "keep", lambda self, state: pytest.fail("kept") if self.path else None)
     packed(Banked(), tmp_path / "m.pgolf", tune="8k", deadline=100.0)
@@ -259,6 +288,31 @@ def test_nothing_to_round_is_nothing_to_tune() -> None:
     assert (made.tuned.helped, made.tuned.notes, made.measured.kl) == (False, "no tensor is quantized", 0.0)
 
 
+def test_where_one_matrix_is_rounded_the_rest_has_all_steps() -> None:
+    model = Banked()
+    curvature = pgolf.calibrate(model, text(seed=9))
+    kept = ["emb=keep", "bank=keep"]
+    made = pgolf.pack(model, None, curvature=curvature, text=text(400), tune="8k", rules=kept)
+    assert made.tuned
+    assert 7000 < made.tuned.tokens <= 8192
+
+
+@pytest.mark.parametrize("caller", ["inference mode", "float64", "bfloat16"])
+def test_the_same_bytes_whatever_its_caller_does(caller: str) -> None:
+    model, ids, more = Banked(), text(16, seed=9), text(60)
+
+    def made() -> bytes:
+        return pgolf.pack(model, None, budget=BUDGET, curvature=pgolf.calibrate(model, ids), text=more, tune=2000).data
+
+    plain, before = made(), torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, caller, before))
+    try:
+        with torch.inference_mode(caller == "inference mode"):
+            assert made() == plain
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_no_time_no_tuning() -> None:
     made = packed(Banked(), tune="500M", deadline=4.0)
     assert made.tuned
@@ -353,3 +407,19 @@ def test_a_student_that_learns_nothing_is_the_same_one(dtype: torch.dtype) -> No
     assert found[1] == found[3]
     assert found[1].kl > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_kept_tensors_have_come_to_take_is_left_for_them() -> None:
+    model = Banked()
+    job = inputs.job_of(model, search=True)
+    opened = job.run(3.0)
+    turned = []
+    for gains in (torch.ones(WIDTH), torch.rand(WIDTH, generator=generator())):
+        knob = Knob(job, opened, opened.size)
+        moved = replace(job, source=replace(job.source, tensors=job.source.tensors | {"gain": gains}))
+        left = [Unit("bank", index) for index in range(LAYERS)]
+        knob.turn(moved, left, rounded(moved, [Unit("emb", 0), Unit("out.weight", 0)], knob.step))
+        turned.append((knob.step, knob.kept))
+    (first, ones), (then, numbers) = turned
+    assert numbers - ones > 50
+    assert 1.02 * first < then < 1.2 * first

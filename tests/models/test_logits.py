@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from pgolf.errors import ModelError
 from pgolf.models.logits import first_bad_module, logits_of, original, undisturbed
@@ -104,3 +105,36 @@ def test_first_bad_module() -> None:
     model[1][1].bias.data[2] = torch.inf
     assert first_bad_module(model, logits_of(model), IDS) == "1.1"
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_undisturbed_twice_at_once() -> None:
+    plain, model = CheckpointFunction.apply, Model()
+    with undisturbed(model, gradients=True):
+        outer = CheckpointFunction.apply
+        with undisturbed(model, gradients=False):
+            assert CheckpointFunction.apply is not plain
+        assert CheckpointFunction.apply is outer
+    assert CheckpointFunction.apply == plain
+
+
+class Merging(nn.Linear):
+    """Adapters that are added to the weights for inference, and taken out again for training."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode is self.merged:
+            self.weight.data += -1.0 if mode else 1.0
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_class_that_changes_its_weights_for_inference_is_left_alone() -> None:
+    model = Merging(3, 3).train()
+    before = model.weight.detach().clone()
+    with undisturbed(model, gradients=True):
+        assert not model.training
+        assert torch.equal(model.weight, before)
+    assert model.training
+    assert not model.merged
+    assert torch.equal(model.weight, before)

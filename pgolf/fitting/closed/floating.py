@@ -23,12 +23,13 @@ class Floating:
         large = job.weights(student.places) >= scratch.MANY
         mine = {name: _copied(job.source.tensors[name], large) for name in student.places}
         self.job = replace(job, source=replace(job.source, tensors=job.source.tensors | mine))
-        self.small = [name for name in mine if name in job.kept and may_move(job, name)]
+        self.small = [name for name in mine if name in job.kept and may_move(job, name) and student.moves(name)]
         self._student = student
 
     def refresh(self, units: Sequence[Unit]) -> None:
         """Take over what the student's weights have become."""
-        for unit in (each for whole in units for each in members(self.job, whole)):
+        every = (each for whole in units for each in members(self.job, whole))
+        for unit in (each for each in every if self._student.moves(each.name)):
             whole = self.job.source.tensors[unit.name], self._student.weights[unit.name]
             mine, theirs = (part.reshape(slices_of(self.job, unit.name), -1)[unit.index] for part in whole)
             mine.copy_(theirs)

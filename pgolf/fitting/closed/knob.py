@@ -16,15 +16,16 @@ EXACT = 1e-4  # of the bytes that are left: how exactly foreseen sizes are solve
 
 
 class Knob:
-    """Starts where the open loop ended, and spends what it spent."""
+    """Starts where the open loop ended, and spends what it spent. kept: bytes of the kept tensors, once steps have moved them:
+    gains that were all 1 took none before."""
 
     def __init__(self, job: Job, opened: Trial, room: int | None) -> None:
         """room: bytes for the artifact; without it, or where sizes cannot be foreseen, the step stays as it is."""
         self.step, self._room, self._coder = opened.step, room, job.coder
+        self.kept: int | None = None
         self._empty = len(coded({}, job.coder))
         if self.moves(job):
-            self._kept = float(job.kept_bytes())
-            self._over = (opened.size - self._kept) / job.expected_bytes(opened.step)  # side information, and luck
+            self._over = (opened.size - job.kept_bytes()) / max(job.expected_bytes(opened.step), 1.0)  # sides, and luck
 
     def moves(self, job: Job) -> bool:
         """Whether there is a budget, a step to search, and sizes that can be foreseen."""
@@ -35,7 +36,9 @@ class Knob:
         if not self.moves(job) or not rounded:
             return
         assert self._room is not None
-        room = self._room - self._kept - self._spent(rounded)
+        if self.kept is None:
+            self.kept = job.kept_bytes()
+        room = self._room - self.kept - self._spent(rounded)
         octave = sum(weights_of(job, unit) for unit in left) / 8
         near = self.step
 

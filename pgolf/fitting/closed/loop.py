@@ -80,12 +80,12 @@ class Loop:
         for i, group in enumerate(ordered[done:], done):
             left = [unit for each in ordered[i:] for unit in each]
             self._floating.refresh(left)
+            self._floating.refresh_small()
             self._knob.turn(self._job, left, self._planes)
             if i + 1 < len(ordered):
                 self._freeze(self._rounded(group, self._knob.step), repair)
                 repair.run(steps)
                 work.keep(partial(self._state, i + 1, repair))
-        self._floating.refresh_small()
         before = self._last(ordered[-1])
         self._freeze({unit: self._planes[unit] for unit in ordered[-1]}, repair)
         repair.run(last_steps)
@@ -97,14 +97,15 @@ class Loop:
     def _state(self, done: int, repair: Repair) -> dict[str, Any]:
         """What `_resumed` needs to go on after `done` groups."""
         planes = torch.frombuffer(bytearray(coded(self._planes)), dtype=torch.uint8)
-        return {"done": done, "planes": planes, "steps": self._steps, "step": self._knob.step} | repair.state()
+        knob = {"step": self._knob.step, "kept": self._knob.kept}
+        return {"done": done, "planes": planes, "steps": self._steps} | knob | repair.state()
 
     def _resumed(self, state: dict[str, Any] | None, repair: Repair) -> int:
         """Go to where `state` was taken; how many groups are done."""
         if state is None:
             return 0
         self._freeze(decoded(state["planes"].numpy().tobytes()), repair)
-        self._steps, self._knob.step = state["steps"], state["step"]
+        self._steps, self._knob.step, self._knob.kept = state["steps"], state["step"], state["kept"]
         repair.restore(state)
         return int(state["done"])
 

@@ -18,7 +18,7 @@ def pull(teacher: Tensor, student: Tensor) -> tuple[float, Tensor]:
     alike = teacher.dtype == student.dtype and teacher.device == student.device and teacher.is_contiguous()
     slope = teacher if alike else torch.empty_like(student, memory_format=torch.contiguous_format)
     rows = max(1, PART // student.shape[-1])
-    total = torch.zeros((), device=student.device)
+    total = torch.zeros((), dtype=torch.float32, device=student.device)
     with torch.no_grad():
         flat = (logits.flatten(0, -2) for logits in (teacher.to(student.device), student.detach(), slope))
         for t, s, out in zip(*(torch.split(logits, rows) for logits in flat), strict=True):

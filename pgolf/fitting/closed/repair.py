@@ -128,6 +128,6 @@ def _batches(text: Tensor, rows: int, seed: int) -> Iterator[Tensor]:
     """So many sequences at a time in random order, again and again."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(text), generator=generator)
+        order = torch.randperm(len(text), generator=generator, device="cpu")
         for start in range(0, len(order), rows):
             yield text[order[start : start + rows]]

@@ -30,7 +30,7 @@ class Shares:
         self._student, self._group = student, group
         self._number, self._size = distributed.get_rank(group), distributed.get_world_size(group)
         self._names: list[str] = []
-        self._buffer = torch.zeros(0, device=student.device)
+        self._buffer = torch.zeros(0, dtype=torch.float32, device=student.device)
 
     def expect(self, names: Sequence[str]) -> None:
         """The next sums are of these."""

@@ -161,7 +161,8 @@ def _closed(
     with student.at_work(gradients=True):
         units = _units(job, student, live.text[:1])
         moving = {each: slices_of(job, each.name) for unit in units for each in members(job, unit)}
-        moving |= {Unit(name, 0): 1 for name in job.kept if may_move(job, name) and name in student.places}
+        small = [name for name in job.kept if name in student.places and may_move(job, name) and student.moves(name)]
+        moving |= {Unit(name, 0): 1 for name in small}
         repair = party.repair(student, moving, live.text, pace, worst, advance)
         wanted = max(1, limits.tokens // repair.step_tokens)
         spare = 0.0 if math.isinf(limits.until) else CAUTION * ROUNDINGS * rounding
@@ -169,7 +170,7 @@ def _closed(
         if steps < min(wanted, LEAST_STEPS):
             return [], 0
         groups = grouped(job, units, min(MOST_GROUPS, max(2, steps // LEAST_STEPS)))
-        last = max(1, round(AFTER * steps))
+        last = max(1, round(AFTER * steps)) if len(groups) > 1 else steps
         each = (steps - last) // max(1, len(groups) - 1)
         room = goal.room() if goal.bits is None else opened.size
         made = Loop(job, opened, student, room, party.rounded).close(groups, repair, each, last, work)
@@ -191,7 +192,7 @@ def _work(job: Job, opened: Trial, goal: Goal, live: Live, limits: Limits, rate:
 
 
 def _units(job: Job, student: Student, ids: Tensor) -> list[Unit]:
-    theirs = {id(place): name for name, place in student.places.items()}
+    theirs = {id(place): name for name, held in student.places.items() for place in held}
     names = {name: theirs[id(p)] for name, p in student.model.named_parameters() if id(p) in theirs}
     return units_in_order(job, in_order(student.model, student.run, ids), names)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from pgolf.common.files import replacing
+from pgolf.fitting.work import key_of
 
 SUFFIX = ".tuning"  # after the artifact's name
 EVERY = 30.0  # seconds of work that are worth a file
@@ -41,7 +43,8 @@ class Work:
             return
         try:
             with replacing(self.path) as file:
-                torch.save({"key": self.key, "state": state()}, file)
+                now = state()
+                torch.save({"key": self.key, "sum": key_of(_parts(now)), "state": now}, file)
         except OSError:
             self.remove()
         self._kept = time.monotonic()
@@ -52,7 +55,8 @@ class Work:
             return None
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
-            state: dict[str, Any] | None = found["state"] if found["key"] == self.key else None
+            whole = found["key"] == self.key and found["sum"] == key_of(_parts(found["state"]))
+            state: dict[str, Any] | None = found["state"] if whole else None
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
             return None
         self.gone_on = state is not None
@@ -61,4 +65,16 @@ class Work:
     def remove(self) -> None:
         """Nobody needs it any more."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder of somebody else's may have the name
+                self.path.unlink()
+
+
+def _parts(state: Any) -> Iterator[object]:
+    """Everything in nested dicts and lists, one after the other: torch.load itself checks no sum."""
+    if isinstance(state, dict):
+        state = [part for pair in state.items() for part in pair]
+    if isinstance(state, list):
+        for each in state:
+            yield from _parts(each)
+    else:
+        yield state

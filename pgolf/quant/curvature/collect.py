@@ -309,7 +309,7 @@ class Collector:
         plain = any(self._keeps_plain(rectangle) for rectangle in last.rectangles)
         full = plain or any(self._full(rectangle) for rectangle in last.rectangles)
         lengths = [(last.x[:, r.inputs].float() * r.scale).square().sum(1, keepdim=True) for r in last.rectangles]
-        energy = [torch.zeros(len(logits), device=logits.device) for _ in last.rectangles]
+        energy = [torch.zeros(len(logits), dtype=torch.float32, device=logits.device) for _ in last.rectangles]
         for part in softmax.blocks(len(logits), 1 if full else logits.shape[1]):  # covariances want many rows at a time
             p, c = logits[part].float().softmax(-1), slope[part].float()
             cp = c * p
@@ -373,7 +373,9 @@ class Collector:
             shape = (size,) * part.dim()
             filed = self._large and part.device.type == "cpu"
             have = (
-                torch.from_numpy(scratch.zeros(shape, np.float32)) if filed else torch.zeros(shape, device=part.device)
+                torch.from_numpy(scratch.zeros(shape, np.float32))
+                if filed
+                else torch.zeros(shape, dtype=torch.float32, device=part.device)
             )
             setattr(sums, side, have)
         have[(where,) * part.dim()] += part

@@ -22,7 +22,7 @@ def blocks(rows: int, width: int) -> Iterator[slice]:
 def drawn(p: Tensor, generator: torch.Generator) -> Tensor:
     """int64 [N]: one label of each row of probabilities p [N, V]; of a number a row, not one of each probability."""
     heap = p.cumsum(-1)
-    chance = torch.rand(len(p), 1, generator=generator, device=p.device) * heap[:, -1:]
+    chance = torch.rand(len(p), 1, generator=generator, dtype=torch.float32, device=p.device) * heap[:, -1:]
     return torch.searchsorted(heap, chance, right=True).squeeze(1).clamp_(max=p.shape[1] - 1)
 
 

@@ -423,7 +423,7 @@ def _of_vector(term: Sums, tokens: int) -> MatrixCurvature | None:
     if mean <= 0:
         return None
     squares = (term.uses * term.rows.double() + VECTOR_PRIOR * mean) / (term.uses + VECTOR_PRIOR)
-    return MatrixCurvature(torch.ones(1, 1, device=squares.device), (squares / tokens).float())
+    return MatrixCurvature(torch.ones(1, 1, dtype=torch.float32, device=squares.device), (squares / tokens).float())
 
 
 def _shrunk(m: Tensor, samples: float) -> Tensor:
@@ -465,7 +465,7 @@ def _one_sided(terms: list[Sums], tokens: int, width: int) -> MatrixCurvature:
         return MatrixCurvature(H.diag() if H.dim() == 1 else H)
     rows = _alike([t.rows for t in terms if t.rows is not None])
     G = sum(rows[1:], rows[0]) / tokens
-    return MatrixCurvature(torch.eye(width, device=G.device), G)
+    return MatrixCurvature(torch.eye(width, dtype=torch.float32, device=G.device), G)
 
 
 def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> MatrixCurvature:
@@ -475,11 +475,11 @@ def _flattened(slices: list[MatrixCurvature | None], shape: tuple[int, ...]) -> 
     """
     n, rows, cols = shape
     place = next(found.H.device for found in slices if found is not None)
-    costs, across = torch.zeros(n, device=place), torch.zeros(rows, cols, rows, cols, device=place)
+    costs, across = (torch.zeros(size, dtype=torch.float32, device=place) for size in ((n,), (rows, cols, rows, cols)))
     for k, found in enumerate(slices):
         if found is None:
             continue
-        G = torch.ones(rows, device=place) if found.G is None else found.G
+        G = torch.ones(rows, dtype=torch.float32, device=place) if found.G is None else found.G
         G = G.diag() if G.dim() == 1 else G
         costs[k] = _trace(G) * _trace(found.H)
         across += torch.einsum("ij,kl->ikjl", G, found.H)
@@ -492,10 +492,11 @@ def _unstacked(whole: MatrixCurvature, stack: tuple[int, int, int]) -> list[Matr
     """Of one matrix [n, R·C] as a bank [n, R, C]: for each slice the product with the same partial traces."""
     n, rows, cols = stack
     four = whole.H.reshape(rows, cols, rows, cols)
-    H, G = torch.einsum("ijik->jk", four), torch.einsum("ijkj->ik", four)
-    costs = torch.ones(n, device=H.device) if whole.G is None else whole.G.diagonal() if whole.G.dim() == 2 else whole.G
+    H, outputs = torch.einsum("ijik->jk", four), torch.einsum("ijkj->ik", four)
+    G = torch.ones(n, dtype=torch.float32, device=H.device) if whole.G is None else whole.G
+    costs = G.diagonal() if G.dim() == 2 else G
     total = max(_trace(H), 1e-300)
-    return [MatrixCurvature(H, G * (float(cost) / total)) for cost in costs]
+    return [MatrixCurvature(H, outputs * (float(cost) / total)) for cost in costs]
 
 
 def mean_of(found: list[MatrixCurvature]) -> MatrixCurvature:

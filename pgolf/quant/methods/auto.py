@@ -124,7 +124,7 @@ def class_counts(spread: Spread) -> tuple[NDArray[np.int64], NDArray[np.float64]
 def turned(weight: Tensor, order: Tensor) -> Tensor:
     """float32 [C, R] on the CPU: the columns of weight [R, C], in this order, as rows."""
     rows, cols = weight.shape
-    out = torch.empty(cols, rows)
+    out = torch.empty(cols, rows, dtype=torch.float32)
     for some in scratch.pieces(rows, cols):
         out[:, some] = weight[some].cpu()[:, order].float().T
     return out
@@ -138,7 +138,7 @@ def foreseen_rise(weights: int) -> float:
 def informative(curvature: MatrixCurvature) -> bool:
     """Whether any input or output was ever other than zero: without, a rise of the loss cannot be told."""
     H, G = curvature.H, curvature.G
-    outputs = torch.ones(1) if G is None else G.diagonal() if G.dim() == 2 else G
+    outputs = torch.ones(1, dtype=torch.float32) if G is None else G.diagonal() if G.dim() == 2 else G
     return bool(H.diagonal().sum() > 0) and bool(outputs.sum() > 0)
 
 
@@ -150,14 +150,14 @@ def identity_frame(rows: int, cols: int) -> Frame:
 @lru_cache(4)
 def _eye(size: int) -> Tensor:
     """The same for all matrices of a width: a model has as many as layers."""
-    return torch.eye(size)
+    return torch.eye(size, dtype=torch.float32)
 
 
 def curvature_frame(curvature: MatrixCurvature, rows: int, settings: Settings) -> Frame:
     """Damped and factored curvature; the unit that damping takes out of H goes into the row weights."""
     order, U, mean = ascending(curvature.H, settings.damp_inputs)
     order, U, device = order.cpu(), U.float().cpu(), curvature.H.device
-    G = torch.ones(rows, device=device) if curvature.G is None else curvature.G
+    G = torch.ones(rows, dtype=torch.float32, device=device) if curvature.G is None else curvature.G
     damp = max(settings.damp_outputs, LEAST_DAMP)
     if G.dim() == 2 and settings.two_sided:
         G = G.to(torch.float64, copy=True).mul_(mean)

@@ -43,7 +43,7 @@ def prepare(weight: Tensor, curvature: MatrixCurvature | None, settings: Setting
         rms = float(weight.double().square().mean().sqrt()) or 1.0
         return Steps(np.ones(rows), np.full(cols, RELATIVE_UNIT * rms))
     G = curvature.G
-    g = torch.ones(rows) if G is None else G.diagonal() if G.dim() == 2 else G
+    g = torch.ones(rows, dtype=torch.float32) if G is None else G.diagonal() if G.dim() == 2 else G
     steps_of_rows = _inverse_root(g, settings.damp_outputs)
     middle = math.exp(np.log(steps_of_rows).mean())
     steps_of_cols = UNIT * middle * _inverse_root(curvature.H.diagonal(), settings.damp_inputs)

@@ -60,7 +60,7 @@ def _usual(steps: Tensor) -> Tensor:
 @lru_cache
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32, moved to the device once."""
-    return torch.tensor(values).to(device)
+    return torch.tensor(values, dtype=torch.float32).to(device)
 
 
 def round_clipped(ratio: Tensor, top: float) -> Tensor:

@@ -132,10 +132,10 @@ def _work(
 ) -> _Work:
     cols, rows = asked[0].W.shape
     across, longest = -(-cols // LINES), blocks[-1][0] + ROWS
-    T = torch.zeros(len(asked), across * LINES, longest, device=device)
-    U = torch.zeros(len(asked), across * LINES, across * LINES, device=device)
-    decoded_rows = torch.zeros(len(asked), longest, device=device)
-    decoded_cols = torch.zeros(len(asked), across * LINES, device=device)
+    T = torch.zeros(len(asked), across * LINES, longest, dtype=torch.float32, device=device)
+    U = torch.zeros(len(asked), across * LINES, across * LINES, dtype=torch.float32, device=device)
+    decoded_rows = torch.zeros(len(asked), longest, dtype=torch.float32, device=device)
+    decoded_cols = torch.zeros(len(asked), across * LINES, dtype=torch.float32, device=device)
     for place, one in enumerate(asked):
         T[place, :cols, :rows] = one.W.to(device)
     U[:, :cols, :cols] = tables.U
@@ -143,7 +143,7 @@ def _work(
     T = T.view(len(asked), across, LINES, longest)
     return _Work(
         T,
-        torch.zeros(len(asked) * len(blocks), across, LINES, ROWS, device=device),
+        torch.zeros(len(asked) * len(blocks), across, LINES, ROWS, dtype=torch.float32, device=device),
         U.view(len(asked), across, LINES, -1),
         None if V is None else _fed(V, blocks, longest),
         decoded_rows,
@@ -189,7 +189,7 @@ def _tables(asked: Sequence[Asked], V: Tensor | None, blocks: Sequence[Block], d
     rows = of_all([rule.rows for rule in rules])
     return RoundingTables(
         U=torch.stack([one.U.to(device) for one in asked]),
-        push=torch.zeros(1, 1, 1, device=device) if V is None else _push(V, rows, blocks),
+        push=torch.zeros(1, 1, 1, dtype=torch.float32, device=device) if V is None else _push(V, rows, blocks),
         rows=rows,
         cols=of_all([rule.cols for rule in rules]),
         decoded_rows=of_all([rule.decoded_rows for rule in rules]),
