@@ -171,7 +171,7 @@ class Bench(HeldOut):
         text = self.training_text(self.args.calib_tokens + tokens + HELD_BACK, seed)
         held, more = (count // self.seq_len for count in (HELD_BACK, HELD_BACK + self.args.calib_tokens))
         live = Live(self.model, text[:held], text[more:])
-        return self.point(TUNED, seed, budget=budget, text=live, tune=tokens, seed=seed)
+        return self.point(TUNED, seed, budget=budget, text=live, tune=tokens)
 
     def write(self) -> None:
         for seed in {row["seed"] for row in self.rows}:
