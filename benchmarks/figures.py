@@ -46,7 +46,6 @@ SOURCES = {
     "coder": Source("benchmarks/coder.py", ("pgolf/packer",)),
     "contest_stack": Source("benchmarks/contest_stack.py --minutes 22 --contest", PACKING),
     "exported_records": Source("benchmarks/exported_records.py RECORDS --audit", ("pgolf/submission", "pgolf/code")),
-    "frontier_golf3m": Source("benchmarks/frontier.py", PACKING),
     "fuzz": Source("-m fuzz.run", ("fuzz", "pgolf/packer/format", "pgolf/models")),
     "gradients_golf3m": Source("benchmarks/gradients.py", ("pgolf/quant/curvature",)),
     "headline": Source("benchmarks/headline.py", PACKING),

@@ -113,11 +113,6 @@ def table(found: dict[str, Any]) -> list[str]:
         line("**pgolf, same bytes**", f"auto 1 of {far}", less),
         line("**pgolf, two thirds of the bytes**", f"auto 0.667 of {far}"),
     ]
-    for row in rows:
-        if "seed" not in row:
-            theirs = [mean(rows, f"contest {home}", what) for what in ("rise", "kl")]
-            note = f"{row['rise'] / theirs[0]:.2f}x the tax, {row['kl'] / theirs[1]:.2f}x in KL"
-            lines.append(line(f"**pgolf, {row['name']}**", row["name"], note))
     return lines
 
 

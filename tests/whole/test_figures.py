@@ -9,14 +9,12 @@ from statistics import fmean, stdev
 
 import pytest
 
-from benchmarks import bytes_kl, figures, width_read
+from benchmarks import bytes_kl, figures, tax, width_read
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-SIZE = (ROOT / "docs" / "SIZE.md").read_text()
 MEASURED = (ROOT / "docs" / "MEASURED.md").read_text()
-BYTES_A_TOKEN = 933_546 / 442_368  # of the validation text that tax.py scores
-BITS_A_NAT = 1 / 0.6931471805599453
+SIZE = (ROOT / "docs" / "SIZE.md").read_text()
 
 
 def result(name):
@@ -27,56 +25,14 @@ def rounded(value, places):
     return f"{value:.{places}f}".removeprefix("0")
 
 
-def cells(label):
-    """Of the row of README's table that begins with a label, without bold type."""
-    (row,) = re.findall(rf"(?m)^\| \*{{0,2}}{re.escape(label)}.*$", README)
-    return [cell.strip() for cell in row.replace("*", "").split("|")[1:-1]]
+def test_the_table_of_the_readme_is_its_result():
+    missing = [line for line in tax.table(result("tax_golf3m")) if line not in README]
+    assert not missing
 
 
-def tax(name):
-    """Bytes, bits a weight and rise in bits per byte of a packer, means over calibrations."""
-    rows = [row[name] for row in result("tax_golf3m")["rows"]]
-    num_bytes = fmean(row["bytes"] for row in rows)
-    return num_bytes, 8 * num_bytes / 3_213_844, fmean(row["rise"] for row in rows) * BITS_A_NAT / BYTES_A_TOKEN
-
-
-@pytest.mark.parametrize(("label", "name"), [("contest: full-Hessian", "contest"), ("pgolf, same bytes", "auto")])
-def test_the_rows_at_equal_bytes_are_those_of_tax(label, name):
-    rows = re.findall(rf"(?m)^\| \*{{0,2}}{re.escape(label)}.*$", README)
-    num_bytes, bits, rise = tax(name)
-    assert f"{num_bytes:,.0f} B" in rows[0]
-    assert re.search(rf"\| {bits:.1f}\d \|", rows[0])
-    assert rounded(rise, 5) in rows[0]
-
-
-def test_the_ratios_are_those_of_tax():
-    found, rows = result("tax_golf3m"), re.findall(r"(?m)^\| \*\*pgolf, same bytes.*$", README)
-    assert f"{found['rise']:.2f}x the tax; {found['kl']:.2f}x in KL" in rows[0]
-
-
-def test_the_other_rows_are_points_of_the_frontier():
-    points = {point["bytes"]: point for point in result("frontier_golf3m")["points"]}
-    for label in ("contest, k=20", "pgolf, two thirds"):
-        _, num_bytes, bits, rise = cells(label)
-        point = points[int(num_bytes.removesuffix(" B").replace(",", ""))]
-        assert bits == f"{point['bits_per_weight']:.2f}"
-        assert rise == rounded(point["rise"], 5)
-
-
-def test_the_row_at_equal_bpb_is_the_frontiers():
-    (found,) = [
-        line["bytes_ratio_at_equal_bpb"]
-        for line in result("frontier_golf3m")["comparison"]
-        if line["variant"] == "+ 8-state trellis (default)" and line["bytes_ratio_at_equal_bpb"]
-    ][:1]
-    _, num_bytes, _, rise = cells("pgolf, same BPB")
-    contest = min(
-        (p for p in result("frontier_golf3m")["points"] if p["name"] == "contest"),
-        key=lambda p: abs(p["bytes"] - 1_421_000),
-    )
-    assert f"{found:.2f}x the bytes" in num_bytes
-    assert float(num_bytes.split(" B")[0].replace(",", "")) == pytest.approx(found * contest["bytes"], rel=1e-3)
-    assert rise == rounded(contest["rise"], 5)
+def test_what_bits_cost_is_the_result_of_tax():
+    missing = [line for line in tax.prices(result("tax_golf3m")) if line not in SIZE]
+    assert not missing
 
 
 def test_the_best_sizes_are_those_of_width():
