@@ -338,8 +338,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
-def explained(error: Exception, ids: Tensor, what: str = "the model") -> PgolfError:
-    """What to raise where running a model on ids [B, T] failed. what: was run."""
+def explained(error: Exception, ids: Tensor, *, backward: bool = False) -> PgolfError:
+    """What to raise where a model's forward or backward pass failed on ids [B, T]."""
     reason = _reason(error)
     if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
         return CurvatureError(
@@ -358,7 +358,11 @@ def explained(error: Exception, ids: Tensor, what: str = "the model") -> PgolfEr
             f"the model keeps tensors made under torch.inference_mode: evaluate it under no_grad instead, or build it "
             f"anew ({reason})"
         )
-    return CurvatureError(f"{what} fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}")
+    if backward:
+        return CurvatureError(f"the model's backward pass fails on {ids.shape[0]} x {ids.shape[1]} tokens: {reason}")
+    return CurvatureError(
+        f"the model fails on a batch of {ids.shape[0]} sequences of T = {ids.shape[1]} tokens: {reason}"
+    )
 
 
 _one_at_a_time = threading.RLock()  # modes, flags, the RNG state and the patch below are the process's, not a thread's

@@ -128,7 +128,7 @@ class Student:
             try:
                 found = torch.autograd.grad(logits, [each for _, each in moving], pulled, allow_unused=True)
             except Exception as error:  # of anybody's autograd.Function
-                raise explained(error, part, "the model's backward pass") from error
+                raise explained(error, part, backward=True) from error
             for (name, _), slope in zip(moving, found, strict=True):
                 if slope is not None:
                     sums[name] = sums[name] + slope if name in sums else slope.float()
