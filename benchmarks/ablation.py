@@ -170,6 +170,7 @@ class Bench(HeldOut):
         """The closed loop at `budget`, on text of its own."""
         text = self.training_text(self.args.calib_tokens + tokens + HELD_BACK, seed)
         held, more = (count // self.seq_len for count in (HELD_BACK, HELD_BACK + self.args.calib_tokens))
+        self.restore()  # what was scored last is in the model
         live = Live(self.model, text[:held], text[more:])
         return self.point(TUNED, seed, budget=budget, text=live, tune=tokens)
 
