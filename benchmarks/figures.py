@@ -40,6 +40,9 @@ class Source(NamedTuple):
 # Whoever adds a result adds its line.
 SOURCES = {
     "ablation_golf3m": Source("benchmarks/ablation.py", PACKING),
+    "ablation_llama": Source(
+        "benchmarks/ablation.py --ckpt llama --seq-len 256", ("benchmarks/hf_folder.py", *PACKING)
+    ),
     "calibration_golf3m": Source("benchmarks/calibration.py", PACKING),
     "caseops": Source("benchmarks/caseops.py", ("pgolf/data", *TRAINING)),
     "closed_loop": Source("benchmarks/closed_loop.py", PACKING),

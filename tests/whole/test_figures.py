@@ -46,9 +46,10 @@ def test_the_tables_of_rivals_are_their_results(path):
     assert not missing
 
 
-def test_the_ablation_is_its_results():
+@pytest.mark.parametrize("model", ["golf3m", "llama"])
+def test_the_ablation_is_its_results(model):
     values = {}
-    for row in result("ablation_golf3m")["rows"]:
+    for row in result(f"ablation_{model}")["rows"]:
         values.setdefault(row["name"], []).append(row["bits_saved"])
     told = MEASURED[MEASURED.index("## Each step of `auto`") : MEASURED.index("## The closed loop")]
     for name, saved in values.items():
