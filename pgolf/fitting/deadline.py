@@ -197,7 +197,6 @@ def build_loops() -> None:
     """Compile, or load from numba's cache, every loop that quantizing and coding with a trellis uses."""
     weight = torch.linspace(-1, 1, 16 * 16, dtype=torch.float32).reshape(16, 16).sin()
     settings = Settings(method="auto")
-    plane = METHODS["auto"].quantize(
-        weight, MatrixCurvature(*(torch.eye(16, dtype=torch.float32) for _ in "HG")), settings
-    )
+    side = torch.eye(16, dtype=torch.float32)
+    plane = METHODS["auto"].quantize(weight, MatrixCurvature(side, side.clone()), settings)
     artifact.encode({"w": Entry("float32", (16, 16), planes=(plane,))})
